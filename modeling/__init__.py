@@ -1,0 +1,71 @@
+"""What a PWL model is and how it loads.
+
+The folder is flat and imports only its own siblings, torch, transformers, huggingface_hub and
+safetensors, so it can travel with the weights as remote code. Import it as `pwl_hf.modeling`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if __name__ != "pwl_hf.modeling":
+    raise ImportError(
+        f"this package was imported as {__name__!r}, which would make a second copy of its classes; "
+        "import it as `pwl_hf.modeling`"
+    )
+
+if TYPE_CHECKING:
+    from .configuration_pwl import PWLConfig
+    from .configuration_vgg import VGGConfig
+    from .converters import Converter
+    from .errors import PWLError, RepositoryError, StageError
+    from .manifest import Manifest, Metric
+    from .modeling_pwl import PWLForImageClassification, PWLPreTrainedModel
+    from .modeling_vgg import VGGForImageClassification, VGGModel
+    from .sources import Sources
+
+_EXPORTS = {
+    "Converter": "converters",
+    "Manifest": "manifest",
+    "Metric": "manifest",
+    "PWLConfig": "configuration_pwl",
+    "PWLError": "errors",
+    "PWLForImageClassification": "modeling_pwl",
+    "PWLPreTrainedModel": "modeling_pwl",
+    "RepositoryError": "errors",
+    "Sources": "sources",
+    "StageError": "errors",
+    "VGGConfig": "configuration_vgg",
+    "VGGForImageClassification": "modeling_vgg",
+    "VGGModel": "modeling_vgg",
+}
+
+__all__ = [
+    "Converter",
+    "Manifest",
+    "Metric",
+    "PWLConfig",
+    "PWLError",
+    "PWLForImageClassification",
+    "PWLPreTrainedModel",
+    "RepositoryError",
+    "Sources",
+    "StageError",
+    "VGGConfig",
+    "VGGForImageClassification",
+    "VGGModel",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use: reading a manifest must not cost an import of torch."""
+    if name not in _EXPORTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_EXPORTS[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

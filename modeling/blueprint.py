@@ -1,0 +1,209 @@
+"""One network of a PWL model without its weights: its blocks, their modules and their names on disk.
+
+A block's modules are attached to and released from a transformers model of the original class, in
+which a `Vacant` module stands wherever nothing is resident. Vacant modules have no parameters, so the
+model's size, state dict and devices are those of what is there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from .cuts import units_of_block
+from .errors import StageError
+from .families import family_of
+from .sources import Role
+from .transformers_internals import checkpoint_names, fill_missing, mark_initialized
+
+
+class Vacant(nn.Module):
+    """Stands where a released or not yet loaded module belongs.
+
+    Args:
+        role: The network it stands in.
+        block: The block (from 1) it belongs to.
+        path: Its path in that network.
+    """
+
+    def __init__(self, role: Role, block: int, path: str) -> None:
+        super().__init__()
+        self.role, self.block, self.path = role, block, path
+
+    def forward(self, *args: object, **kwargs: object) -> None:
+        """Never succeeds.
+
+        Raises:
+            StageError: Always.
+        """
+        raise StageError(
+            f"block {self.block} of the {self.role} is not resident: call the PWL model, or load it with keep_all=True"
+        )
+
+    def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:
+        # The prefix is the whole path only if the network itself was asked, not the PWL model around it.
+        if prefix == f"{self.path}.":
+            raise StageError(
+                f"block {self.block} of the {self.role} is not resident, so the {self.role} alone has no complete "
+                "state dict: save the PWL model, or load it with keep_all=True"
+            )
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """A persistent tensor of a network: its checkpoint name, shape and kind."""
+
+    checkpoint_name: str
+    shape: tuple[int, ...]
+    is_floating: bool
+    is_parameter: bool
+
+
+class Blueprint:
+    """The plan of one network, from its config alone.
+
+    Args:
+        role: Whose network it is.
+        config: The network's config. The object itself is used: attention settings are shared through it.
+        cuts: Its N block ends in units.
+
+    Raises:
+        ValueError: If the family's paths do not cover the network's tensors.
+    """
+
+    def __init__(self, role: Role, config: PreTrainedConfig, cuts: list[int]) -> None:
+        self.role = role
+        self.config = config
+        self.cuts = cuts
+        self.family = family_of(config)
+        self._paths = tuple(self._paths_of(block) for block in range(1, len(cuts) + 1))
+        self._specs: tuple[dict[str, TensorSpec], ...] | None = None
+        # Modules on the meta device, left over from building; each is used once.
+        self._spare: dict[str, nn.Module] = {}
+
+    def build(self) -> PreTrainedModel:
+        """The whole network, freshly initialised on the default device in the default dtype."""
+        return self.family.model_class()(self.config)
+
+    def build_vacant(self) -> PreTrainedModel:
+        """The network with nothing in it."""
+        network = self._build_meta()
+        for block in range(1, len(self.cuts) + 1):
+            self.release(network, block)
+        return network
+
+    def paths(self, block: int) -> tuple[str, ...]:
+        """The paths of a block's modules; block 1 has the embedder, block N the head."""
+        return self._paths[block - 1]
+
+    def specs(self, block: int) -> dict[str, TensorSpec]:
+        """The persistent tensors of a block, by in-memory name."""
+        if self._specs is None:
+            self._build_meta()
+        return self._specs[block - 1]  # type: ignore[index]
+
+    def is_resident(self, network: PreTrainedModel, block: int) -> bool:
+        """Whether a block is in the network."""
+        return not isinstance(network.get_submodule(self.paths(block)[0]), Vacant)
+
+    def make(
+        self, network: PreTrainedModel, block: int, tensors: Mapping[str, torch.Tensor], device: torch.device
+    ) -> dict[str, nn.Module]:
+        """Build a block's modules over given tensors, without touching the network.
+
+        Args:
+            network: The network they are for; its initialisation fills buffers that are not persistent, and
+                tensors that `tensors` lacks (a head of another size).
+            block: The block (from 1).
+            tensors: In-memory name -> tensor, used and not copied, in their final dtype and on `device`.
+            device: Where the rest goes.
+
+        Returns:
+            Path -> module, in eval mode, for `attach`.
+        """
+        modules = {path: self._spare_module(path) for path in self.paths(block)}
+        for path, module in modules.items():
+            own = {name[len(path) + 1 :]: t for name, t in tensors.items() if name.startswith(f"{path}.")}
+            module.load_state_dict(own, assign=True, strict=False)
+            for name, tensor in module.state_dict(keep_vars=True).items():
+                if name in own:
+                    mark_initialized(tensor)
+            if any(t.is_meta for t in (*module.parameters(), *module.buffers())):
+                dtype = next((t.dtype for t in tensors.values() if t.is_floating_point()), torch.get_default_dtype())
+                _leave_meta(module, device, dtype)
+                fill_missing(network, module)
+            module.eval()
+        return modules
+
+    def attach(self, network: PreTrainedModel, modules: Mapping[str, nn.Module]) -> None:
+        """Put modules that `make` built into their places."""
+        for path, module in modules.items():
+            _replace(network, path, module)
+
+    def release(self, network: PreTrainedModel, block: int) -> None:
+        """Take a block out of the network; whoever still holds its modules keeps them."""
+        for path in self.paths(block):
+            _replace(network, path, Vacant(self.role, block, path))
+
+    def _paths_of(self, block: int) -> tuple[str, ...]:
+        first, last = block == 1, block == len(self.cuts)
+        embedder = self.family.embedder_paths(self.config) if first else ()
+        units = units_of_block(self.cuts, block)
+        head = self.family.head_paths(self.config) if last else ()
+        return (*embedder, *(p for unit in units for p in self.family.unit_paths(self.config, unit)), *head)
+
+    def _build_meta(self) -> PreTrainedModel:
+        with torch.device("meta"):
+            network = self.build()
+        if self._specs is None:
+            self._specs = self._read_specs(network)
+        self._spare = {path: network.get_submodule(path) for paths in self._paths for path in paths}
+        return network
+
+    def _read_specs(self, network: PreTrainedModel) -> tuple[dict[str, TensorSpec], ...]:
+        names = checkpoint_names(network)
+        parameters = dict(network.named_parameters())
+        state = network.state_dict()
+        specs = []
+        for paths in self._paths:
+            prefixes = tuple(f"{path}." for path in paths)
+            own = {n: t for n, t in state.items() if n.startswith(prefixes)}
+            specs.append(
+                {
+                    name: TensorSpec(names[name], tuple(t.shape), t.is_floating_point(), name in parameters)
+                    for name, t in own.items()
+                }
+            )
+        left = state.keys() - {name for block in specs for name in block}
+        if left:
+            raise ValueError(
+                f"the paths of family {self.family.model_type!r} do not cover tensor {min(left)!r} of "
+                f"{type(network).__name__}"
+            )
+        return tuple(specs)
+
+    def _spare_module(self, path: str) -> nn.Module:
+        if path not in self._spare:
+            self._build_meta()
+        return self._spare.pop(path)
+
+
+def _replace(network: nn.Module, path: str, module: nn.Module) -> None:
+    parent, _, name = path.rpartition(".")
+    network.get_submodule(parent)._modules[name] = module
+
+
+def _leave_meta(module: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
+    for part in module.modules():
+        for tensors in (part._parameters, part._buffers):
+            for name, tensor in tensors.items():
+                if tensor is not None and tensor.is_meta:
+                    empty = torch.empty_like(
+                        tensor, device=device, dtype=dtype if tensor.is_floating_point() else tensor.dtype
+                    )
+                    is_parameter = isinstance(tensor, nn.Parameter)
+                    tensors[name] = nn.Parameter(empty, tensor.requires_grad) if is_parameter else empty  # type: ignore[assignment]

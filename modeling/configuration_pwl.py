@@ -1,0 +1,153 @@
+"""Configuration of a PWL model: two networks, and where each is cut."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, PreTrainedConfig
+
+from .cuts import check_cuts, default_cuts
+from .families import FAMILIES, OWN_CONFIGS, family_of
+from .transformers_internals import SubConfigSpec
+
+_NETWORKS = ("teacher_config", "student_config")
+_ALWAYS_SAVED = ("num_stages", "teacher_cuts", "student_cuts")
+
+
+@strict
+class PWLConfig(PreTrainedConfig):
+    """Configuration of `PWLForImageClassification`.
+
+    Args:
+        teacher_config: The teacher's config, or its dict; any `model_type` that `FAMILIES` names.
+        student_config: The student's config; the teacher's `model_type`, of any depth and width.
+        num_stages: The number of blocks N, so there are stages 0 (the student) to N (the teacher).
+        teacher_cuts: N block ends of the teacher, counted in its finest residual units: increasing, the
+            last one its depth. Equal depth by default.
+        student_cuts: The same for the student.
+        fingerprint: The fingerprint of the repository the weights are saved in; set on saving.
+
+    Labels (`id2label`, `num_labels`) are the teacher's unless given, and hold for both networks.
+
+    Raises:
+        huggingface_hub.errors.StrictDataclassError: For values that cannot be, each named: too few units,
+            cuts that do not cover a network, networks of different families, labels, token grids or
+            resolutions. Unknown keys are kept, as transformers does.
+
+    Example:
+
+        >>> from transformers import ViTConfig
+        >>> from pwl_hf import PWLConfig
+        >>> config = PWLConfig(
+        ...     teacher_config=ViTConfig(num_hidden_layers=12),
+        ...     student_config=ViTConfig(num_hidden_layers=6, hidden_size=192, num_attention_heads=3),
+        ...     num_stages=3,
+        ... )
+        >>> config.teacher_cuts, config.student_cuts
+        ([4, 8, 12], [2, 4, 6])
+    """
+
+    model_type = "pwl"
+    sub_configs_defaults = {
+        "teacher_config": SubConfigSpec(config_class=AutoConfig, model_type="vit"),
+        "student_config": SubConfigSpec(
+            config_class=AutoConfig,
+            model_type="vit",
+            init_kwargs={"hidden_size": 192, "num_attention_heads": 3, "intermediate_size": 768},
+        ),
+    }
+
+    teacher_config: PreTrainedConfig | dict | None = None
+    student_config: PreTrainedConfig | dict | None = None
+    num_stages: int = 4
+    teacher_cuts: list[int] | tuple[int, ...] | None = None
+    student_cuts: list[int] | tuple[int, ...] | None = None
+    fingerprint: str | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        # AutoConfig knows only what is registered with it: our own families are resolved first.
+        for key in _NETWORKS:
+            value = getattr(self, key)
+            if isinstance(value, dict) and value.get("model_type") in OWN_CONFIGS:
+                setattr(self, key, OWN_CONFIGS[value["model_type"]](**value))
+        labels_given = self.id2label is not None or kwargs.get("num_labels") is not None
+        super().__post_init__(**kwargs)
+        if not labels_given:
+            self.id2label = dict(self.teacher_config.id2label)
+            self.label2id = dict(self.teacher_config.label2id)
+        for key in _NETWORKS:
+            cuts = key.replace("_config", "_cuts")
+            if getattr(self, cuts) is None:
+                setattr(self, cuts, self._default_cuts(getattr(self, key)))
+            else:
+                setattr(self, cuts, list(getattr(self, cuts)))
+
+    def _default_cuts(self, network: PreTrainedConfig) -> list[int] | None:
+        # None where there are none: the validation below says why, after the checks that come before it.
+        if network.model_type not in FAMILIES or not isinstance(self.num_stages, int):
+            return None
+        try:
+            return default_cuts(FAMILIES[network.model_type].depths(network), self.num_stages)
+        except ValueError:
+            return None
+
+    def validate_pwl(self) -> None:
+        """Refuse values that cannot be, each by name; later checks rely on earlier ones."""
+        if self.num_stages < 1:
+            raise ValueError(f"num_stages must be at least 1, got {self.num_stages}")
+        teacher, student = self.teacher_config, self.student_config
+        family = family_of(teacher)
+        if teacher.model_type != student.model_type:
+            raise ValueError(
+                f"teacher and student must be of one family, got model_type {teacher.model_type!r} for the teacher "
+                f"and {student.model_type!r} for the student"
+            )
+        self._check_labels(teacher, student)
+        for key in _NETWORKS:
+            network, cuts = getattr(self, key), key.replace("_config", "_cuts")
+            if getattr(self, cuts) is None:
+                default_cuts(family.depths(network), self.num_stages)
+            check_cuts(cuts, getattr(self, cuts), family.num_units(network), self.num_stages)
+        for i, cuts in enumerate(zip(self.teacher_cuts, self.student_cuts, strict=True), start=1):
+            of_teacher = family.boundary(teacher, cuts[0]).geometry
+            of_student = family.boundary(student, cuts[1]).geometry
+            if of_teacher != of_student:
+                raise ValueError(
+                    f"teacher and student cannot be joined after block {i}: the teacher has {of_teacher} after "
+                    f"{cuts[0]} unit(s), the student has {of_student} after {cuts[1]} unit(s)"
+                )
+
+    @staticmethod
+    def _check_labels(teacher: PreTrainedConfig, student: PreTrainedConfig) -> None:
+        if teacher.num_labels != student.num_labels:
+            raise ValueError(
+                f"teacher and student must have the same labels, got num_labels {teacher.num_labels} for the "
+                f"teacher and {student.num_labels} for the student"
+            )
+        if _names_labels(teacher) and _names_labels(student) and teacher.id2label != student.id2label:
+            i = next(i for i in teacher.id2label if teacher.id2label[i] != student.id2label.get(i))
+            raise ValueError(
+                f"teacher and student must have the same labels in the same order, but label {i} is "
+                f"{teacher.id2label[i]!r} for the teacher and {student.id2label.get(i)!r} for the student"
+            )
+
+    def align_labels(self) -> None:
+        """Give both networks this config's labels, if their number was changed.
+
+        The networks' configs are copied first: they may belong to models of the caller's.
+        """
+        for key in _NETWORKS:
+            if getattr(self, key).num_labels != self.num_labels:
+                network = copy.deepcopy(getattr(self, key))
+                network.id2label, network.label2id = dict(self.id2label), dict(self.label2id)
+                setattr(self, key, network)
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """As transformers' own, with the cuts always written: a repository outlives a default."""
+        return super().to_diff_dict() | {key: getattr(self, key) for key in _ALWAYS_SAVED}
+
+
+def _names_labels(config: PreTrainedConfig) -> bool:
+    return any(name != f"LABEL_{i}" for i, name in config.id2label.items())

@@ -1,0 +1,18 @@
+"""The errors of the library. Each names the thing, the value it has, and what to do."""
+
+from __future__ import annotations
+
+
+class PWLError(Exception):
+    """Base of every error that this library raises on its own account."""
+
+
+class RepositoryError(PWLError, ValueError):
+    """A repository that cannot be trusted: a malformed manifest, a wrong hash, a wrong tensor.
+
+    Nothing of the file has been attached when it is raised: the model stays at its stage.
+    """
+
+
+class StageError(PWLError, RuntimeError):
+    """A change of stage that is refused. The model stays at the stage it was at."""

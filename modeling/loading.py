@@ -1,0 +1,143 @@
+"""What `from_pretrained` accepts, and how its arguments are understood, before anything is loaded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from transformers import PreTrainedConfig
+
+from .errors import RepositoryError
+from .repository import Repository
+from .sources import Sources
+
+# Arguments of transformers' from_pretrained that cannot hold for a model that grows, and why.
+_REFUSED = {
+    "quantization_config": "the last stage is the teacher bit for bit",
+    "tp_plan": "a PWL model lives on one device",
+    "tp_size": "a PWL model lives on one device",
+    "device_mesh": "a PWL model lives on one device",
+    "distributed_config": "a PWL model lives on one device",
+    "max_memory": "a PWL model lives on one device",
+    "offload_folder": "a PWL model keeps only its current route in memory as it is",
+    "offload_buffers": "a PWL model keeps only its current route in memory as it is",
+    "variant": "a PWL repository has one set of weights",
+    "gguf_file": "a PWL repository holds safetensors files",
+    "state_dict": "the weights come from the repository; call load_state_dict on a model loaded with keep_all=True",
+    "key_mapping": "a PWL repository has fixed names",
+    "fusion_config": "the last stage is the teacher bit for bit",
+    "kernel_config": "the last stage is the teacher bit for bit",
+    "use_kernels": "the last stage is the teacher bit for bit",
+    "proxies": "huggingface_hub takes proxies from the environment",
+}
+# Arguments that transformers passes for itself, or that change nothing here.
+_IGNORED = (
+    "trust_remote_code",
+    "code_revision",
+    "weights_only",
+    "low_cpu_mem_usage",
+    "disable_mmap",
+    "tqdm_class",
+    "adapter_kwargs",
+    "_from_auto",
+    "_from_pipeline",
+    "_commit_hash",
+)
+
+
+def check_arguments(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The keyword arguments that are left for the config.
+
+    Raises:
+        ValueError: For an argument that a PWL model cannot honour, by name.
+    """
+    for name, reason in _REFUSED.items():
+        if kwargs.get(name):
+            raise ValueError(f"{name} does not apply to a PWL model: {reason}; leave it out")
+    if kwargs.get("use_safetensors") is False:
+        raise ValueError("use_safetensors=False does not apply to a PWL model: only safetensors files are read")
+    known = {*_REFUSED, *_IGNORED, "use_safetensors"}
+    return {name: value for name, value in kwargs.items() if name not in known}
+
+
+def device_of(device_map: Any) -> torch.device:
+    """The one device that a `device_map` means.
+
+    Args:
+        device_map: None (the default device), a device, its name or index, `"auto"` (the first accelerator,
+            or the CPU), or a dict with one value.
+
+    Raises:
+        ValueError: If it spreads the model over several devices or onto disk.
+    """
+    if isinstance(device_map, dict):
+        devices = set(map(str, device_map.values()))
+        if len(devices) != 1:
+            raise ValueError(
+                f"device_map must resolve to one device for a PWL model, got {sorted(devices)}; give {{'': device}}"
+            )
+        device_map = next(iter(device_map.values()))
+    if device_map is None:
+        return torch.get_default_device()
+    if device_map == "disk":
+        raise ValueError("device_map='disk' does not apply to a PWL model: it keeps only its current route in memory")
+    if device_map in ("auto", "balanced", "balanced_low_0", "sequential"):
+        return torch.accelerator.current_accelerator() or torch.device("cpu")
+    return torch.device(device_map)
+
+
+def dtype_of(dtype: Any, stored: torch.dtype) -> torch.dtype:
+    """The floating dtype that a `dtype` argument means; None and `"auto"` mean the stored one.
+
+    Raises:
+        ValueError: If it is no floating dtype.
+    """
+    if dtype is None or dtype == "auto":
+        return stored
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise ValueError(f"dtype must be a floating torch dtype, its name or 'auto', got {dtype!r}")
+    return found
+
+
+def sources_of(stage: int | str, num_stages: int) -> Sources:
+    """The mask of a stage, which may be `"teacher"` for the last.
+
+    Raises:
+        ValueError: If there is no such stage.
+    """
+    if isinstance(stage, str):
+        if stage != "teacher":
+            raise ValueError(f"stage must be a whole number from 0 to {num_stages} or 'teacher', got {stage!r}")
+        stage = num_stages
+    return Sources.prefix(stage, num_stages)
+
+
+def read_config(
+    repository: Repository, config_class: type[PreTrainedConfig], overrides: Mapping[str, Any]
+) -> PreTrainedConfig:
+    """The config of a repository, with the caller's changes.
+
+    Raises:
+        RepositoryError: If `config.json` is not a PWL config.
+        TypeError: If an override is not an attribute of the config.
+    """
+    try:
+        data = json.loads(repository.fetch("config.json").read_bytes())
+    except ValueError as error:
+        raise RepositoryError(f"{repository}: config.json is not JSON: {error}") from error
+    if not isinstance(data, dict) or data.get("model_type") != config_class.model_type:
+        found = data.get("model_type") if isinstance(data, dict) else data
+        raise RepositoryError(
+            f"{repository}: config.json has model_type {found!r}, expected {config_class.model_type!r}"
+        )
+    try:
+        config, unused = config_class.from_dict(data, return_unused_kwargs=True, **overrides)
+    except (TypeError, ValueError, AttributeError, KeyError) as error:
+        raise RepositoryError(f"{repository}: config.json is not a valid config: {error}") from error
+    if unused:
+        raise TypeError(f"from_pretrained got an unexpected keyword argument {next(iter(unused))!r}")
+    config.name_or_path = repository.name
+    return config

@@ -1,0 +1,392 @@
+"""PWLForImageClassification: a model that answers as its student and grows into its teacher.
+
+Notation: N blocks; stage k takes blocks 1..k from the teacher. B images of C channels, H x W pixels.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import ImageClassifierOutput
+
+from .configuration_pwl import PWLConfig
+from .construction import Network, common_dtype, joined_config, load_network
+from .converters import LeastSquares, channel_rows
+from .errors import RepositoryError, StageError
+from .loading import check_arguments, device_of, dtype_of, read_config, sources_of
+from .repository import Repository
+from .route import statistics_at_rest
+from .saving import save_repository
+from .sources import Direction, Piece, Sources
+from .staged_model import PWLPreTrainedModel
+from .weights import WeightStore
+
+Images = torch.Tensor | Iterable[torch.Tensor]
+
+
+class PWLForImageClassification(PWLPreTrainedModel):
+    """An image classifier that answers as its student and grows into its teacher, block by block.
+
+    Loaded with `from_pretrained`, only the current route is in memory: a change of stage fetches what it
+    needs and releases the rest. Built from a config or from two networks, both are in memory.
+
+    The teacher is frozen: it is always in eval mode, and its parameters do not require gradients.
+
+    Args:
+        config: The configuration.
+        teacher: The teacher, if it exists already; of `config.teacher_config`.
+        student: The student, if it exists already; of `config.student_config`.
+        vacant: Build it with nothing in it, to be filled from a repository.
+
+    Example:
+
+        >>> import torch
+        >>> from transformers import ViTConfig
+        >>> from pwl_hf import PWLConfig, PWLForImageClassification
+        >>> size = dict(image_size=8, patch_size=4, num_attention_heads=2)
+        >>> model = PWLForImageClassification(PWLConfig(
+        ...     teacher_config=ViTConfig(hidden_size=16, intermediate_size=32, num_hidden_layers=4, **size),
+        ...     student_config=ViTConfig(hidden_size=8, intermediate_size=16, num_hidden_layers=2, **size),
+        ...     num_stages=2,
+        ... )).eval()
+        >>> model.stage, model.sources
+        (0, 'SS')
+        >>> model.load_next_stage(), model.sources
+        (1, 'TS')
+        >>> model(torch.zeros(1, 3, 8, 8)).logits.shape
+        torch.Size([1, 2])
+    """
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        interpolate_pos_encoding: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        sources: str | None = None,
+    ) -> ImageClassifierOutput | tuple[torch.Tensor | tuple[torch.Tensor, ...], ...]:
+        """Classify images along the current route.
+
+        Args:
+            pixel_values: (B, C, H, W), floating.
+            labels: (B,) class numbers, int64, for a loss.
+            interpolate_pos_encoding: Interpolate position embeddings to the images' size, where the family
+                has that (ViT, DeiT, Swin).
+            output_hidden_states: Also return the output of each block.
+            return_dict: Return a `ModelOutput` rather than a tuple; the config's choice by default.
+            sources: Take the path of this mask, once; all it needs must be resident.
+
+        Returns:
+            `loss` (scalar, with labels), `logits` (B, num_labels) and, if asked for, `hidden_states`: N
+            tensors, the output of each block in that block's own width.
+
+        Raises:
+            StageError: If `sources` needs what is not resident.
+            ValueError: If `sources` is malformed, or the family cannot interpolate.
+        """
+        route = self._route if sources is None else self._route_for(sources)
+        if route is None:
+            raise StageError("the model is vacant: build it without vacant=True, or with from_pretrained")
+        if interpolate_pos_encoding and not self._blueprints["teacher"].family.interpolates:
+            raise ValueError(
+                f"interpolate_pos_encoding=True does not apply to model_type "
+                f"{self.config.teacher_config.model_type!r}; leave it out"
+            )
+        logits, outputs = route(pixel_values, interpolate_pos_encoding)
+        loss = None if labels is None else self.loss_function(labels, logits, self.config)
+        wants_hidden = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        output = ImageClassifierOutput(loss=loss, logits=logits, hidden_states=outputs if wants_hidden else None)
+        return_dict = self.config.return_dict if return_dict is None else return_dict
+        return output if return_dict else output.to_tuple()
+
+    # --- Loading, joining, saving -------------------------------------------------------------------------------
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        *,
+        stage: int | str = 0,
+        keep_all: bool = False,
+        config: PWLConfig | None = None,
+        dtype: torch.dtype | str | None = None,
+        torch_dtype: torch.dtype | str | None = None,
+        device_map: Any = None,
+        attn_implementation: str | dict | None = None,
+        ignore_mismatched_sizes: bool = False,
+        output_loading_info: bool = False,
+        revision: str | None = None,
+        subfolder: str = "",
+        token: str | bool | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        local_files_only: bool = False,
+        force_download: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """Load a model at a stage from a folder or the Hub.
+
+        Stage 0 reads three small files: the config, the manifest and the student. Every later file comes
+        from the same commit, also when the branch has moved since.
+
+        Args:
+            pretrained_model_name_or_path: A folder or a Hub id.
+            stage: 0 (the student) to N, or `"teacher"` for N.
+            keep_all: Keep both networks and all converters in memory, for training and for `sources=`.
+            config: A config to use in place of the repository's.
+            dtype: The floating dtype; the stored one by default or with `"auto"`.
+            torch_dtype: The older name of `dtype`.
+            device_map: One device, in any of transformers' ways.
+            attn_implementation: As in transformers; later stages follow it.
+            ignore_mismatched_sizes: With another `num_labels`, reset both heads; needs `keep_all`.
+            output_loading_info: Return `(model, info)`.
+            revision: Branch, tag or commit.
+            subfolder: Where in the repository the model lies.
+            token: As in huggingface_hub.
+            cache_dir: As in huggingface_hub.
+            local_files_only: As in huggingface_hub.
+            force_download: As in huggingface_hub.
+            kwargs: Changes to the config, such as `num_labels`.
+
+        Returns:
+            The model in eval mode, or the model and its loading info.
+
+        Raises:
+            ValueError: For an argument that does not apply to a PWL model, before anything is downloaded; for
+                a stage that does not exist.
+            RepositoryError: If the repository is malformed, by file and tensor.
+
+        Example:
+
+            >>> model = PWLForImageClassification.from_pretrained("org/pwl-vit")  # doctest: +SKIP
+            >>> model.load_next_stage()  # doctest: +SKIP
+            1
+        """
+        overrides = check_arguments(kwargs)
+        device = device_of(device_map)
+        if ignore_mismatched_sizes and not keep_all:
+            raise ValueError("ignore_mismatched_sizes=True resets both heads: load with keep_all=True as well")
+        repository = Repository.open(
+            pretrained_model_name_or_path,
+            revision=revision,
+            subfolder=subfolder,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            force_download=force_download,
+        )
+        manifest = repository.manifest()
+        if config is None:
+            config = read_config(repository, cls.config_class, overrides)
+        elif overrides:
+            raise TypeError(f"from_pretrained got an unexpected keyword argument {next(iter(overrides))!r}")
+        if config.fingerprint is not None and config.fingerprint != manifest.fingerprint:
+            raise RepositoryError(
+                f"{repository}: config.json is of fingerprint {config.fingerprint}, pwl_index.json of "
+                f"{manifest.fingerprint}: the files are of different saves; save or download the repository anew"
+            )
+        resized = any(c.num_labels != config.num_labels for c in (config.teacher_config, config.student_config))
+        if resized and not ignore_mismatched_sizes:
+            raise ValueError(
+                f"num_labels={config.num_labels}, but the heads have {config.teacher_config.num_labels} labels: give "
+                "ignore_mismatched_sizes=True and keep_all=True to reset both"
+            )
+        target = sources_of(stage, config.num_stages)
+        config.align_labels()
+        if attn_implementation is not None:
+            config._attn_implementation = attn_implementation
+        model = cls(config, vacant=True)
+        store = WeightStore(repository, manifest, model._blueprints, ignore_mismatched_heads=resized)
+        floating = dtype_of(dtype if dtype is not None else torch_dtype, store.dtype)
+        for part in (config, config.teacher_config, config.student_config):
+            part.dtype = floating
+        model.eval()
+        model._store, model._keep_all = store, keep_all
+        model._bring(target, model._all_pieces() if keep_all else target.pieces, device, floating)
+        if not output_loading_info:
+            return model
+        return model, {
+            "missing_keys": set(),
+            "unexpected_keys": set(),
+            "mismatched_keys": store.mismatched,
+            "error_msgs": [],
+        }
+
+    @classmethod
+    def from_teacher_student(
+        cls,
+        teacher: Network,
+        student: Network,
+        *,
+        num_stages: int | None = None,
+        teacher_cuts: list[int] | None = None,
+        student_cuts: list[int] | None = None,
+        dtype: torch.dtype | str | None = None,
+        **kwargs: Any,
+    ) -> PWLForImageClassification:
+        """Join two networks; converters are freshly initialised (see `fit_converters`).
+
+        Args:
+            teacher: A model (used, not copied), a folder or a Hub id.
+            student: The same.
+            num_stages: The number of blocks N; 4, or as many as the cuts, by default.
+            teacher_cuts: See `PWLConfig`.
+            student_cuts: See `PWLConfig`.
+            dtype: The dtype of everything; needed if the two networks' dtypes differ.
+            kwargs: `teacher_...` and `student_...` go to the networks' `from_pretrained`, all others to both.
+
+        Raises:
+            huggingface_hub.errors.StrictDataclassError: If the two cannot be joined, with the reason.
+            ValueError: If their dtypes differ and `dtype` is not given.
+
+        Example:
+
+            >>> model = PWLForImageClassification.from_teacher_student(
+            ...     "google/vit-base-patch16-224", "WinKawaks/vit-tiny-patch16-224", num_stages=4
+            ... )  # doctest: +SKIP
+        """
+        of_role = {
+            role: {k.removeprefix(f"{role}_"): v for k, v in kwargs.items() if k.startswith(f"{role}_")}
+            for role in ("teacher", "student")
+        }
+        common = {k: v for k, v in kwargs.items() if not k.startswith(("teacher_", "student_"))}
+        loaded_teacher = load_network("teacher", teacher, **common, **of_role["teacher"])
+        loaded_student = load_network("student", student, **common, **of_role["student"])
+        floating = None if dtype is None else dtype_of(dtype, torch.float32)
+        common_dtype(loaded_teacher, loaded_student, floating)
+        cuts = {"teacher_cuts": teacher_cuts, "student_cuts": student_cuts}
+        if num_stages is None:
+            num_stages = next((len(given) for given in cuts.values() if given is not None), 4)
+        config = joined_config(loaded_teacher, loaded_student, num_stages=num_stages, **cuts)
+        model = cls(config, teacher=loaded_teacher, student=loaded_student)
+        model.encoders.to(loaded_student.device, loaded_student.dtype)
+        model.decoders.to(loaded_student.device, loaded_student.dtype)
+        return model.train(loaded_student.training)  # type: ignore[return-value]
+
+    def save_pretrained(  # type: ignore[override]
+        self,
+        save_directory: str | os.PathLike[str],
+        is_main_process: bool = True,
+        state_dict: dict[str, torch.Tensor] | None = None,
+        push_to_hub: bool = False,
+        token: str | bool | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Save the whole repository, from any stage.
+
+        Pieces that are not resident are copied from where the model was loaded from, so the weight files
+        are the same bytes at every stage. Each file is written beside its place and moved into it, the
+        manifest last. After a cast to another dtype, every file is converted.
+
+        Args:
+            save_directory: The folder; it is made if need be.
+            is_main_process: Whether this process saves; others do nothing.
+            state_dict: Tensors to save in place of the model's own, by full name.
+            push_to_hub: Push as well (see `push_to_hub`).
+            token: For the push.
+            kwargs: For the push; `max_shard_size` and `save_original_format` change nothing: shards are stages.
+
+        Raises:
+            ValueError: For `variant`, which a PWL repository cannot have.
+            RepositoryError: If a file to be copied is not what the manifest says.
+        """
+        if kwargs.pop("variant", None):
+            raise ValueError("variant does not apply to a PWL model: a PWL repository has one set of weights")
+        for name in ("max_shard_size", "save_original_format", "safe_serialization", "save_peft_format"):
+            kwargs.pop(name, None)
+        if is_main_process:
+            save_repository(self, save_directory, state_dict)
+        if push_to_hub and is_main_process:
+            self.push_to_hub(kwargs.pop("repo_id", os.path.basename(save_directory)), token=token, **kwargs)
+
+    # --- Converters and statistics from images ------------------------------------------------------------------
+
+    @torch.no_grad()
+    def fit_converters(self, pixel_values: Images, ridge: float = 1e-4) -> None:
+        """Fit every converter in closed form to the features of images.
+
+        For two **trained** networks; some hundred images do (SN-Net, arXiv 2302.06586). For an untrained
+        student it is harmful: its features say nothing yet.
+
+        Args:
+            pixel_values: (B, C, H, W), or an iterable of such batches.
+            ridge: The relative weight of the penalty (see `LeastSquares`).
+
+        Raises:
+            StageError: If not everything is resident.
+            ValueError: If there are no images.
+        """
+        names = {"teacher": "T" * self.num_stages, "student": "S" * self.num_stages}
+        routes = {role: self._route_for(mask) for role, mask in names.items()}
+        pieces = [p for p in sorted(self._all_pieces()) if p.kind in ("encoder", "decoder")]
+        converters = {piece: self._converter(piece) for piece in pieces if self._is_resident(piece)}
+        if len(converters) != len(pieces):
+            raise StageError("fit_converters needs every converter: load the model with keep_all=True")
+        fits = {piece: LeastSquares(*reversed(c.weight.shape), ridge) for piece, c in converters.items()}
+        was_training = self.training
+        try:
+            self.eval()
+            routes = {role: self._route_for(mask) for role, mask in names.items()}
+            for batch in _batches(pixel_values):
+                outputs = {role: route(batch.to(self.device))[1] for role, route in routes.items()}
+                for piece, fit in fits.items():
+                    rows = {
+                        role: channel_rows(found[piece.index - 1], converters[piece].channels_first)
+                        for role, found in outputs.items()
+                    }
+                    ends = ("teacher", "student") if piece.kind == "encoder" else ("student", "teacher")
+                    fit.add(rows[ends[0]], rows[ends[1]])
+            solved = {piece: fit.solve() for piece, fit in fits.items()}
+        finally:
+            self.train(was_training)
+        for piece, (weight, bias) in solved.items():
+            converters[piece].weight.copy_(weight)
+            converters[piece].bias.copy_(bias)
+
+    @torch.no_grad()
+    def estimate_statistics(self, pixel_values: Images, sources: str | None = None) -> None:
+        """Re-estimate the BatchNorm statistics of a mask from images.
+
+        A block behind a converter sees other features than the ones its running statistics were gathered
+        from. The mask gets statistics of its own, saved and loaded with it; parameters and the networks'
+        own statistics stay as they are, and so do forward passes under way.
+
+        Args:
+            pixel_values: (B, C, H, W), or an iterable of such batches, of training images.
+            sources: The mask; the current one by default.
+
+        Raises:
+            ValueError: If the mask takes all blocks from one network, whose own statistics are right; if
+                there are no images.
+            StageError: If the mask needs what is not resident.
+        """
+        mask = self._current if sources is None else Sources.of(sources, self.num_stages)
+        if not mask.is_mixed:
+            raise ValueError(f"sources {str(mask)!r} is one whole network, whose own statistics are right")
+        self._build_route(mask)
+        networks = {role: self._network(role) for role in ("teacher", "student")}
+        found = statistics_at_rest(mask, self._blueprints, networks)
+        if not found:
+            return
+        was_training, seen = self.training, False
+        try:
+            self.eval()
+            route = self._route_over(mask, found, estimate=True)
+            for batch in _batches(pixel_values):
+                route(batch.to(self.device))
+                seen = True
+        finally:
+            self.train(was_training)
+        if not seen:
+            raise ValueError("estimate_statistics needs at least one image")
+        self._statistics = {**self._statistics, mask.mask: found}
+        self._reroute()
+
+
+def _batches(pixel_values: Images) -> Iterable[torch.Tensor]:
+    return [pixel_values] if isinstance(pixel_values, torch.Tensor) else pixel_values

@@ -1,0 +1,153 @@
+"""Where the files of a model come from: a folder, or one commit of a Hub repository (no torch)."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import hf_hub_download, resolve_revision
+from huggingface_hub.errors import EntryNotFoundError
+
+from .errors import RepositoryError
+from .manifest import MANIFEST_FILE, FileEntry, Manifest
+
+
+@dataclass(frozen=True)
+class Repository:
+    """A folder or a pinned commit. Every file of a model is fetched through the one it was opened with.
+
+    Args:
+        name: The folder's path, or the Hub id.
+        commit: The 40-hex commit for a Hub repository, None for a folder.
+        subfolder: Where in it the model lies.
+        token: As in huggingface_hub; never shown, saved or pickled.
+        cache_dir: As in huggingface_hub.
+        local_files_only: As in huggingface_hub.
+        force_download: As in huggingface_hub.
+    """
+
+    name: str
+    commit: str | None = None
+    subfolder: str = ""
+    token: str | bool | None = field(default=None, repr=False, compare=False)
+    cache_dir: str | os.PathLike[str] | None = None
+    local_files_only: bool = False
+    force_download: bool = False
+
+    @classmethod
+    def open(
+        cls, name: str | os.PathLike[str], *, revision: str | None = None, token: str | bool | None = None, **options: Any
+    ) -> Repository:
+        """Open a folder, or resolve a branch, tag or commit of a Hub repository once and for all.
+
+        Args:
+            name: A folder or a Hub id.
+            revision: The branch, tag or commit; ignored for a folder.
+            token: As in huggingface_hub.
+            options: The other fields.
+
+        Raises:
+            huggingface_hub.errors.HfHubHTTPError: If the repository or revision cannot be had.
+        """
+        if os.path.isdir(name):
+            return cls(os.fspath(name), token=token, **options)
+        resolved = resolve_revision(
+            os.fspath(name),
+            revision=revision,
+            token=token,
+            cache_dir=options.get("cache_dir"),
+            local_files_only=options.get("local_files_only", False),
+        )
+        return cls(os.fspath(name), commit=resolved.resolved, token=token, **options)
+
+    def __str__(self) -> str:
+        place = f"{self.name}@{self.commit}" if self.commit else self.name
+        return f"{place}/{self.subfolder}" if self.subfolder else place
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"token": None}
+
+    def fetch(self, path: str) -> Path:
+        """The local path of a file, downloaded if it is not in the cache.
+
+        Raises:
+            RepositoryError: If the repository has no such file.
+        """
+        if self.commit is None:
+            local = Path(self.name, self.subfolder, path)
+            if not local.is_file():
+                raise RepositoryError(f"{self} has no file {path!r}")
+            return local
+        try:
+            return Path(
+                hf_hub_download(
+                    self.name,
+                    path,
+                    subfolder=self.subfolder or None,
+                    revision=self.commit,
+                    token=self.token,
+                    cache_dir=self.cache_dir,
+                    local_files_only=self.local_files_only,
+                    force_download=self.force_download,
+                )
+            )
+        except EntryNotFoundError as error:
+            raise RepositoryError(f"{self} has no file {path!r}") from error
+
+    def cached(self) -> Repository:
+        """The same place, from now on taking files from the cache where they are."""
+        return replace(self, force_download=False)
+
+    def manifest(self) -> Manifest:
+        """Read the manifest.
+
+        Raises:
+            RepositoryError: If there is none or it is malformed.
+        """
+        try:
+            path = self.fetch(MANIFEST_FILE)
+        except RepositoryError as error:
+            raise RepositoryError(f"{self} is not a PWL repository: it has no {MANIFEST_FILE}") from error
+        try:
+            return Manifest.from_json(path.read_bytes())
+        except RepositoryError as error:
+            raise RepositoryError(f"{self}: {error}") from error
+
+    def fetch_verified(self, entries: Iterable[FileEntry]) -> dict[str, Path]:
+        """Fetch weight files and compare each with its size and sha256.
+
+        Returns:
+            Path in the repository -> local path.
+
+        Raises:
+            RepositoryError: If a file is not the one of the manifest.
+        """
+        local = {entry.path: self.fetch(entry.path) for entry in entries}
+        for entry in entries:
+            check_file(local[entry.path], entry, str(self))
+        return local
+
+
+def check_file(local: Path, entry: FileEntry, where: str) -> None:
+    """Compare a file with its entry in the manifest of `where`.
+
+    Raises:
+        RepositoryError: If its size or sha256 is another.
+    """
+    size = local.stat().st_size
+    if size != entry.bytes:
+        raise RepositoryError(
+            f"{where}: {entry.path!r} has {size} bytes, {MANIFEST_FILE} says {entry.bytes}; it is truncated or of "
+            "another commit"
+        )
+    with local.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != entry.sha256:
+        raise RepositoryError(
+            f"{where}: {entry.path!r} has sha256 {digest}, {MANIFEST_FILE} says {entry.sha256}; it is corrupt or of "
+            "another commit"
+        )

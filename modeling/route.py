@@ -1,0 +1,127 @@
+"""The path of one mask through the two networks: an immutable thing that a forward pass takes from start to end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from .batchnorm import Statistics, own_statistics, twin
+from .blueprint import Blueprint
+from .cuts import units_of_block
+from .sources import ROLE_OF, Piece, Role, Sources
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+    from transformers import PreTrainedModel
+
+    from .family import Features
+
+
+@dataclass(frozen=True)
+class Route:
+    """A callable path, holding on to its modules.
+
+    Args:
+        sources: Its mask.
+        embedder: Pixel values and `interpolate_pos_encoding` -> features.
+        blocks: For each block, its units in order.
+        converters: After each block, the converter to the next, or None.
+        head: Features -> logits.
+    """
+
+    sources: Sources
+    embedder: Callable[[torch.Tensor, bool | None], Features]
+    blocks: tuple[tuple[Callable[[Features], Features], ...], ...]
+    converters: tuple[nn.Module | None, ...]
+    head: Callable[[Features], torch.Tensor]
+
+    def __call__(
+        self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool | None = None
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        """Run the path.
+
+        Args:
+            pixel_values: (B, C, H, W), floating.
+            interpolate_pos_encoding: As in transformers, for families that have it.
+
+        Returns:
+            Logits (B, num_labels), and the output of each block in the block's own width.
+        """
+        features = self.embedder(pixel_values, interpolate_pos_encoding)
+        outputs = []
+        for units, converter in zip(self.blocks, self.converters, strict=True):
+            for unit in units:
+                features = unit(features)
+            outputs.append(features.tensor)
+            if converter is not None:
+                features = features._replace(tensor=converter(features.tensor))
+        return self.head(features), tuple(outputs)
+
+
+def build_route(
+    sources: Sources,
+    blueprints: Mapping[Role, Blueprint],
+    networks: Mapping[Role, PreTrainedModel],
+    converters: Mapping[Piece, nn.Module],
+    statistics: Statistics | None = None,
+    *,
+    training: bool = False,
+    estimate: bool = False,
+) -> Route:
+    """The route of a mask over what is resident.
+
+    Args:
+        sources: The mask.
+        blueprints: The plan of each network.
+        networks: The networks that the mask needs.
+        converters: The converters that the mask needs.
+        statistics: BatchNorm statistics of the blocks behind the first converter, if they have their own.
+        training: Whether the student trains. A mixed path without statistics then gets copies of its own,
+            so that its passes leave the networks' running statistics alone.
+        estimate: Build the path that estimates `statistics` (see `batchnorm.twin`).
+    """
+
+    def getter(block: int) -> Callable[[str], nn.Module]:
+        role = ROLE_OF[sources.mask[block - 1]]
+        network = networks[role]
+
+        def get(path: str) -> nn.Module:
+            module = network.get_submodule(path)
+            if block not in sources.converted_blocks:
+                return module
+            name = f"{role}.{path}"
+            if statistics is not None:
+                return twin(module, name, statistics, estimate=estimate)
+            return twin(module, name, own_statistics(module, name)) if training else module
+
+        return get
+
+    plans = [blueprints[ROLE_OF[letter]] for letter in sources.mask]
+    first, last = plans[0], plans[-1]
+    blocks = []
+    for block, plan in enumerate(plans, start=1):
+        get = getter(block)
+        units = units_of_block(plan.cuts, block)
+        blocks.append(tuple(plan.family.unit(plan.config, unit, get) for unit in units))
+    at_boundary = {i: converters[Piece(direction, i)] for i, direction in sources.changes}
+    return Route(
+        sources=sources,
+        embedder=first.family.embedder(first.config, getter(1)),
+        blocks=tuple(blocks),
+        converters=tuple(at_boundary.get(i) for i in range(1, len(plans) + 1)),
+        head=last.family.head(last.config, getter(len(plans))),
+    )
+
+
+def statistics_at_rest(
+    sources: Sources, blueprints: Mapping[Role, Blueprint], networks: Mapping[Role, PreTrainedModel]
+) -> dict[str, torch.Tensor]:
+    """Statistics of mean 0 and variance 1 for every BatchNorm behind a mask's first converter, by full name."""
+    found: dict[str, torch.Tensor] = {}
+    for block in sources.converted_blocks:
+        role = ROLE_OF[sources.mask[block - 1]]
+        for path in blueprints[role].paths(block):
+            found |= own_statistics(networks[role].get_submodule(path), f"{role}.{path}", reset=True)
+    return found

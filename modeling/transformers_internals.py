@@ -1,0 +1,91 @@
+"""Every use of transformers that its documentation does not promise.
+
+Each is pinned by a test in `tests/test_transformers_internals.py`, which says what to look at when a new
+version changes it. Nothing else in this library imports a private name of transformers.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from transformers.configuration_utils import SubConfigSpec
+from transformers.core_model_loading import revert_weight_conversion
+from transformers.initialization import kaiming_normal_, kaiming_uniform_, ones_, uniform_, zeros_
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedModel
+
+__all__ = [
+    "SubConfigSpec",
+    "checkpoint_names",
+    "copy_checkpointing",
+    "fill_missing",
+    "kaiming_normal_",
+    "kaiming_uniform_",
+    "mark_initialized",
+    "ones_",
+    "uniform_",
+    "zeros_",
+]
+
+
+def checkpoint_names(model: PreTrainedModel) -> dict[str, str]:
+    """The name that transformers gives each tensor of a model in a checkpoint.
+
+    In memory the names follow the current code, on disk those of the first release (`vit.layers.0` is
+    saved as `vit.encoder.layer.0`). transformers' own conversion is run on the state dict, and tensors
+    are followed through it by identity.
+
+    Args:
+        model: A model that was built from a config, on any device (its tensors are not read).
+
+    Returns:
+        In-memory name -> checkpoint name, for every persistent tensor.
+
+    Raises:
+        NotImplementedError: If the conversion does more than rename.
+    """
+    state = model.state_dict()
+    name_of = {id(tensor): name for name, tensor in state.items()}
+    saved = revert_weight_conversion(model, dict(state))
+    names = {name_of[id(tensor)]: name for name, tensor in saved.items() if id(tensor) in name_of}
+    if len(names) != len(state):
+        lost = sorted(state.keys() - names.keys())[0]
+        raise NotImplementedError(
+            f"{type(model).__name__} is saved with more than renamed tensors ({lost!r} is one); such a network "
+            "cannot be cut into shards"
+        )
+    return names
+
+
+def mark_initialized(tensor: torch.Tensor) -> None:
+    """Tell transformers' weight initialisation to leave a tensor alone."""
+    tensor._is_hf_initialized = True  # type: ignore[attr-defined]
+
+
+def fill_missing(network: PreTrainedModel, module: nn.Module) -> None:
+    """Fill the tensors of `module` that no checkpoint holds, as `network` initialises them.
+
+    Tensors marked by `mark_initialized` keep their values. Used for buffers that are computed and not
+    saved, such as Swin's `relative_position_index`, and for heads of another size.
+
+    Args:
+        network: The model whose initialisation is used.
+        module: A module of it, with no tensor on the meta device.
+    """
+    with torch.no_grad():
+        for part in module.modules():
+            network._init_weights(part)
+
+
+def copy_checkpointing(model: nn.Module, module: nn.Module) -> None:
+    """Give the layers in `module` the activation checkpointing that the layers in `model` have."""
+    layer = next((m for m in model.modules() if hasattr(m, "gradient_checkpointing")), None)
+    if layer is None or not hasattr(layer, "_gradient_checkpointing_func"):
+        return
+    for part in module.modules():
+        if hasattr(part, "gradient_checkpointing"):
+            part.gradient_checkpointing = layer.gradient_checkpointing
+            part._gradient_checkpointing_func = layer._gradient_checkpointing_func  # type: ignore[assignment]

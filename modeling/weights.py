@@ -1,0 +1,203 @@
+"""Tensors of a repository, checked against the networks' plans before any is attached."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from .blueprint import Blueprint
+from .errors import RepositoryError
+from .manifest import STUDENT_FILE, Manifest, converter_file, file_of, statistics_file
+from .repository import Repository
+from .sources import Piece, Role, Sources
+
+# Codes of the safetensors format, by dtype.
+_CODES = {"float16": "F16", "bfloat16": "BF16", "float32": "F32", "float64": "F64"}
+STUDENT_PREFIX = "student."
+
+Tensors = dict[str, torch.Tensor]
+
+
+class WeightStore:
+    """The weights of one repository, piece by piece.
+
+    Tensors are memory-mapped, in the stored dtype, on the CPU, and named as in memory. A piece is given
+    out only after its whole file has been checked: hash, names, shapes and dtypes.
+
+    Args:
+        repository: Where the files are.
+        manifest: The repository's manifest.
+        blueprints: The plans of the networks.
+        ignore_mismatched_heads: Let tensors of the last blocks have another shape; they are left out.
+
+    Raises:
+        RepositoryError: If the manifest disagrees with the plans or names an unknown dtype.
+    """
+
+    def __init__(
+        self,
+        repository: Repository,
+        manifest: Manifest,
+        blueprints: Mapping[Role, Blueprint],
+        *,
+        ignore_mismatched_heads: bool = False,
+    ) -> None:
+        self.repository = repository
+        self.manifest = manifest
+        self.ignore_mismatched_heads = ignore_mismatched_heads
+        self._blueprints = blueprints
+        self.mismatched: set[tuple[str, tuple[int, ...], tuple[int, ...]]] = set()
+        self._checked: dict[str, Path] = {}
+        num_stages = len(blueprints["student"].cuts)
+        if manifest.num_stages != num_stages:
+            raise RepositoryError(
+                f"{repository}: pwl_index.json has {manifest.num_stages} stages after the student, config.json has "
+                f"{num_stages}"
+            )
+        if manifest.dtype not in _CODES:
+            raise RepositoryError(
+                f"{repository}: pwl_index.json has dtype {manifest.dtype!r}, expected one of {', '.join(_CODES)}"
+            )
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of every floating tensor."""
+        found: torch.dtype = getattr(torch, self.manifest.dtype)
+        return found
+
+    def prepare(self, paths: list[str]) -> None:
+        """Fetch and check files, all or none: afterwards their pieces can be read.
+
+        Raises:
+            RepositoryError: If a file is not listed, not the manifest's, or holds other tensors than it must.
+        """
+        wanted = [path for path in paths if path not in self._checked]
+        entries = []
+        for path in wanted:
+            entry = self.manifest.get(path)
+            if entry is None:
+                raise RepositoryError(f"{self.repository}: pwl_index.json does not list {path!r}")
+            entries.append(entry)
+        found = self.repository.fetch_verified(entries)
+        for path in wanted:
+            self._check_tensors(path, found[path])
+        self._checked |= found
+
+    def piece(self, piece: Piece) -> Tensors:
+        """The tensors of a block, by in-memory name, or a converter's `weight` and `bias`."""
+        path = file_of(piece, self.manifest.num_stages)
+        self.prepare([path])
+        if piece.kind in ("encoder", "decoder"):
+            return self._read(path, {"weight": "weight", "bias": "bias"})
+        specs = self._blueprints[piece.kind].specs(piece.index)
+        prefix = STUDENT_PREFIX if piece.kind == "student" else ""
+        return self._read(path, {name: prefix + spec.checkpoint_name for name, spec in specs.items()})
+
+    def statistics(self, sources: Sources) -> Tensors | None:
+        """The BatchNorm statistics of a mask by full in-memory name, None if the repository has none."""
+        path = statistics_file(sources)
+        if self.manifest.get(path) is None:
+            return None
+        self.prepare([path])
+        return self._read(path, {name: on_disk for on_disk, name in self._statistics_names(sources).items()})
+
+    def _read(self, path: str, names: Mapping[str, str]) -> Tensors:
+        with safe_open(self._checked[path], framework="pt", device="cpu") as file:
+            stored = set(file.keys()) if self.ignore_mismatched_heads else None
+            tensors = {
+                name: file.get_tensor(on_disk)
+                for name, on_disk in names.items()
+                if stored is None or on_disk in stored
+            }
+        if self.ignore_mismatched_heads:
+            expected = self._expected(path)
+            tensors = {n: t for n, t in tensors.items() if tuple(t.shape) == expected[names[n]][0]}
+        return tensors
+
+    def _expected(self, path: str) -> dict[str, tuple[tuple[int, ...], bool]]:
+        """Name in the file -> shape and whether it is floating."""
+        num_stages = self.manifest.num_stages
+        if path == STUDENT_FILE:
+            specs = [s for b in range(1, num_stages + 1) for s in self._blueprints["student"].specs(b).values()]
+            return {STUDENT_PREFIX + s.checkpoint_name: (s.shape, s.is_floating) for s in specs}
+        for boundary in range(1, num_stages + 1):
+            if path == file_of(Piece("teacher", boundary), num_stages):
+                specs = list(self._blueprints["teacher"].specs(boundary).values())
+                return {s.checkpoint_name: (s.shape, s.is_floating) for s in specs}
+            for direction in ("encoder", "decoder"):
+                if path == converter_file(direction, boundary):
+                    widths = self._widths(boundary)
+                    shape = widths[::-1] if direction == "encoder" else widths
+                    return {"weight": (shape, True), "bias": (shape[:1], True)}
+        for mask in self.manifest.masks:
+            if path == statistics_file(mask):
+                shapes = {
+                    f"{role}.{name}": spec.shape
+                    for role, plan in self._blueprints.items()
+                    for block in range(1, num_stages + 1)
+                    for name, spec in plan.specs(block).items()
+                }
+                return {d: (shapes[n], True) for d, n in self._statistics_names(mask).items()}
+        raise RepositoryError(f"{self.repository}: {path!r} is no file of this format")
+
+    def _widths(self, boundary: int) -> tuple[int, int]:
+        """(teacher's, student's) width at a boundary."""
+        teacher, student = (
+            plan.family.boundary(plan.config, plan.cuts[boundary - 1]).width
+            for plan in (self._blueprints["teacher"], self._blueprints["student"])
+        )
+        return teacher, student
+
+    def _statistics_names(self, sources: Sources) -> dict[str, str]:
+        """Name in the file -> full in-memory name, for the running statistics behind a mask's first converter."""
+        return statistics_names(sources, self._blueprints)
+
+    def _check_tensors(self, path: str, local: Path) -> None:
+        where = f"{self.repository}: {path!r}"
+        expected = self._expected(path)
+        try:
+            with safe_open(local, framework="pt", device="cpu") as file:
+                stored = {name: (file.get_slice(name).get_shape(), file.get_slice(name).get_dtype()) for name in file.keys()}
+        except (SafetensorError, OSError) as error:
+            raise RepositoryError(f"{where} is not a safetensors file: {error}") from error
+        for name in sorted(expected.keys() - stored.keys()):
+            raise RepositoryError(f"{where} lacks tensor {name!r}")
+        for name in sorted(stored.keys() - expected.keys()):
+            raise RepositoryError(f"{where} holds tensor {name!r}, which does not belong there")
+        resized = self._head_names(path) if self.ignore_mismatched_heads else set()
+        for name, (shape, is_floating) in expected.items():
+            found_shape, found_code = stored[name]
+            if tuple(found_shape) != shape:
+                if name in resized:
+                    self.mismatched.add((name, tuple(found_shape), shape))
+                    continue
+                raise RepositoryError(f"{where}: tensor {name!r} has shape {list(found_shape)}, expected {list(shape)}")
+            code = _CODES[self.manifest.dtype] if is_floating else "I64"
+            if found_code != code:
+                raise RepositoryError(f"{where}: tensor {name!r} has dtype {found_code}, expected {code}")
+
+    def _head_names(self, path: str) -> set[str]:
+        """Names in the file of the tensors of the classifier."""
+        num_stages = self.manifest.num_stages
+        role: Role = "student" if path == STUDENT_FILE else "teacher"
+        plan, prefix = self._blueprints[role], STUDENT_PREFIX if role == "student" else ""
+        heads = tuple(f"{p}." for p in plan.family.head_paths(plan.config) if p.startswith("classifier"))
+        specs = plan.specs(num_stages).items()
+        return {prefix + spec.checkpoint_name for name, spec in specs if name.startswith(heads)}
+
+
+def statistics_names(sources: Sources, blueprints: Mapping[Role, Blueprint]) -> dict[str, str]:
+    """Checkpoint name -> in-memory name of the running statistics behind a mask's first converter.
+
+    Both are full names, beginning with the network's role.
+    """
+    found: dict[str, str] = {}
+    for block in sources.converted_blocks:
+        role: Role = "teacher" if sources.mask[block - 1] == "T" else "student"
+        for name, spec in blueprints[role].specs(block).items():
+            if name.endswith((".running_mean", ".running_var")):
+                found[f"{role}.{spec.checkpoint_name}"] = f"{role}.{name}"
+    return found
