@@ -1,4 +1,92 @@
-"""temp"""
-import os
-if not os.path.isdir(os.path.join(os.path.dirname(__file__),"modeling")):
-    __path__.append(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+"""Progressive Weight Loading for Hugging Face.
+
+A model that answers after its first small shard and grows into its teacher while it serves:
+
+    from pwl_hf import PWLForImageClassification
+
+    model = PWLForImageClassification.from_pretrained("org/pwl-vit")  # the student
+    model.load_next_stage()                                           # one block of the teacher
+    model.set_stage("teacher")                                        # the teacher, bit for bit
+
+Importing this package imports neither torch nor transformers. transformers' Auto classes and pipelines
+know its models from then on, whichever of the two is imported first.
+"""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+# In a checkout the sub-packages lie beside this folder; installed, they lie in it.
+if not Path(__file__).with_name("modeling").is_dir():
+    __path__.append(str(Path(__file__).resolve().parent.parent))
+
+from pwl_hf.registration import register_when_loaded
+
+if TYPE_CHECKING:
+    from pwl_hf.modeling import (
+        Converter,
+        Manifest,
+        Metric,
+        PWLConfig,
+        PWLError,
+        PWLPreTrainedModel,
+        RepositoryError,
+        Sources,
+        StageError,
+        VGGConfig,
+        VGGForImageClassification,
+        VGGModel,
+    )
+    from pwl_hf.model import PWLForImageClassification
+
+__version__ = "0.1.0"
+
+_EXPORTS = {
+    "Converter": "modeling",
+    "Manifest": "modeling",
+    "Metric": "modeling",
+    "PWLConfig": "modeling",
+    "PWLError": "modeling",
+    "PWLForImageClassification": "model",
+    "PWLPreTrainedModel": "modeling",
+    "RepositoryError": "modeling",
+    "Sources": "modeling",
+    "StageError": "modeling",
+    "VGGConfig": "modeling",
+    "VGGForImageClassification": "modeling",
+    "VGGModel": "modeling",
+}
+
+__all__ = [
+    "Converter",
+    "Manifest",
+    "Metric",
+    "PWLConfig",
+    "PWLError",
+    "PWLForImageClassification",
+    "PWLPreTrainedModel",
+    "RepositoryError",
+    "Sources",
+    "StageError",
+    "VGGConfig",
+    "VGGForImageClassification",
+    "VGGModel",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_EXPORTS[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+register_when_loaded()

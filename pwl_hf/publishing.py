@@ -1,0 +1,2 @@
+"""temp"""
+def push_model(*a, **k): raise NotImplementedError

@@ -1,0 +1,78 @@
+"""Making transformers' Auto classes know our models, without importing transformers for it.
+
+transformers has no entry point for packages: what it does not import it does not know. So our classes are
+registered at once if its auto modules are loaded, and otherwise right after they are.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
+from types import ModuleType
+
+
+def register_configs() -> None:
+    """Tell AutoConfig of our configs."""
+    from transformers import AutoConfig
+
+    from pwl_hf.modeling import PWLConfig, VGGConfig
+
+    for config_class in (PWLConfig, VGGConfig):
+        AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
+
+
+def register_models() -> None:
+    """Tell AutoModelForImageClassification, and so the pipelines, of our models."""
+    from transformers import AutoModelForImageClassification
+
+    from pwl_hf.model import PWLForImageClassification
+    from pwl_hf.modeling import PWLConfig, VGGConfig, VGGForImageClassification
+
+    AutoModelForImageClassification.register(PWLConfig, PWLForImageClassification, exist_ok=True)
+    AutoModelForImageClassification.register(VGGConfig, VGGForImageClassification, exist_ok=True)
+
+
+_HOOKS: dict[str, Callable[[], None]] = {
+    "transformers.models.auto.configuration_auto": register_configs,
+    "transformers.models.auto.modeling_auto": register_models,
+}
+
+
+def register_when_loaded() -> None:
+    """Register now what can be, and the rest as soon as transformers' auto modules are imported."""
+    waiting = {}
+    for name, hook in _HOOKS.items():
+        if name in sys.modules:
+            hook()
+        else:
+            waiting[name] = hook
+    if waiting:
+        sys.meta_path.insert(0, _AfterImport(waiting))
+
+
+class _AfterImport(MetaPathFinder):
+    """Calls a hook after a module was imported, and takes itself away after the last."""
+
+    def __init__(self, hooks: dict[str, Callable[[], None]]) -> None:
+        self.hooks = hooks
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname not in self.hooks:
+            return None
+        spec = PathFinder.find_spec(fullname, path, target)
+        if spec is None or spec.loader is None:
+            return None
+        hook, execute = self.hooks.pop(fullname), spec.loader.exec_module
+
+        def exec_module(module: ModuleType) -> None:
+            execute(module)
+            hook()
+
+        spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        if not self.hooks:
+            sys.meta_path.remove(self)
+        return spec
