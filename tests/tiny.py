@@ -26,7 +26,7 @@ WITH_ATTENTION = ["vit", "deit", "dinov2", "swin"]
 INTERPOLATING = ["vit", "deit", "swin"]
 
 NUM_LABELS = 5
-_LABELS = {i: name for i, name in enumerate(["ant", "bee", "cat", "dog", "elk"])}
+_LABELS = dict(enumerate(["ant", "bee", "cat", "dog", "elk"]))
 _SIZES = {"vit": 16, "deit": 16, "dinov2": 16, "resnet": 64, "convnext": 32, "swin": 32, "pwl_vgg": 16}
 _PLAIN = {"vit": ViTConfig, "deit": DeiTConfig, "dinov2": Dinov2Config}
 
