@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec, PathFinder
+from importlib.machinery import ModuleSpec
 from types import ModuleType
 
 
@@ -53,26 +53,47 @@ def register_when_loaded() -> None:
 
 
 class _AfterImport(MetaPathFinder):
-    """Calls a hook after a module was imported, and takes itself away after the last."""
+    """Calls a hook after a module was imported, and takes itself away after the last.
+
+    Our own modules import transformers' auto modules too. The hooks need ours whole, so they wait until
+    no module of ours is being imported.
+    """
 
     def __init__(self, hooks: dict[str, Callable[[], None]]) -> None:
         self.hooks = hooks
+        self.loaded: list[str] = []
+        self.own_imports = 0
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if fullname not in self.hooks:
+        is_own = fullname.startswith("pwl_hf.")
+        if not is_own and fullname not in self.hooks:
             return None
-        spec = PathFinder.find_spec(fullname, path, target)
+        others = (finder.find_spec(fullname, path, target) for finder in sys.meta_path if finder is not self)
+        spec = next((found for found in others if found is not None), None)
         if spec is None or spec.loader is None:
-            return None
-        hook, execute = self.hooks.pop(fullname), spec.loader.exec_module
+            return spec
+        execute = spec.loader.exec_module
 
         def exec_module(module: ModuleType) -> None:
-            execute(module)
-            hook()
+            self.own_imports += is_own
+            try:
+                execute(module)
+            finally:
+                self.own_imports -= is_own
+            if not is_own:
+                self.loaded.append(fullname)
+            if self.own_imports == 0:
+                self.call_hooks()
 
         spec.loader.exec_module = exec_module  # type: ignore[method-assign]
-        if not self.hooks:
-            sys.meta_path.remove(self)
         return spec
+
+    def call_hooks(self) -> None:
+        """Call the hooks of all modules that are loaded, each once."""
+        while self.loaded:
+            if hook := self.hooks.pop(self.loaded.pop(0), None):
+                hook()
+        if not self.hooks and self in sys.meta_path:
+            sys.meta_path.remove(self)
