@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
@@ -27,6 +27,7 @@ class PWLConfig(PreTrainedConfig):
         teacher_cuts: N block ends of the teacher, counted in its finest residual units: increasing, the
             last one its depth. Equal depth by default.
         student_cuts: The same for the student.
+        base_model: The Hub id of the teacher, for the model card.
         fingerprint: The fingerprint of the repository the weights are saved in; set on saving.
 
     Labels (`id2label`, `num_labels`) are the teacher's unless given, and hold for both networks.
@@ -50,7 +51,7 @@ class PWLConfig(PreTrainedConfig):
     """
 
     model_type = "pwl"
-    sub_configs_defaults = {
+    sub_configs_defaults: ClassVar[dict[str, SubConfigSpec]] = {
         "teacher_config": SubConfigSpec(config_class=AutoConfig, model_type="vit"),
         "student_config": SubConfigSpec(
             config_class=AutoConfig,
@@ -64,6 +65,7 @@ class PWLConfig(PreTrainedConfig):
     num_stages: int = 4
     teacher_cuts: list[int] | tuple[int, ...] | None = None
     student_cuts: list[int] | tuple[int, ...] | None = None
+    base_model: str | None = None
     fingerprint: str | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:

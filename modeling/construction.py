@@ -46,7 +46,9 @@ def joined_config(teacher: PreTrainedModel, student: PreTrainedModel, **kwargs: 
     """
     for network in (teacher, student):
         network.config.architectures = [type(network).__name__]
-    return PWLConfig(teacher_config=teacher.config, student_config=student.config, **kwargs)
+    name = teacher.config.name_or_path
+    base_model = name if name and not os.path.exists(name) else None
+    return PWLConfig(teacher_config=teacher.config, student_config=student.config, base_model=base_model, **kwargs)
 
 
 def common_dtype(teacher: PreTrainedModel, student: PreTrainedModel, dtype: torch.dtype | None) -> None:

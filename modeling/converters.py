@@ -47,6 +47,7 @@ class Converter(nn.Module):
         return functional.linear(features, self.weight, self.bias)
 
     def extra_repr(self) -> str:
+        """The widths, for `print(model)`."""
         out_channels, in_channels = self.weight.shape
         return f"in_channels={in_channels}, out_channels={out_channels}, channels_first={self.channels_first}"
 

@@ -49,6 +49,9 @@ def check_cuts(name: str, cuts: Sequence[int], num_units: int, num_stages: int) 
 
     Args:
         name: The field to name in the error, such as `"teacher_cuts"`.
+        cuts: The block ends.
+        num_units: The network's depth L.
+        num_stages: The number of blocks N.
 
     Raises:
         ValueError: If the cuts are not `num_stages` increasing whole numbers from 1 to `num_units`.

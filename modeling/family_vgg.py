@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from .family import Boundary, Family, Features, in_dtype_of
 
@@ -20,7 +20,7 @@ class VGGFamily(Family):
     """VGG with BatchNorm, this library's own (see `modeling_vgg`)."""
 
     model_type = "pwl_vgg"
-    auto_map = {
+    auto_map: ClassVar[dict[str, str]] = {
         "AutoConfig": "configuration_vgg.VGGConfig",
         "AutoModelForImageClassification": "modeling_vgg.VGGForImageClassification",
     }

@@ -29,6 +29,12 @@ STUDENT_FILE = "model.safetensors"
 
 _STATISTICS = re.compile(r"statistics/([ST]+)\.safetensors")
 
+# Everything that some version of this format, or transformers in the same place, calls a weight file.
+_OWNED = re.compile(
+    r"(teacher|converters|statistics)/[^/]+\.safetensors|model(-\d{5}-of-\d{5})?\.safetensors"
+    r"|model\.safetensors\.index\.json|pytorch_model[^/]*\.(bin|json)"
+)
+
 
 def teacher_shard(block: int, num_stages: int) -> str:
     """The file of teacher block `block` (from 1)."""
@@ -64,6 +70,11 @@ def stage_of(path: str, num_stages: int) -> int | None:
     if mask := _STATISTICS.fullmatch(path):
         return Sources(mask[1]).stage
     return None
+
+
+def is_owned(path: str) -> bool:
+    """Whether a path is a weight file of ours: one that is not in a new layout is stale."""
+    return _OWNED.fullmatch(path) is not None
 
 
 @dataclass(frozen=True)
@@ -218,7 +229,8 @@ class Manifest:
             item = _typed(item, dict, f"stages[{k}]")
             if item.get("stage") != k:
                 raise RepositoryError(f"{MANIFEST_FILE}: stages[{k}] is of stage {item.get('stage')!r}, expected {k}")
-            files = tuple(_entry(f, f"stages[{k}].files") for f in _typed(item.get("files"), list, f"stages[{k}].files"))
+            listed = _typed(item.get("files"), list, f"stages[{k}].files")
+            files = tuple(_entry(f, f"stages[{k}].files") for f in listed)
             found = _typed(item.get("metrics", []), list, f"stages[{k}].metrics")
             stages.append(Stage(k, files, tuple(_metric(m, f"stages[{k}].metrics") for m in found)))
         if len(stages) < 2:

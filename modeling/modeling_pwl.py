@@ -10,8 +10,6 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import nn
-from transformers import PreTrainedModel
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from .configuration_pwl import PWLConfig
@@ -22,7 +20,7 @@ from .loading import check_arguments, device_of, dtype_of, read_config, sources_
 from .repository import Repository
 from .route import statistics_at_rest
 from .saving import save_repository
-from .sources import Direction, Piece, Sources
+from .sources import Sources
 from .staged_model import PWLPreTrainedModel
 from .weights import WeightStore
 

@@ -5,6 +5,8 @@ Shapes: B images, C channels, H x W pixels; level r (from 0) works at (H / 2^r) 
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import nn
 from transformers import PreTrainedModel
@@ -42,7 +44,7 @@ class VGGPreTrainedModel(PreTrainedModel):
     base_model_prefix = "vgg"
     main_input_name = "pixel_values"
     input_modalities = ("image",)
-    _no_split_modules = ["VGGLayer"]
+    _no_split_modules: ClassVar[list[str]] = ["VGGLayer"]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -138,6 +140,7 @@ class VGGForImageClassification(VGGPreTrainedModel):
             labels: (B,) class numbers, int64.
             output_hidden_states: Also return the output of every layer.
             return_dict: Return a `ModelOutput` rather than a tuple; the config's choice by default.
+            **kwargs: Taken and ignored, as transformers' own classifiers do.
 
         Returns:
             `loss` (scalar, or absent), `logits` (B, num_labels), `hidden_states`.

@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import hf_hub_download, resolve_revision
+from huggingface_hub import hf_hub_download, resolve_revision, try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError
 
 from .errors import RepositoryError
@@ -40,7 +40,12 @@ class Repository:
 
     @classmethod
     def open(
-        cls, name: str | os.PathLike[str], *, revision: str | None = None, token: str | bool | None = None, **options: Any
+        cls,
+        name: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        **options: Any,
     ) -> Repository:
         """Open a folder, or resolve a branch, tag or commit of a Hub repository once and for all.
 
@@ -98,9 +103,19 @@ class Repository:
         except EntryNotFoundError as error:
             raise RepositoryError(f"{self} has no file {path!r}") from error
 
-    def cached(self) -> Repository:
-        """The same place, from now on taking files from the cache where they are."""
-        return replace(self, force_download=False)
+    def path_in_repo(self, path: str) -> str:
+        """A file's path from the root of the Hub repository."""
+        return f"{self.subfolder}/{path}" if self.subfolder else path
+
+    def local(self, path: str) -> Path | None:
+        """The local path of a file that is here already; None without asking the Hub."""
+        if self.commit is None:
+            found = Path(self.name, self.subfolder, path)
+            return found if found.is_file() else None
+        cached = try_to_load_from_cache(
+            self.name, self.path_in_repo(path), cache_dir=self.cache_dir, revision=self.commit
+        )
+        return Path(cached) if isinstance(cached, str) else None
 
     def manifest(self) -> Manifest:
         """Read the manifest.

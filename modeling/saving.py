@@ -10,10 +10,7 @@ import copy
 import hashlib
 import json
 import os
-import re
-import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,12 +20,14 @@ from safetensors.torch import save_file
 
 from .configuration_pwl import PWLConfig
 from .errors import RepositoryError
+from .files import beside, copy_file, write_text
 from .manifest import (
     MANIFEST_FILE,
     FileEntry,
     Manifest,
     Metric,
     file_of,
+    is_owned,
     statistics_file,
     teacher_shard,
 )
@@ -40,12 +39,6 @@ if TYPE_CHECKING:
     from .staged_model import PWLPreTrainedModel
 
 PROCESSOR_FILE = "preprocessor_config.json"
-
-# Everything that some version of this format, or transformers in the same place, calls a weight file.
-_OWNED = re.compile(
-    r"(teacher|converters|statistics)/[^/]+\.safetensors|model(-\d{5}-of-\d{5})?\.safetensors"
-    r"|model\.safetensors\.index\.json|pytorch_model[^/]*\.(bin|json)"
-)
 
 
 @dataclass(frozen=True)
@@ -63,11 +56,6 @@ class PlannedFile:
     parameters: int
     entry: FileEntry | None
     tensors: Callable[[], Tensors] | None
-
-
-def is_owned(path: str) -> bool:
-    """Whether a path is a weight file of ours: one that is not in a new layout is stale."""
-    return _OWNED.fullmatch(path) is not None
 
 
 def plan_files(model: PWLPreTrainedModel, state_dict: Mapping[str, torch.Tensor] | None = None) -> list[PlannedFile]:
@@ -99,7 +87,7 @@ def save_repository(
         target = root / planned.path
         if planned.entry is not None and store is not None:
             source = store.repository.fetch_verified([planned.entry])[planned.path]
-            _copy(source, target)
+            copy_file(source, target)
             entries.append(planned.entry)
         elif planned.tensors is not None:
             entries.append(write_tensors(target, planned.path, planned.tensors(), planned.parameters))
@@ -175,18 +163,12 @@ def write_metrics(directory: str | os.PathLike[str], metrics: Mapping[int, list[
 
 def write_tensors(target: Path, path: str, tensors: Tensors, parameters: int) -> FileEntry:
     """Write a safetensors file beside its place, move it into it, and describe it."""
-    with _beside(target) as temporary:
+    with beside(target) as temporary:
         save_file({name: t.contiguous() for name, t in tensors.items()}, temporary, metadata={"format": "pt"})
         with temporary.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         size = temporary.stat().st_size
     return FileEntry(path=path, bytes=size, sha256=digest, parameters=parameters)
-
-
-def write_text(target: Path, text: str) -> None:
-    """Write a text file beside its place and move it into it."""
-    with _beside(target) as temporary:
-        temporary.write_text(text, encoding="utf-8")
 
 
 class _Planner:
@@ -213,9 +195,9 @@ class _Planner:
 
     def _plan_pieces(self, path: str, pieces: list[Piece]) -> PlannedFile:
         parameters = sum(self._count(piece) for piece in pieces)
-        if not self.state_dict and (entry := self._same_dtype_entry(path)) is not None:
-            if all(self.model._is_unchanged(piece) for piece in pieces if piece in self.resident):
-                return PlannedFile(path, parameters, entry, None)
+        entry = None if self.state_dict else self._same_dtype_entry(path)
+        if entry is not None and all(self.model._is_unchanged(piece) for piece in pieces if piece in self.resident):
+            return PlannedFile(path, parameters, entry, None)
         return PlannedFile(path, parameters, None, lambda: self._gather(pieces))
 
     def _plan_statistics(self, mask: Sources) -> PlannedFile:
@@ -303,33 +285,12 @@ def _teacher_index(model: PWLPreTrainedModel, manifest: Manifest) -> str:
     return json.dumps({"metadata": metadata, "weight_map": weight_map}, indent=2, sort_keys=True) + "\n"
 
 
-def _copy(source: Path, target: Path) -> None:
-    if target.exists() and source.samefile(target):
-        return
-    with _beside(target) as temporary:
-        shutil.copyfile(source, temporary)
-
-
-@contextmanager
-def _beside(target: Path) -> Iterator[Path]:
-    """A path next to `target` that takes its place when all went well, and is removed when not."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 __all__ = [
     "PlannedFile",
-    "is_owned",
     "new_manifest",
     "plan_files",
     "save_repository",
     "text_files",
     "write_metrics",
     "write_tensors",
-    "write_text",
 ]

@@ -316,8 +316,8 @@ class PWLPreTrainedModel(PreTrainedModel):
         for piece in sorted(sources.pieces):
             if piece not in resident:
                 raise StageError(
-                    f"sources {str(sources)!r} needs {piece}, which is not resident: call set_sources({str(sources)!r}), "
-                    "or load the model with keep_all=True"
+                    f"sources {sources.mask!r} needs {piece}, which is not resident: call "
+                    f"set_sources({sources.mask!r}), or load the model with keep_all=True"
                 )
         return self._route_over(sources, self._statistics.get(sources.mask))
 

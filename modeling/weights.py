@@ -108,9 +108,7 @@ class WeightStore:
         with safe_open(self._checked[path], framework="pt", device="cpu") as file:
             stored = set(file.keys()) if self.ignore_mismatched_heads else None
             tensors = {
-                name: file.get_tensor(on_disk)
-                for name, on_disk in names.items()
-                if stored is None or on_disk in stored
+                name: file.get_tensor(on_disk) for name, on_disk in names.items() if stored is None or on_disk in stored
             }
         if self.ignore_mismatched_heads:
             expected = self._expected(path)
@@ -160,7 +158,8 @@ class WeightStore:
         expected = self._expected(path)
         try:
             with safe_open(local, framework="pt", device="cpu") as file:
-                stored = {name: (file.get_slice(name).get_shape(), file.get_slice(name).get_dtype()) for name in file.keys()}
+                slices = {name: file.get_slice(name) for name in list(file.keys())}
+                stored = {name: (part.get_shape(), part.get_dtype()) for name, part in slices.items()}
         except (SafetensorError, OSError) as error:
             raise RepositoryError(f"{where} is not a safetensors file: {error}") from error
         for name in sorted(expected.keys() - stored.keys()):

@@ -25,6 +25,7 @@ if not Path(__file__).with_name("modeling").is_dir():
 from pwl_hf.registration import register_when_loaded
 
 if TYPE_CHECKING:
+    from pwl_hf.model import PWLForImageClassification
     from pwl_hf.modeling import (
         Converter,
         Manifest,
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
         VGGForImageClassification,
         VGGModel,
     )
-    from pwl_hf.model import PWLForImageClassification
 
 __version__ = "0.1.0"
 

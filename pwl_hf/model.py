@@ -2,17 +2,76 @@
 
 from __future__ import annotations
 
-import os
+from collections.abc import Mapping
 from typing import Any
 
-import torch
+from huggingface_hub import CommitInfo
 
 from pwl_hf import modeling
-from pwl_hf.publishing import push_model
 
 
 class PWLForImageClassification(modeling.PWLForImageClassification):
-    __doc__ = modeling.PWLForImageClassification.__doc__
+    """An image classifier that answers as its student and grows into its teacher, block by block.
 
-    def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:  # type: ignore[override]
-        return push_model(self, repo_id, **kwargs)
+    The model of `pwl_hf.modeling`, which travels with the weights, and `push_to_hub`. See its base for
+    construction, stages and the forward pass.
+
+    Example:
+
+        >>> from pwl_hf import PWLForImageClassification
+        >>> model = PWLForImageClassification.from_pretrained("org/pwl-vit")  # doctest: +SKIP
+        >>> model.stage, model.load_next_stage(), model.sources  # doctest: +SKIP
+        (0, 1, 'TSSS')
+    """
+
+    def push_to_hub(  # type: ignore[override]
+        self,
+        repo_id: str,
+        *,
+        commit_message: str = "Upload PWL model",
+        commit_description: str | None = None,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+        tags: list[str] | None = None,
+        card_data: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> CommitInfo:
+        """Publish the whole repository in one commit, from any stage.
+
+        Only what the Hub does not have is sent: shards that were never pulled are copied on the server, and
+        files of an earlier layout are removed in the same commit. The model card is rendered from the
+        manifest; a card that is there keeps what people wrote.
+
+        Args:
+            repo_id: The Hub id.
+            commit_message: The commit's title.
+            commit_description: The commit's text.
+            private: Make a new repository private; an existing one stays as it is.
+            token: As in huggingface_hub.
+            revision: The branch, made if it does not exist.
+            create_pr: Open a pull request rather than commit to the branch.
+            tags: Further tags for the card.
+            card_data: Metadata for the card, such as `{"license": "mit", "datasets": ["cifar10"]}`.
+            kwargs: `max_shard_size` and `save_original_format` change nothing: shards are stages.
+
+        Returns:
+            The commit, a `str` of its address.
+
+        Raises:
+            TypeError: For an unknown argument.
+            huggingface_hub.errors.HfHubHTTPError: If the Hub refuses.
+        """
+        unknown = kwargs.keys() - {"max_shard_size", "save_original_format", "safe_serialization"}
+        if unknown:
+            raise TypeError(f"push_to_hub got an unexpected keyword argument {min(unknown)!r}")
+        from pwl_hf.publishing import Target, push_model
+
+        data = dict(card_data or {})
+        if tags:
+            data["tags"] = [*data.get("tags", []), *tags]
+        target = Target(
+            repo_id, commit_message, commit_description, private, token, revision, create_pr, card_data=data
+        )
+        return push_model(self, target)

@@ -24,9 +24,7 @@ TOKEN = "hf_tester"
 OTHER_TOKEN = "hf_other"
 
 if "huggingface_hub" in sys.modules:
-    raise RuntimeError(
-        "huggingface_hub was imported before tests/conftest.py could set HF_ENDPOINT; load it later"
-    )
+    raise RuntimeError("huggingface_hub was imported before tests/conftest.py could set HF_ENDPOINT; load it later")
 
 _FOLDER = Path(tempfile.mkdtemp(prefix="pwl-hf-tests-"))
 _SERVER = HubServer(

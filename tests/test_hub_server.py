@@ -185,9 +185,7 @@ def test_copy_within_repo_moves_no_weights(hub, api, repo):
 def test_copy_across_repos_duplicates_content_first(hub, api, repo):
     target = f"org/{repo.split('/')[1]}"
     api.create_repo(target)
-    operation = CommitOperationCopy(
-        "model.safetensors", "a.safetensors", src_repo_id=repo, src_repo_type="model"
-    )
+    operation = CommitOperationCopy("model.safetensors", "a.safetensors", src_repo_id=repo, src_repo_type="model")
     with hub.record() as requests:
         api.create_commit(target, [operation], commit_message="copy")
     assert hub.store.files(target)["a.safetensors"] == WEIGHTS
@@ -215,9 +213,7 @@ def test_stale_parent_refused_with_412(hub, api, repo):
     head = hub.store.head(repo)
     hub.store.commit(repo, {"other.txt": b"x"})
     with pytest.raises(HfHubHTTPError, match="412"):
-        api.create_commit(
-            repo, [CommitOperationAdd("a.txt", b"a")], commit_message="late", parent_commit=head
-        )
+        api.create_commit(repo, [CommitOperationAdd("a.txt", b"a")], commit_message="late", parent_commit=head)
     assert "a.txt" not in hub.store.files(repo)
 
 
@@ -251,9 +247,7 @@ def test_snapshot_download_and_listings(hub, api, repo, tmp_path):
         list(api.list_repo_tree(repo, "no-folder"))
     [info] = api.get_paths_info(repo, ["model.safetensors", "nothing"])
     assert info.lfs.sha256 == hub.store.entries(repo)["model.safetensors"].sha256
-    sizes = {
-        sibling.rfilename: sibling.size for sibling in api.model_info(repo, files_metadata=True).siblings
-    }
+    sizes = {sibling.rfilename: sibling.size for sibling in api.model_info(repo, files_metadata=True).siblings}
     assert sizes["model.safetensors"] == len(WEIGHTS)
     assert [commit.title for commit in api.list_repo_commits(repo)] == ["first", "initial commit"]
 
@@ -315,7 +309,8 @@ def test_store_is_read_back_from_disk(tmp_path):
     store.create_repo("a/b", private=True)
     oid = store.commit("a/b", {"x.bin": WEIGHTS}, "first")
     again = Store(tmp_path)
-    assert again.head("a/b") == oid and again.get("a/b").private
+    assert again.head("a/b") == oid
+    assert again.get("a/b").private
     assert again.files("a/b") == store.files("a/b")
     assert again.commits("a/b") == store.commits("a/b")
     again.delete_repo("a/b")
@@ -341,9 +336,7 @@ def test_closed_download_resumes_by_range(hub, repo, tmp_path):
 
 
 def test_status_fault_has_headers_and_no_effect(hub, api, repo):
-    hub.faults.append(
-        Fault("status", path="/commit/", method="POST", status=503, headers={"Retry-After": "1"})
-    )
+    hub.faults.append(Fault("status", path="/commit/", method="POST", status=503, headers={"Retry-After": "1"}))
     options = {"repo_id": repo, "path_or_fileobj": b"a", "path_in_repo": "a.txt"}
     with pytest.raises(HfHubHTTPError, match="503") as caught:
         api.upload_file(**options)

@@ -17,9 +17,7 @@ def whoami(call: Call) -> Reply:
     name = call.login()
     orgs = [{"type": "org", "name": org} for org, members in call.access.orgs.items() if name in members]
     auth = {"type": "access_token", "accessToken": {"displayName": "test", "role": "write"}}
-    return Reply.json(
-        {"type": "user", "id": name, "name": name, "fullname": name, "orgs": orgs, "auth": auth}
-    )
+    return Reply.json({"type": "user", "id": name, "name": name, "fullname": name, "orgs": orgs, "auth": auth})
 
 
 @router.route("POST", "/api/validate-yaml")
@@ -39,9 +37,7 @@ def create_repo(call: Call) -> Reply:
     except HubError as error:
         repo, status = call.store.get(repo_id, repo_type), error.status
     answer = {"url": call.repo_url(repo), "name": repo_id, "id": repo_id}
-    return Reply.json(
-        answer if status == 200 else {**answer, "error": f"You already created {repo_id}"}, status
-    )
+    return Reply.json(answer if status == 200 else {**answer, "error": f"You already created {repo_id}"}, status)
 
 
 @router.route("DELETE", "/api/repos/delete")

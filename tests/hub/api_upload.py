@@ -121,10 +121,6 @@ def _edit(call: Call, repo: Repository, key: str, value: dict[str, Any]) -> Edit
         return Put(make_entry(path, call.store.blobs, sha256, lfs=False), "added")
     if key == "lfsFile":
         if value["oid"] not in repo.lfs_objects:
-            raise HubError(
-                400, f"LFS pointer of {path} points to content that was not uploaded to {repo.repo_id}"
-            )
-        return Put(
-            make_entry(path, call.store.blobs, value["oid"], lfs=True), "lfs" if "size" in value else "copied"
-        )
+            raise HubError(400, f"LFS pointer of {path} points to content that was not uploaded to {repo.repo_id}")
+        return Put(make_entry(path, call.store.blobs, value["oid"], lfs=True), "lfs" if "size" in value else "copied")
     raise HubError(400, f"unknown operation in commit: {key}")

@@ -109,9 +109,7 @@ def apply(files: Mapping[str, FileEntry], edits: Iterable[Edit]) -> dict[str, Fi
         if isinstance(edit, Put):
             result[edit.entry.path] = edit.entry
             continue
-        gone = [
-            path for path in result if path == edit.path or (edit.folder and path.startswith(edit.path + "/"))
-        ]
+        gone = [path for path in result if path == edit.path or (edit.folder and path.startswith(edit.path + "/"))]
         if edit.folder:
             gone = [path for path in gone if path != edit.path]
         if not gone:

@@ -66,9 +66,7 @@ class HubHandler(BaseHTTPRequestHandler):
                 raise HubError(fault.status, "injected fault", headers=fault.headers)
             answer, params = ROUTER.find(request.method, raw_path)
             arguments = parse_qs(request.query)
-            return answer(
-                Call(hub.store, hub.access, hub.url, request.user, params, arguments, self.headers, chunks)
-            )
+            return answer(Call(hub.store, hub.access, hub.url, request.user, params, arguments, self.headers, chunks))
         except HubError as error:
             return Reply.error(error)
         except ConnectionError:

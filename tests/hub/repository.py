@@ -5,7 +5,7 @@ import json
 import os
 import threading
 from collections.abc import Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -108,9 +108,7 @@ class Repository:
                 raise HubError(409, f"Reference already exists: {name}")
             if oid is None and name not in self.refs:
                 raise revision_not_found(name)
-            refs = (
-                {**self.refs, name: oid} if oid else {key: self.refs[key] for key in self.refs if key != name}
-            )
+            refs = {**self.refs, name: oid} if oid else {key: self.refs[key] for key in self.refs if key != name}
             self.update(refs=refs)
 
     def pull_requests(self) -> list[str]:
@@ -133,7 +131,7 @@ class Repository:
         edits: Sequence[Edit],
         files: dict[str, FileEntry],
     ) -> Commit:
-        date = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        date = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
         seed = (self.repo_type, self.repo_id, parent, title, date, len(self.commits), sorted(files))
         oid = hashlib.sha1(repr(seed).encode()).hexdigest()
         commit = Commit(oid, parent, title, description, author, date, summarize(edits), files)

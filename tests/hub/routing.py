@@ -126,9 +126,7 @@ class Router:
     """The functions that answer, by method and path."""
 
     def __init__(self, *parts: "Router") -> None:
-        self._routes: list[tuple[str, re.Pattern[str], Answer]] = [
-            route for part in parts for route in part._routes
-        ]
+        self._routes: list[tuple[str, re.Pattern[str], Answer]] = [route for part in parts for route in part._routes]
 
     def route(self, method: str, template: str) -> Callable[[Answer], Answer]:
         """Register a function for paths like ``/api/{kind}/{repo}/tree/{rev}`` (its parts: `_PARTS`)."""

@@ -52,9 +52,7 @@ class HubServer:
         ...     assert [request.method for request in requests] == ["HEAD", "GET"]
     """
 
-    def __init__(
-        self, root: Path, users: Mapping[str, str], orgs: Mapping[str, Collection[str]] | None = None
-    ) -> None:
+    def __init__(self, root: Path, users: Mapping[str, str], orgs: Mapping[str, Collection[str]] | None = None) -> None:
         self.store = Store(root)
         self.access = Access(users, orgs or {})
         self.log = RequestLog()

@@ -123,6 +123,4 @@ class Store:
 
     def files(self, repo_id: str, revision: str = "main") -> dict[str, bytes]:
         """The files at a revision with their content, `.gitattributes` included."""
-        return {
-            path: self.blobs.read(entry.sha256) for path, entry in self.entries(repo_id, revision).items()
-        }
+        return {path: self.blobs.read(entry.sha256) for path, entry in self.entries(repo_id, revision).items()}

@@ -1,0 +1,35 @@
+"""Files that come into place whole: written beside it and moved into it (pure Python)."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def write_text(target: Path, text: str) -> None:
+    """Write a text file beside its place and move it into it."""
+    with beside(target) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copy a file beside its place and move it into it; nothing to do if it is that file."""
+    if target.exists() and source.samefile(target):
+        return
+    with beside(target) as temporary:
+        shutil.copyfile(source, temporary)
+
+
+@contextmanager
+def beside(target: Path) -> Iterator[Path]:
+    """A path next to `target` that takes its place when all went well, and is removed when not."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
