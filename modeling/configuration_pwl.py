@@ -75,7 +75,15 @@ class PWLConfig(PreTrainedConfig):
             if isinstance(value, dict) and value.get("model_type") in OWN_CONFIGS:
                 setattr(self, key, OWN_CONFIGS[value["model_type"]](**value))
         labels_given = self.id2label is not None or kwargs.get("num_labels") is not None
+        chosen = {
+            key: value._attn_implementation
+            for key in _NETWORKS
+            if kwargs.get("attn_implementation") is None and isinstance(value := getattr(self, key), PreTrainedConfig)
+        }
         super().__post_init__(**kwargs)
+        # transformers hands its own choice, none yet, down to configs that may belong to models already.
+        for key, attn_implementation in chosen.items():
+            getattr(self, key)._attn_implementation = attn_implementation
         if not labels_given:
             self.id2label = dict(self.teacher_config.id2label)
             self.label2id = dict(self.teacher_config.label2id)

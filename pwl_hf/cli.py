@@ -1,0 +1,170 @@
+"""The command line, `pwl-hf`. Each command imports what it needs when it runs, so `--help` is quick."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    name="pwl-hf",
+    help="Progressive Weight Loading: models that answer after their first shard and grow into their teacher.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+Repo = Annotated[str, typer.Argument(metavar="REPO", help="A folder or a Hub id.")]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit.")]
+Subfolder = Annotated[str, typer.Option(help="Where in the repository the model lies.")]
+Token = Annotated[str | None, typer.Option(help="A Hub token; the stored one by default.", show_default=False)]
+Private = Annotated[bool | None, typer.Option("--private/--public", help="For a new repository.")]
+Message = Annotated[str, typer.Option("--commit-message", "-m", help="The commit's title.")]
+CreatePR = Annotated[bool, typer.Option("--create-pr", help="Open a pull request.")]
+License = Annotated[str | None, typer.Option(help="The licence for the model card; the teacher's by default.")]
+
+
+@app.command()
+def info(repo: Repo, revision: Revision = None, subfolder: Subfolder = "", token: Token = None) -> None:
+    """Show the stages of a repository: what each adds, and what was measured at it."""
+    from pwl_hf.console import stage_table
+    from pwl_hf.modeling.repository import Repository
+
+    opened = Repository.open(repo, revision=revision, subfolder=subfolder, token=token)
+    manifest = opened.manifest()
+    typer.echo(f"{opened}: {manifest.num_stages} blocks, {manifest.dtype}, fingerprint {manifest.fingerprint[:16]}")
+    stage_table(manifest)
+
+
+@app.command()
+def convert(
+    teacher: Annotated[str, typer.Argument(help="The teacher: a folder or a Hub id.")],
+    student: Annotated[str, typer.Argument(help="The student: a folder or a Hub id, of the teacher's family.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write.")],
+    num_stages: Annotated[int, typer.Option(min=1, help="The number of blocks.")] = 4,
+    images: Annotated[
+        Path | None,
+        typer.Option(help="A folder of images to fit the converters to, if both networks are trained.", exists=True),
+    ] = None,
+    max_images: Annotated[int, typer.Option(min=1, help="How many of them.")] = 256,
+    dtype: Annotated[str | None, typer.Option(help="The dtype to save; needed if the networks' differ.")] = None,
+    push_to_hub: Annotated[str | None, typer.Option(metavar="REPO", help="Publish it as well.")] = None,
+    private: Private = None,
+    license: License = None,
+    token: Token = None,
+) -> None:
+    """Join a teacher and a student into a PWL repository."""
+    from pwl_hf.conversion import convert_pair
+
+    convert_pair(
+        teacher,
+        student,
+        output,
+        num_stages=num_stages,
+        images=images,
+        max_images=max_images,
+        dtype=dtype,
+        token=token,
+        license=license,
+    )
+    typer.echo(f"saved {output}")
+    if push_to_hub is not None:
+        _push(output, push_to_hub, "Upload PWL model", private, None, False, license, token)
+
+
+@app.command()
+def push(
+    directory: Annotated[Path, typer.Argument(help="A saved PWL repository.", exists=True, file_okay=False)],
+    repo: Annotated[str, typer.Argument(metavar="REPO", help="The Hub id.")],
+    commit_message: Message = "Upload PWL model",
+    private: Private = None,
+    revision: Revision = None,
+    create_pr: CreatePR = False,
+    license: License = None,
+    token: Token = None,
+) -> None:
+    """Publish a saved repository in one commit, after checking every file."""
+    _push(directory, repo, commit_message, private, revision, create_pr, license, token)
+
+
+@app.command()
+def download(
+    repo: Annotated[str, typer.Argument(metavar="REPO", help="The Hub id.")],
+    stage: Annotated[str, typer.Option(help="The last stage to fetch, or 'teacher'.")] = "0",
+    revision: Revision = None,
+    subfolder: Subfolder = "",
+    local_dir: Annotated[
+        Path | None, typer.Option(help="A folder to put the files into, rather than the cache alone.")
+    ] = None,
+    token: Token = None,
+) -> None:
+    """Fetch and check the files of stages 0 to STAGE, for images and containers; imports no torch."""
+    from pwl_hf.downloading import download_stages
+
+    wanted = stage if stage == "teacher" else _whole_number(stage)
+    place, size, count = download_stages(
+        repo, wanted, revision=revision, subfolder=subfolder, token=token, local_dir=local_dir
+    )
+    from pwl_hf.model_card import human_bytes
+
+    typer.echo(f"{count} weight file(s), {human_bytes(size)}, checked: {place}")
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write.")] = Path("digits-pwl"),
+    seed: Annotated[int, typer.Option(help="The seed of everything.")] = 0,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars.")] = False,
+) -> None:
+    """Train a tiny teacher and student on handwritten digits, and watch the model grow."""
+    from pwl_hf.demo import run_demo
+
+    run_demo(output, seed=seed, quiet=quiet)
+
+
+def _push(
+    directory: Path,
+    repo: str,
+    commit_message: str,
+    private: bool | None,
+    revision: str | None,
+    create_pr: bool,
+    license: str | None,
+    token: str | None,
+) -> None:
+    from pwl_hf.publishing import Target, push_folder
+
+    card_data = {"license": license} if license else None
+    target = Target(
+        repo, commit_message, private=private, token=token, revision=revision, create_pr=create_pr, card_data=card_data
+    )
+    commit = push_folder(directory, target)
+    typer.echo(commit.pr_url or str(commit))
+
+
+def _whole_number(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is neither a whole number nor 'teacher'", param_hint="--stage") from None
+
+
+def main() -> None:
+    """Run the command line; errors of ours and of the Hub end it with one line and status 1."""
+    try:
+        app()
+    except Exception as error:
+        from huggingface_hub.errors import HfHubHTTPError, StrictDataclassError
+
+        from pwl_hf.modeling.errors import PWLError
+
+        if isinstance(error, PWLError | HfHubHTTPError | StrictDataclassError | OSError | ValueError):
+            typer.echo(f"pwl-hf: {error}", err=True)
+            sys.exit(1)
+        raise
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""Making a repository out of two checkpoints that exist."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from PIL import Image
+from transformers import AutoImageProcessor, BaseImageProcessor
+
+from pwl_hf.model import PWLForImageClassification
+from pwl_hf.model_card import write_card
+
+if TYPE_CHECKING:
+    from transformers import BatchFeature
+
+_IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+
+
+def convert_pair(
+    teacher: str,
+    student: str,
+    output: str | Path,
+    *,
+    num_stages: int = 4,
+    images: str | Path | None = None,
+    max_images: int = 256,
+    batch_size: int = 16,
+    dtype: str | None = None,
+    license: str | None = None,
+    token: str | bool | None = None,
+) -> PWLForImageClassification:
+    """Join a teacher and a student, and save them as a PWL repository with the teacher's image processor.
+
+    Without images the converters are random, and the stages between student and teacher have still to be
+    trained. With images, they are fitted in closed form, which is right for two trained networks, and
+    BatchNorm statistics are re-estimated for every stage.
+
+    Args:
+        teacher: A folder or a Hub id.
+        student: The same, of the teacher's family.
+        output: The folder to write.
+        num_stages: The number of blocks.
+        images: A folder of images, searched in depth.
+        max_images: How many of them to use.
+        batch_size: Images a batch.
+        dtype: The dtype to save; needed if the networks' differ.
+        license: The licence for the model card; the teacher's by default.
+        token: As in huggingface_hub.
+
+    Returns:
+        The model, fully resident.
+
+    Raises:
+        huggingface_hub.errors.StrictDataclassError: If the two cannot be joined, with the reason.
+        ValueError: If `images` holds no images, or the teacher has no image processor to read them with.
+    """
+    model = PWLForImageClassification.from_teacher_student(
+        teacher, student, num_stages=num_stages, dtype=dtype, token=token
+    )
+    model.eval()
+    processor = _processor(teacher, token)
+    if images is not None:
+        if processor is None:
+            raise ValueError(f"{teacher} has no image processor, so images cannot be read for it: leave images out")
+        batches = list(_batches(Path(images), processor, max_images, batch_size))
+        model.fit_converters(batches)
+        for stage in range(1, num_stages):
+            model.estimate_statistics(batches, "T" * stage + "S" * (num_stages - stage))
+    model.save_pretrained(output)
+    if processor is not None:
+        for folder in (Path(output), Path(output, "teacher")):
+            processor.save_pretrained(folder)
+    write_card(output, card_data={"license": license} if license else None, token=token)
+    return model
+
+
+def _processor(teacher: str, token: str | bool | None) -> BaseImageProcessor | None:
+    try:
+        return AutoImageProcessor.from_pretrained(teacher, token=token)
+    except (OSError, ValueError):
+        return None
+
+
+def _batches(folder: Path, processor: BaseImageProcessor, limit: int, batch_size: int) -> Iterator[torch.Tensor]:
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _IMAGE_SUFFIXES)[:limit]
+    if not paths:
+        raise ValueError(f"{folder} holds no images ({', '.join(_IMAGE_SUFFIXES)})")
+    for start in range(0, len(paths), batch_size):
+        opened = [Image.open(path).convert("RGB") for path in paths[start : start + batch_size]]
+        inputs: BatchFeature = processor(opened, return_tensors="pt")
+        yield inputs["pixel_values"]

@@ -1,0 +1,150 @@
+"""The command line, as a user runs it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModelForImageClassification, ViTImageProcessorPil
+
+from pwl_hf import PWLForImageClassification
+from pwl_hf.cli import main
+from tests.tiny import tiny_images, tiny_model, tiny_pair
+
+COMMANDS = ["info", "convert", "push", "download", "demo"]
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    def run(*arguments) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["pwl-hf", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        captured = capsys.readouterr()
+        return ended.value.code or 0, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def folder(tmp_path):
+    tiny_model("vit").save_pretrained(tmp_path / "saved")
+    return tmp_path / "saved"
+
+
+@pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)])
+def test_help_imports_neither_torch_nor_transformers(command):
+    code = (
+        "import sys; sys.argv[0] = 'pwl-hf'; from pwl_hf.cli import app\n"
+        "try: app()\nexcept SystemExit: pass\n"
+        "heavy = {'torch', 'transformers', 'huggingface_hub'} & set(sys.modules); print('HEAVY', heavy)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *command, "--help"], capture_output=True, text=True, check=True)
+    assert "Usage" in done.stdout
+    assert "HEAVY set()" in done.stdout
+
+
+def test_info_shows_every_stage(run, folder):
+    code, out, _ = run("info", folder)
+    assert code == 0
+    for sources in ("SSSS", "TSSS", "TTSS", "TTTS", "TTTT"):
+        assert sources in out
+
+
+def test_info_of_what_is_no_repository_ends_with_one_line(run, tmp_path):
+    code, _, err = run("info", tmp_path)
+    assert code == 1
+    assert "pwl_index.json" in err
+    assert "Traceback" not in err
+
+
+def test_push_then_info_then_download_by_stage(run, hub, repo_id, folder, tmp_path):
+    code, out, _ = run("push", folder, repo_id, "--private", "-m", "First")
+    assert code == 0
+    assert repo_id in out
+    assert hub.store.commits(repo_id)[0].title == "First"
+    assert run("info", repo_id)[0] == 0
+    code, out, _ = run("download", repo_id, "--stage", "1", "--local-dir", tmp_path / "here")
+    assert code == 0
+    assert "3 weight file(s)" in out
+    images = tiny_images("vit")
+    model = PWLForImageClassification.from_pretrained(tmp_path / "here", stage=1)
+    assert torch.equal(model(images).logits, tiny_model("vit")(images, sources="TSSS").logits)
+    assert not (tmp_path / "here" / "teacher" / "model-00002-of-00004.safetensors").exists()
+
+
+def test_download_imports_no_torch(hub, repo_id, fresh_env):
+    tiny_model("vit").push_to_hub(repo_id)
+    code = (
+        f"import sys; sys.argv = ['pwl-hf', 'download', {repo_id!r}, '--stage', 'teacher']\n"
+        "from pwl_hf.cli import app\n"
+        "try: app()\nexcept SystemExit as ended: print('CODE', ended.code)\n"
+        "print('TORCH', 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=fresh_env, capture_output=True, text=True, check=True)
+    assert "CODE 0" in done.stdout
+    assert "TORCH False" in done.stdout
+
+
+@pytest.mark.parametrize(("stage", "message"), [("9", "0 to 4"), ("soon", "whole number")])
+def test_download_of_a_stage_that_does_not_exist_fails(run, hub, repo_id, stage, message):
+    tiny_model("vit").push_to_hub(repo_id)
+    code, _, err = run("download", repo_id, "--stage", stage)
+    assert code != 0
+    assert message in err
+
+
+@pytest.fixture
+def checkpoints(tmp_path):
+    torch.manual_seed(0)
+    for name, config in zip(("teacher", "student"), tiny_pair("vit"), strict=True):
+        AutoModelForImageClassification.from_config(config).save_pretrained(tmp_path / name)
+    ViTImageProcessorPil(size={"height": 16, "width": 16}).save_pretrained(tmp_path / "teacher")
+    for i in range(6):
+        (tmp_path / "images").mkdir(exist_ok=True)
+        pixels = torch.randint(0, 256, (20, 20, 3), generator=torch.Generator().manual_seed(i), dtype=torch.uint8)
+        Image.fromarray(pixels.numpy()).save(tmp_path / "images" / f"{i}.png")
+    return tmp_path
+
+
+def test_convert_makes_a_repository_with_processor_and_card(run, checkpoints):
+    output = checkpoints / "pwl"
+    code, out, err = run("convert", checkpoints / "teacher", checkpoints / "student", "--num-stages", 2, "-o", output)
+    assert code == 0, err
+    assert str(output) in out.replace("\n", "")
+    images = tiny_images("vit")
+    model = PWLForImageClassification.from_pretrained(output, stage="teacher")
+    teacher = AutoModelForImageClassification.from_pretrained(checkpoints / "teacher")
+    assert torch.equal(model(images).logits, teacher(images).logits)
+    for name in ("README.md", "preprocessor_config.json", "teacher/preprocessor_config.json"):
+        assert (output / name).is_file()
+
+
+def test_convert_with_images_fits_the_converters(run, checkpoints, hub, repo_id):
+    arguments = ["convert", checkpoints / "teacher", checkpoints / "student", "--num-stages", 2]
+    images = ["--images", checkpoints / "images"]
+    code, _, err = run(*arguments, "-o", checkpoints / "fitted", *images, "--push-to-hub", repo_id)
+    assert code == 0, err
+    fitted = PWLForImageClassification.from_pretrained(repo_id, keep_all=True)
+    # The student's features are reached better than by any constant: the fit saw both networks.
+    processor = AutoImageProcessor.from_pretrained(checkpoints / "fitted")
+    opened = [Image.open(path) for path in sorted((checkpoints / "images").glob("*.png"))]
+    pixels = processor(opened, return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        of_teacher = fitted(pixels, sources="TT", output_hidden_states=True).hidden_states[0]
+        of_student = fitted(pixels, sources="SS", output_hidden_states=True).hidden_states[0]
+        error = (fitted.encoders["1"](of_teacher) - of_student).square().mean()
+        constant = (of_student - of_student.mean((0, 1))).square().mean()
+    assert error < 0.8 * constant
+
+
+def test_convert_of_two_families_says_why_not(run, checkpoints, tmp_path):
+    torch.manual_seed(0)
+    AutoModelForImageClassification.from_config(tiny_pair("convnext")[1]).save_pretrained(tmp_path / "other")
+    code, _, err = run("convert", checkpoints / "teacher", tmp_path / "other", "-o", tmp_path / "out")
+    assert code == 1
+    assert "one family" in err
+    assert not (tmp_path / "out").exists()
