@@ -147,7 +147,8 @@ class Blueprint:
     def release(self, network: PreTrainedModel, block: int) -> None:
         """Take a block out of the network; whoever still holds its modules keeps them."""
         for path in self.paths(block):
-            _replace(network, path, Vacant(self.role, block, path))
+            mode = network.get_submodule(path).training
+            _replace(network, path, Vacant(self.role, block, path).train(mode))
 
     def _paths_of(self, block: int) -> tuple[str, ...]:
         first, last = block == 1, block == len(self.cuts)

@@ -78,8 +78,8 @@ def build_route(
         networks: The networks that the mask needs.
         converters: The converters that the mask needs.
         statistics: BatchNorm statistics of the blocks behind the first converter, if they have their own.
-        training: Whether the student trains. A mixed path without statistics then gets copies of its own,
-            so that its passes leave the networks' running statistics alone.
+        training: Whether the student trains. What of a mixed path has no statistics of the mask's then gets
+            copies of its own, so that its passes leave the networks' running statistics alone.
         estimate: Build the path that estimates `statistics` (see `batchnorm.twin`).
     """
 
@@ -89,12 +89,12 @@ def build_route(
 
         def get(path: str) -> nn.Module:
             module = network.get_submodule(path)
-            if block not in sources.converted_blocks:
-                return module
             name = f"{role}.{path}"
-            if statistics is not None:
+            if statistics is not None and block in sources.converted_blocks:
                 return twin(module, name, statistics, estimate=estimate)
-            return twin(module, name, own_statistics(module, name)) if training else module
+            if training and sources.is_mixed:
+                return twin(module, name, own_statistics(module, name))
+            return module
 
         return get
 

@@ -200,7 +200,9 @@ class PWLPreTrainedModel(PreTrainedModel):
                     f"{piece} was changed since it was loaded and would be lost on leaving sources "
                     f"{self.sources!r}: save the model first and load it again, or load it with keep_all=True"
                 )
-        # 2. New modules beside the model.
+        # 2. New modules beside the model. What they follow is read first: afterwards it may be gone.
+        for of_teacher in (True, False):
+            self._requires_grad(of_teacher)
         made = {piece: self._make(piece, device, dtype) for piece in missing}
         for mask in masks:
             if mask.mask not in self._statistics and (found := store.statistics(mask)) is not None:
@@ -353,6 +355,12 @@ class PWLPreTrainedModel(PreTrainedModel):
         for name, child in self.named_children():
             child.train(mode and name != "teacher")
         self._reroute()
+        return self
+
+    def requires_grad_(self, requires_grad: bool = True) -> PWLPreTrainedModel:
+        """Let the student and the converters require gradients, or not; the teacher never does."""
+        for name, child in self.named_children():
+            child.requires_grad_(requires_grad and name != "teacher")
         return self
 
     def set_attn_implementation(self, attn_implementation: str | dict, *args: object, **kwargs: object) -> None:
