@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
 
 from .errors import RepositoryError
@@ -124,18 +125,19 @@ def read_config(
         RepositoryError: If `config.json` is not a PWL config.
         TypeError: If an override is not an attribute of the config.
     """
+    path = repository.fetch("config.json")
     try:
-        data = json.loads(repository.fetch("config.json").read_bytes())
-    except ValueError as error:
+        data = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
         raise RepositoryError(f"{repository}: config.json is not JSON: {error}") from error
     if not isinstance(data, dict) or data.get("model_type") != config_class.model_type:
         found = data.get("model_type") if isinstance(data, dict) else data
         raise RepositoryError(
-            f"{repository}: config.json has model_type {found!r}, expected {config_class.model_type!r}"
+            f"{repository}: config.json has model_type {found!r:.100}, expected {config_class.model_type!r}"
         )
     try:
         config, unused = config_class.from_dict(data, return_unused_kwargs=True, **overrides)
-    except (TypeError, ValueError, AttributeError, KeyError) as error:
+    except (TypeError, ValueError, AttributeError, KeyError, StrictDataclassError) as error:
         raise RepositoryError(f"{repository}: config.json is not a valid config: {error}") from error
     if unused:
         raise TypeError(f"from_pretrained got an unexpected keyword argument {next(iter(unused))!r}")

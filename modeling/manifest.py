@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
@@ -189,7 +190,11 @@ class Manifest:
         return Manifest(self.dtype, stages, self.other_files, self.format_version, self.min_reader)
 
     def to_json(self) -> str:
-        """The text of `pwl_index.json`."""
+        """The text of `pwl_index.json`.
+
+        Raises:
+            ValueError: If a metric is not a finite number.
+        """
         return (
             json.dumps(
                 {
@@ -201,6 +206,7 @@ class Manifest:
                     "other_files": [asdict(entry) for entry in self.other_files],
                 },
                 indent=2,
+                allow_nan=False,
             )
             + "\n"
         )
@@ -306,9 +312,16 @@ def _entry(data: Any, where: str) -> FileEntry:
 def _metric(data: Any, where: str) -> Metric:
     data = _typed(data, dict, where)
     value = data.get("value")
+    value = _typed(value, int if isinstance(value, int) else float, f"{where}.value")
+    try:
+        value = float(value)
+    except OverflowError:
+        value = math.inf
+    if not math.isfinite(value):
+        raise RepositoryError(f"{MANIFEST_FILE}: {where}.value must be a finite number, got {value}")
     return Metric(
         name=_typed(data.get("name"), str, f"{where}.name"),
-        value=float(_typed(value, int if isinstance(value, int) else float, f"{where}.value")),
+        value=value,
         dataset=_typed(data.get("dataset"), str, f"{where}.dataset"),
         split=_typed(data.get("split"), str, f"{where}.split"),
         n=_typed(data.get("n"), int, f"{where}.n"),

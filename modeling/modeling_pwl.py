@@ -5,6 +5,7 @@ Notation: N blocks; stage k takes blocks 1..k from the teacher. B images of C ch
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Iterable
 from typing import Any
@@ -183,6 +184,9 @@ class PWLForImageClassification(PWLPreTrainedModel):
             config = read_config(repository, cls.config_class, overrides)
         elif overrides:
             raise TypeError(f"from_pretrained got an unexpected keyword argument {next(iter(overrides))!r}")
+        else:
+            # The caller's own object stays as it is.
+            config = copy.deepcopy(config)
         if config.fingerprint is not None and config.fingerprint != manifest.fingerprint:
             raise RepositoryError(
                 f"{repository}: config.json is of fingerprint {config.fingerprint}, pwl_index.json of "

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import hf_hub_download, resolve_revision, try_to_load_from_cache
-from huggingface_hub.errors import EntryNotFoundError
+from huggingface_hub import hf_hub_download, is_offline_mode, resolve_revision, try_to_load_from_cache
+from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
 
 from .errors import RepositoryError
 from .manifest import MANIFEST_FILE, FileEntry, Manifest
@@ -56,17 +56,22 @@ class Repository:
             options: The other fields.
 
         Raises:
+            RepositoryError: If the name is neither a folder nor a possible Hub id.
             huggingface_hub.errors.HfHubHTTPError: If the repository or revision cannot be had.
         """
         if os.path.isdir(name):
-            return cls(os.fspath(name), token=token, **options)
-        resolved = resolve_revision(
-            os.fspath(name),
-            revision=revision,
-            token=token,
-            cache_dir=options.get("cache_dir"),
-            local_files_only=options.get("local_files_only", False),
-        )
+            # Later stages are read from there too, also after a change of the working directory.
+            return cls(os.path.abspath(name), token=token, **options)
+        try:
+            resolved = resolve_revision(
+                os.fspath(name),
+                revision=revision,
+                token=token,
+                cache_dir=options.get("cache_dir"),
+                local_files_only=options.get("local_files_only", False),
+            )
+        except HFValidationError as error:
+            raise RepositoryError(f"{os.fspath(name)!r} is neither a folder nor a Hub id: {error}") from error
         return cls(os.fspath(name), commit=resolved.resolved, token=token, **options)
 
     def __str__(self) -> str:
@@ -76,11 +81,16 @@ class Repository:
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"token": None}
 
-    def fetch(self, path: str) -> Path:
-        """The local path of a file, downloaded if it is not in the cache.
+    def __deepcopy__(self, memo: dict[int, Any]) -> Repository:
+        # It never changes, and a copy of a model needs the token for its later stages.
+        return self
+
+    def fetch(self, path: str, *, anew: bool = False) -> Path:
+        """The local path of a file, downloaded if it is not in the cache, or in any case if `anew`.
 
         Raises:
             RepositoryError: If the repository has no such file.
+            huggingface_hub.errors.LocalEntryNotFoundError: If it is not in the cache and the Hub is out of reach.
         """
         if self.commit is None:
             local = Path(self.name, self.subfolder, path)
@@ -97,9 +107,13 @@ class Repository:
                     token=self.token,
                     cache_dir=self.cache_dir,
                     local_files_only=self.local_files_only,
-                    force_download=self.force_download,
+                    force_download=self.force_download or anew,
                 )
             )
+        except LocalEntryNotFoundError as error:
+            raise LocalEntryNotFoundError(
+                f"{self}: {path!r} is not in the local cache, and the Hub is out of reach or not to be asked: {error}"
+            ) from error
         except EntryNotFoundError as error:
             raise RepositoryError(f"{self} has no file {path!r}") from error
 
@@ -132,8 +146,11 @@ class Repository:
         except RepositoryError as error:
             raise RepositoryError(f"{self}: {error}") from error
 
-    def fetch_verified(self, entries: Iterable[FileEntry]) -> dict[str, Path]:
+    def fetch_verified(self, entries: Collection[FileEntry]) -> dict[str, Path]:
         """Fetch weight files and compare each with its size and sha256.
+
+        huggingface_hub keeps a file that was damaged on the way in its cache for ever; such a file is
+        downloaded once more.
 
         Returns:
             Path in the repository -> local path.
@@ -143,7 +160,13 @@ class Repository:
         """
         local = {entry.path: self.fetch(entry.path) for entry in entries}
         for entry in entries:
-            check_file(local[entry.path], entry, str(self))
+            try:
+                check_file(local[entry.path], entry, str(self))
+            except RepositoryError:
+                if self.commit is None or self.local_files_only or is_offline_mode():
+                    raise
+                local[entry.path] = self.fetch(entry.path, anew=True)
+                check_file(local[entry.path], entry, str(self))
         return local
 
 

@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import save_file
+from transformers.utils import logging
 
 from .configuration_pwl import PWLConfig
 from .errors import RepositoryError
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
     from .staged_model import PWLPreTrainedModel
 
 PROCESSOR_FILE = "preprocessor_config.json"
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -86,8 +90,7 @@ def save_repository(
     for planned in plan_files(model, state_dict):
         target = root / planned.path
         if planned.entry is not None and store is not None:
-            source = store.repository.fetch_verified([planned.entry])[planned.path]
-            copy_file(source, target)
+            copy_file(store.local(planned.path), target)
             entries.append(planned.entry)
         elif planned.tensors is not None:
             entries.append(write_tensors(target, planned.path, planned.tensors(), planned.parameters))
@@ -131,6 +134,9 @@ def text_files(model: PWLPreTrainedModel, manifest: Manifest) -> dict[str, str]:
         try:
             texts[PROCESSOR_FILE] = model._store.repository.fetch(PROCESSOR_FILE).read_text(encoding="utf-8")
             texts[f"teacher/{PROCESSOR_FILE}"] = texts[PROCESSOR_FILE]
+        except LocalEntryNotFoundError as error:
+            # Whether it has one cannot be known now; that must not keep the weights from being saved.
+            logger.warning("saved without %s: %s", PROCESSOR_FILE, error)
         except RepositoryError:
             pass  # It has none, and neither will the new one.
     for source in sorted(Path(__file__).parent.glob("*.py")):
@@ -196,14 +202,30 @@ class _Planner:
     def _plan_pieces(self, path: str, pieces: list[Piece]) -> PlannedFile:
         parameters = sum(self._count(piece) for piece in pieces)
         entry = None if self.state_dict else self._same_dtype_entry(path)
-        if entry is not None and all(self.model._is_unchanged(piece) for piece in pieces if piece in self.resident):
+        if entry is not None and self._is_unchanged(pieces):
             return PlannedFile(path, parameters, entry, None)
         return PlannedFile(path, parameters, None, lambda: self._gather(pieces))
+
+    def _is_unchanged(self, pieces: list[Piece]) -> bool:
+        resident = [piece for piece in pieces if piece in self.resident]
+        try:
+            return all(self.model._is_unchanged(piece) for piece in resident)
+        except (RepositoryError, OSError):
+            # The source is gone or was written over; what is in memory needs no source.
+            if len(resident) < len(pieces):
+                raise
+            return False
 
     def _plan_statistics(self, mask: Sources) -> PlannedFile:
         path, own = statistics_file(mask), self.model.statistics.get(mask.mask)
         entry = self._same_dtype_entry(path)
-        stored = self.store.statistics(mask) if self.store is not None and (own is not None or entry is None) else None
+        stored = None
+        if self.store is not None and (own is not None or entry is None):
+            try:
+                stored = self.store.statistics(mask)
+            except (RepositoryError, OSError):
+                if own is None:
+                    raise
         same = own is None or (stored is not None and all(torch.equal(t.cpu(), stored[n]) for n, t in own.items()))
         if entry is not None and same:
             return PlannedFile(path, 0, entry, None)

@@ -19,6 +19,7 @@ _CODES = {"float16": "F16", "bfloat16": "BF16", "float32": "F32", "float64": "F6
 STUDENT_PREFIX = "student."
 
 Tensors = dict[str, torch.Tensor]
+Stamp = tuple[int, int, int]
 
 
 class WeightStore:
@@ -50,7 +51,8 @@ class WeightStore:
         self.ignore_mismatched_heads = ignore_mismatched_heads
         self._blueprints = blueprints
         self.mismatched: set[tuple[str, tuple[int, ...], tuple[int, ...]]] = set()
-        self._checked: dict[str, Path] = {}
+        # Path in the repository -> its local path, and what the file system said when it was checked.
+        self._checked: dict[str, tuple[Path, Stamp]] = {}
         num_stages = len(blueprints["student"].cuts)
         if manifest.num_stages != num_stages:
             raise RepositoryError(
@@ -74,7 +76,7 @@ class WeightStore:
         Raises:
             RepositoryError: If a file is not listed, not the manifest's, or holds other tensors than it must.
         """
-        wanted = [path for path in paths if path not in self._checked]
+        wanted = [path for path in paths if not self._is_checked(path)]
         entries = []
         for path in wanted:
             entry = self.manifest.get(path)
@@ -82,9 +84,15 @@ class WeightStore:
                 raise RepositoryError(f"{self.repository}: pwl_index.json does not list {path!r}")
             entries.append(entry)
         found = self.repository.fetch_verified(entries)
+        stamps = {path: _stamp(local) for path, local in found.items()}
         for path in wanted:
             self._check_tensors(path, found[path])
-        self._checked |= found
+        self._checked |= {path: (local, stamps[path]) for path, local in found.items()}
+
+    def local(self, path: str) -> Path:
+        """The local path of a file that was fetched and checked."""
+        self.prepare([path])
+        return self._checked[path][0]
 
     def piece(self, piece: Piece) -> Tensors:
         """The tensors of a block, by in-memory name, or a converter's `weight` and `bias`."""
@@ -104,8 +112,15 @@ class WeightStore:
         self.prepare([path])
         return self._read(path, {name: on_disk for on_disk, name in self._statistics_names(sources).items()})
 
+    def _is_checked(self, path: str) -> bool:
+        # A folder may be written to by others in the meantime.
+        if path not in self._checked:
+            return False
+        local, stamp = self._checked[path]
+        return local.is_file() and _stamp(local) == stamp
+
     def _read(self, path: str, names: Mapping[str, str]) -> Tensors:
-        with safe_open(self._checked[path], framework="pt", device="cpu") as file:
+        with safe_open(self._checked[path][0], framework="pt", device="cpu") as file:
             stored = set(file.keys()) if self.ignore_mismatched_heads else None
             tensors = {
                 name: file.get_tensor(on_disk) for name, on_disk in names.items() if stored is None or on_disk in stored
@@ -186,6 +201,11 @@ class WeightStore:
         heads = tuple(f"{p}." for p in plan.family.head_paths(plan.config) if p.startswith("classifier"))
         specs = plan.specs(num_stages).items()
         return {prefix + spec.checkpoint_name for name, spec in specs if name.startswith(heads)}
+
+
+def _stamp(local: Path) -> Stamp:
+    found = local.stat()
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def statistics_names(sources: Sources, blueprints: Mapping[Role, Blueprint]) -> dict[str, str]:
