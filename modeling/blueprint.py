@@ -40,7 +40,18 @@ class Vacant(nn.Module):
         Raises:
             StageError: Always.
         """
-        raise StageError(
+        raise StageError(self._absence())
+
+    def __getattr__(self, name: str) -> object:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name.startswith("_") or "role" not in self.__dict__:
+                raise
+            raise AttributeError(f"{self._absence()} (its {name!r} was asked for)") from None
+
+    def _absence(self) -> str:
+        return (
             f"block {self.block} of the {self.role} is not resident: call the PWL model, or load it with keep_all=True"
         )
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForImageClassification
+from transformers import AutoModelForImageClassification
 
 from pwl_hf import PWLForImageClassification, Sources, StageError
 from tests.tiny import FAMILIES, WITH_BATCH_NORM, tiny_config, tiny_images, tiny_model
@@ -108,7 +108,7 @@ def test_train_mode_is_followed_by_the_student_and_never_by_the_teacher(load: Lo
         model.set_stage(stage)
         assert not any(m.training for m in model.teacher.modules())
         assert model.encoders[str(stage)].training
-        resident = [m for m in model.student.modules() if not type(m).__name__ == "Vacant"]
+        resident = [m for m in model.student.modules() if type(m).__name__ != "Vacant"]
         assert all(m.training for m in resident)
     model.eval().set_stage(1)
     assert not any(m.training for m in model.modules())
@@ -164,8 +164,8 @@ def gradients(model: PWLForImageClassification, images: torch.Tensor) -> tuple[t
 def test_gradient_checkpointing_is_followed_and_changes_no_loss_and_no_gradient(load: Load, model_type: str) -> None:
     images = tiny_images(model_type)
     plain, checkpointing = load(model_type).train(), load(model_type).train()
-    checkpointing.gradient_checkpointing_enable()
-    assert checkpointing.is_gradient_checkpointing
+    checkpointing.activation_checkpointing_enable()
+    assert checkpointing.is_activation_checkpointing
     for stage in (0, 2, 3, 1, 0):
         plain.set_stage(stage)
         checkpointing.set_stage(stage)
@@ -180,14 +180,21 @@ def test_gradient_checkpointing_is_followed_and_changes_no_loss_and_no_gradient(
         assert grads.keys() == grads_again.keys()
         assert grads
         assert all(torch.equal(grads[name], grads_again[name]) for name in grads)
-    checkpointing.gradient_checkpointing_disable()
+    checkpointing.activation_checkpointing_disable()
     checkpointing.set_stage(2)
     assert not any(getattr(m, "gradient_checkpointing", False) for m in checkpointing.student.modules())
 
 
+def test_the_older_name_of_checkpointing_works_too(load: Load) -> None:
+    model = load("vit")
+    with pytest.warns(FutureWarning, match="activation_checkpointing_enable"):
+        model.gradient_checkpointing_enable()
+    assert model.is_activation_checkpointing
+
+
 def test_checkpointing_recomputes_activations(load: Load) -> None:
     model = load("vit").train()
-    model.gradient_checkpointing_enable()
+    model.activation_checkpointing_enable()
     calls = []
     model.student.vit.layers[0].attention.register_forward_hook(lambda *_: calls.append(1))
     gradients(model, tiny_images("vit"))
@@ -198,8 +205,8 @@ def test_checkpointing_recomputes_activations(load: Load) -> None:
 def test_gradient_checkpointing_raises_where_the_family_has_none(load: Load, model_type: str) -> None:
     model = load(model_type)
     with pytest.raises(ValueError, match="does not support activation checkpointing"):
-        model.gradient_checkpointing_enable()
-    assert not model.is_gradient_checkpointing
+        model.activation_checkpointing_enable()
+    assert not model.is_activation_checkpointing
 
 
 # --- copies -----------------------------------------------------------------------------------------------------
@@ -323,6 +330,6 @@ def test_there_is_no_stage_after_the_last_and_none_after_a_mask(load: Load, resi
         model.load_next_stage()
     model.set_sources("STSS")
     assert model.stage is None
-    with pytest.raises(StageError, match="'STSS' is no stage.*set_stage"):
+    with pytest.raises(StageError, match=r"'STSS' is no stage.*set_stage"):
         model.load_next_stage()
     assert model.sources == "STSS"

@@ -1,0 +1,159 @@
+"""What was changed since it was loaded is never silently lost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from pwl_hf import PWLForImageClassification, StageError
+from tests.tiny import FAMILIES, tiny_images, tiny_model
+
+Load = Callable[..., PWLForImageClassification]
+Model = PWLForImageClassification
+
+
+def by_copy(model: Model) -> None:
+    with torch.no_grad():
+        model.student.vit.layers[0].mlp.fc1.bias.add_(1e-6)
+
+
+def by_data(model: Model) -> None:
+    model.student.vit.layers[0].mlp.fc1.bias.data[0] = 5
+
+
+def by_new_data(model: Model) -> None:
+    model.student.vit.layers[0].mlp.fc1.bias.data = torch.zeros_like(model.student.vit.layers[0].mlp.fc1.bias)
+
+
+def by_new_parameter(model: Model) -> None:
+    bias = model.student.vit.layers[0].mlp.fc1.bias
+    model.student.vit.layers[0].mlp.fc1.bias = torch.nn.Parameter(bias.detach() + 1)
+
+
+def by_optimizer(model: Model) -> None:
+    optimizer = torch.optim.SGD(model.student.vit.layers[0].parameters(), lr=0.1)
+    model(tiny_images("vit"), labels=torch.tensor([0, 1])).loss.backward()
+    optimizer.step()
+
+
+def by_load_state_dict(model: Model) -> None:
+    state = {name: tensor + 1 for name, tensor in model.student.vit.layers[0].state_dict().items()}
+    model.student.vit.layers[0].load_state_dict(state, assign=True)
+
+
+@pytest.mark.parametrize("change", [by_copy, by_data, by_new_data, by_new_parameter, by_optimizer, by_load_state_dict])
+def test_releasing_a_changed_block_is_refused_by_name(load: Load, change: Callable[[Model], None]) -> None:
+    model, images = load("vit"), tiny_images("vit")
+    change(model)
+    answer, names = model(images).logits, list(model.state_dict())
+    for move in (model.load_next_stage, lambda: model.set_stage("teacher"), lambda: model.set_sources("TSTS")):
+        with pytest.raises(StageError, match=r"student block 1 was changed .* sources 'SSSS'.*keep_all=True"):
+            move()
+        assert (model.stage, list(model.state_dict())) == (0, names)
+        assert torch.equal(model(images).logits, answer)
+    model.set_sources("STTT")
+    assert model.sources == "STTT", "what keeps the block is no loss"
+    with pytest.raises(StageError, match="student block 1"):
+        model.set_stage("teacher")
+    model.set_stage(0)
+    assert torch.equal(model(images).logits, answer)
+
+
+@pytest.mark.parametrize("model_type", ["resnet", "pwl_vgg"])
+def test_batch_norm_buffers_count_as_a_change(load: Load, model_type: str) -> None:
+    model, images = load(model_type), tiny_images(model_type, 4)
+    with torch.no_grad():
+        model.train()(images)
+    model.eval()
+    with pytest.raises(StageError, match="student block 1 was changed"):
+        model.load_next_stage()
+    counted = load(model_type)
+    next(b for n, b in counted.student.named_buffers() if n.endswith("num_batches_tracked")).add_(1)
+    with pytest.raises(StageError, match="student block 1 was changed"):
+        counted.load_next_stage()
+
+
+def test_a_changed_converter_and_a_changed_teacher_block_are_refused(load: Load) -> None:
+    model = load("vit", stage=1)
+    model.encoders["1"].bias.data += 1
+    with pytest.raises(StageError, match="encoder 1 was changed"):
+        model.load_next_stage()
+    assert model.stage == 1
+    model = load("vit", stage=1)
+    model.teacher.vit.layers[0].mlp.fc1.bias.data += 1
+    model.load_next_stage()
+    with pytest.raises(StageError, match="teacher block 1 was changed"):
+        model.set_stage(0)
+    assert model.stage == 2
+
+
+def test_the_sign_of_a_zero_is_a_change(load: Load, tmp_path: Path) -> None:
+    original = tiny_model("vit")
+    original.student.vit.layers[0].mlp.fc1.bias.data.zero_()
+    original.save_pretrained(tmp_path)
+    model = PWLForImageClassification.from_pretrained(tmp_path)
+    model.student.vit.layers[0].mlp.fc1.bias.data.neg_()
+    with pytest.raises(StageError, match="student block 1 was changed"):
+        model.load_next_stage()
+
+
+def test_nan_weights_that_were_loaded_are_no_change(tmp_path: Path) -> None:
+    original = tiny_model("vit")
+    original.student.vit.layers[0].mlp.fc1.bias.data.fill_(float("nan"))
+    original.save_pretrained(tmp_path)
+    model = PWLForImageClassification.from_pretrained(tmp_path)
+    assert model.load_next_stage() == 1
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_cast_is_no_change(load: Load, model_type: str, dtype: torch.dtype) -> None:
+    model = load(model_type).to(dtype)
+    for stage in (1, "teacher", 0):
+        model.set_stage(stage)
+    loaded = load(model_type, dtype=dtype)
+    loaded.set_stage("teacher")
+
+
+def test_a_forward_a_backward_and_a_mode_are_no_change(load: Load) -> None:
+    model = load("vit").train()
+    model(tiny_images("vit"), labels=torch.tensor([0, 1])).loss.backward()
+    model.eval()
+    assert model.load_next_stage() == 1
+
+
+def test_saved_changes_may_be_released(load: Load, tmp_path: Path) -> None:
+    tiny_model("vit").save_pretrained(tmp_path)
+    model, images = PWLForImageClassification.from_pretrained(tmp_path), tiny_images("vit")
+    by_data(model)
+    changed = model(images).logits
+    model.save_pretrained(tmp_path)
+    model.set_stage("teacher")
+    model.set_stage(0)
+    assert torch.equal(model(images).logits, changed)
+    again = PWLForImageClassification.from_pretrained(tmp_path)
+    assert torch.equal(again(images).logits, changed)
+
+
+def test_resident_models_reroute_whatever_was_changed(load: Load) -> None:
+    images = tiny_images("vit")
+    for model in (load("vit", keep_all=True), tiny_model("vit")):
+        by_data(model)
+        changed = model(images).logits
+        for stage in (1, "teacher", 0):
+            model.set_stage(stage)
+        assert torch.equal(model(images).logits, changed)
+
+
+def test_estimated_statistics_are_not_lost_by_changes_of_stage(load: Load) -> None:
+    model, images = load("resnet", stage=2), tiny_images("resnet", 4)
+    plain = model(images).logits
+    model.estimate_statistics(images)
+    estimated = model(images).logits
+    assert not torch.equal(plain, estimated)
+    for stage in (4, 0, 2):
+        model.set_stage(stage)
+    assert torch.equal(model(images).logits, estimated)
