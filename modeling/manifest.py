@@ -260,8 +260,16 @@ class Manifest:
                     f"{MANIFEST_FILE} lists {statistics_file(mask)!r}, but the model has {manifest.num_stages} blocks "
                     "and only masks of both networks have statistics of their own"
                 )
-        for stage in range(manifest.num_stages + 1):
-            manifest.files_for(Sources.prefix(stage, manifest.num_stages))
+        places = [(stage.stage, entry) for stage in manifest.stages for entry in stage.files]
+        for place, entry in [*places, *((None, entry) for entry in manifest.other_files)]:
+            needed_at = stage_of(entry.path, manifest.num_stages)
+            if needed_at not in (None, place):
+                where = "other_files" if place is None else f"stage {place}"
+                raise RepositoryError(
+                    f"{MANIFEST_FILE} lists {entry.path!r} in {where}, it belongs to stage {needed_at}"
+                )
+        for k in range(manifest.num_stages + 1):
+            manifest.files_for(Sources.prefix(k, manifest.num_stages))
         return manifest
 
 

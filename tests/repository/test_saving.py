@@ -259,7 +259,9 @@ def test_kill_in_the_middle_of_a_save_leaves_the_old_or_the_new_or_is_refused(tm
             for k in range(model.num_stages + 1):
                 model.set_stage(k)
                 answer = logits(model)
-                seen |= {name for name, answers in known.items() if torch.equal(answers[k], answer)} or {"neither"}
+                seen |= {
+                    name for name, answers in known.items() if any(torch.equal(a, answer) for a in answers[k : k + 1])
+                } or {"neither"}
         except RepositoryError:
             seen.add("refused")
         assert seen in ({"old"}, {"new"}, {"refused"}, {"old", "refused"}), f"{seen} after {n} files"
