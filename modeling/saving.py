@@ -170,7 +170,11 @@ def write_metrics(directory: str | os.PathLike[str], metrics: Mapping[int, list[
 def write_tensors(target: Path, path: str, tensors: Tensors, parameters: int) -> FileEntry:
     """Write a safetensors file beside its place, move it into it, and describe it."""
     with beside(target) as temporary:
+        # safetensors makes files that only their owner may read; a repository is like any other file.
+        temporary.touch()
+        mode = temporary.stat().st_mode
         save_file({name: t.contiguous() for name, t in tensors.items()}, temporary, metadata={"format": "pt"})
+        temporary.chmod(mode)
         with temporary.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         size = temporary.stat().st_size
