@@ -7,6 +7,7 @@ model's size, state dict and devices are those of what is there.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -56,12 +57,37 @@ class Vacant(nn.Module):
         )
 
     def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:
-        # The prefix is the whole path only if the network itself was asked, not the PWL model around it.
-        if prefix == f"{self.path}.":
-            raise StageError(
-                f"block {self.block} of the {self.role} is not resident, so the {self.role} alone has no complete "
-                "state dict: save the PWL model, or load it with keep_all=True"
-            )
+        # A PWL model's state dict is what is resident; a network's, or a part's, would have holes.
+        if not prefix.endswith(f"{self.role}.{self.path}."):
+            raise StageError(self.hole())
+
+    def hole(self) -> str:
+        """What is wrong with saving what it stands in."""
+        return (
+            f"block {self.block} of the {self.role} is not resident, so the {self.role} alone has no complete "
+            "state dict: save the PWL model, or load it with keep_all=True"
+        )
+
+
+class _SaveWhole:
+    """`save_pretrained` of a network that may have holes: it saves all, or raises before it writes anything."""
+
+    def __init__(self, network: PreTrainedModel) -> None:
+        # Weak, so that a released model's memory does not wait for the garbage collector.
+        self.network = weakref.ref(network)
+
+    def __call__(self, *args: object, **kwargs: object) -> None:
+        network = self.network()
+        vacant = next((m for m in network.modules() if isinstance(m, Vacant)), None)
+        if vacant is not None:
+            raise StageError(vacant.hole())
+        type(network).save_pretrained(network, *args, **kwargs)
+
+    def __getstate__(self) -> PreTrainedModel:
+        return self.network()
+
+    def __setstate__(self, network: PreTrainedModel) -> None:
+        self.network = weakref.ref(network)
 
 
 @dataclass(frozen=True)
@@ -105,6 +131,7 @@ class Blueprint:
         network = self._build_meta()
         for block in range(1, len(self.cuts) + 1):
             self.release(network, block)
+        network.save_pretrained = _SaveWhole(network)
         return network
 
     def paths(self, block: int) -> tuple[str, ...]:

@@ -92,7 +92,9 @@ class LeastSquares:
         mean_x, mean_y = self.sum_x / self.count, self.sum_y / self.count
         covariance = self.sum_xx - self.count * torch.outer(mean_x, mean_x)
         cross = self.sum_xy - self.count * torch.outer(mean_x, mean_y)
-        penalty = self.ridge * covariance.diagonal().mean().clamp_min(torch.finfo(torch.float64).tiny)
+        # Directions that float32 features do not resolve (a constant channel) are noise: they get no weight.
+        noise = torch.finfo(torch.float32).eps ** 2 * self.sum_xx.diagonal().mean()
+        penalty = (self.ridge * covariance.diagonal().mean()).clamp_min(noise.clamp_min(torch.finfo(noise.dtype).tiny))
         weight = torch.linalg.solve(covariance + penalty * torch.eye(len(mean_x), dtype=torch.float64), cross).T
         return weight, mean_y - weight @ mean_x
 

@@ -391,4 +391,5 @@ class PWLForImageClassification(PWLPreTrainedModel):
 
 
 def _batches(pixel_values: Images) -> Iterable[torch.Tensor]:
-    return [pixel_values] if isinstance(pixel_values, torch.Tensor) else pixel_values
+    batches = [pixel_values] if isinstance(pixel_values, torch.Tensor) else pixel_values
+    return (batch for batch in batches if len(batch))

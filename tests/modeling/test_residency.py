@@ -149,7 +149,7 @@ def test_a_block_that_is_not_resident_refuses_to_run(load: Load) -> None:
     for role in ("teacher", "student"):
         with pytest.raises((StageError, AttributeError), match=rf"block \d of the {role} is not resident"):
             getattr(model, role)(images)
-    with pytest.raises(AttributeError, match="block 4 of the teacher is not resident.*'weight' was asked for"):
+    with pytest.raises(AttributeError, match=r"block 4 of the teacher is not resident.*'weight' was asked for"):
         _ = model.teacher.classifier.weight
     assert not hasattr(model.teacher.classifier, "bias")
 
