@@ -1,6 +1,6 @@
 """Configuration of a PWL model: two networks, and where each is cut."""
 
-from __future__ import annotations
+# No `from __future__ import annotations`: `@strict` checks the types of fields only where they are not strings.
 
 import copy
 from typing import Any, ClassVar

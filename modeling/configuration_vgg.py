@@ -1,6 +1,6 @@
 """Configuration of VGG with batch normalisation, which the PWL paper uses and transformers lacks."""
 
-from __future__ import annotations
+# No `from __future__ import annotations`: `@strict` checks the types of fields only where they are not strings.
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig

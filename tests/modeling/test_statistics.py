@@ -22,9 +22,7 @@ def answers(model: PWLForImageClassification, images: torch.Tensor) -> dict[str,
         return {str(mask): model(images, sources=str(mask)).logits for mask in Sources.all(4)}
 
 
-def vgg_statistics_by_hand(
-    model: PWLForImageClassification, images: torch.Tensor, mask: str
-) -> dict[str, torch.Tensor]:
+def statistics_by_hand(model: PWLForImageClassification, images: torch.Tensor, mask: str) -> dict[str, torch.Tensor]:
     """Run the layers of a VGG path one by one; behind the first converter, normalise by the batch."""
     found: dict[str, torch.Tensor] = {}
     hidden, before, converted = images, mask[0], False
