@@ -1,0 +1,94 @@
+"""What a wheel and a source distribution hold."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SKIPPED = shutil.ignore_patterns(
+    ".*", "__pycache__", "*.egg-info", "build", "dist", "tests", "*.safetensors", "digits-*"
+)
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory) -> dict[str, Path]:
+    """A wheel and a source distribution, built from a copy of the checkout."""
+    source = tmp_path_factory.mktemp("source") / "checkout"
+    shutil.copytree(ROOT, source, ignore=SKIPPED)
+    out = source.parent / "dist"
+    command = [sys.executable, "-m", "build", "--wheel", "--sdist", "--no-isolation", "--outdir", str(out), str(source)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    return {"wheel": next(out.glob("*.whl")), "sdist": next(out.glob("*.tar.gz"))}
+
+
+def test_wheel_puts_one_name_into_site_packages(built):
+    names = zipfile.ZipFile(built["wheel"]).namelist()
+    top = {name.split("/")[0] for name in names}
+    assert {name for name in top if not name.endswith(".dist-info")} == {"pwl_hf"}
+
+
+def test_wheel_holds_every_module_and_what_belongs_to_it(built):
+    names = set(zipfile.ZipFile(built["wheel"]).namelist())
+    for folder, package in (("pwl_hf", "pwl_hf"), ("modeling", "pwl_hf/modeling"), ("training", "pwl_hf/training")):
+        for path in (ROOT / folder).rglob("*"):
+            inside = path.relative_to(ROOT / folder).as_posix()
+            if path.is_file() and "__pycache__" not in inside:
+                assert f"{package}/{inside}" in names
+        assert f"{package}/py.typed" in names
+    assert not [name for name in names if "tests" in name or "__pycache__" in name]
+
+
+def test_wheel_metadata_names_license_script_and_extras(built):
+    wheel = zipfile.ZipFile(built["wheel"])
+    read = {Path(name).name: wheel.read(name).decode() for name in wheel.namelist() if ".dist-info/" in name}
+    metadata = read["METADATA"]
+    for line in ("Name: pwl-hf", "License-Expression: Apache-2.0", "Requires-Python: >=3.11", "Provides-Extra: train"):
+        assert line in metadata
+    assert "Requires-Dist: transformers<6,>=5.23" in metadata
+    assert "pwl-hf = pwl_hf.cli:main" in read["entry_points.txt"]
+    assert "Apache License" in read["LICENSE"]
+
+
+def test_installed_wheel_is_whole_and_separate_from_the_checkout(built, tmp_path):
+    target = tmp_path / "site"
+    zipfile.ZipFile(built["wheel"]).extractall(target)
+    code = f"""
+import sys
+sys.meta_path = [f for f in sys.meta_path if "editable" not in getattr(f, "__module__", "") + repr(f).lower()]
+sys.path.insert(0, {str(target)!r})
+import pwl_hf, pwl_hf.modeling, pwl_hf.training, pwl_hf.registration, pwl_hf.modeling.manifest
+for module in (pwl_hf, pwl_hf.modeling, pwl_hf.training, pwl_hf.modeling.manifest):
+    assert module.__file__.startswith({str(target)!r}), module.__file__
+assert list(pwl_hf.__path__) == [{str(target / "pwl_hf")!r}], pwl_hf.__path__
+for name in ("modeling", "training"):
+    try:
+        __import__(name)
+    except ModuleNotFoundError:
+        pass
+    else:
+        raise SystemExit(f"{{name}} is importable")
+from pwl_hf import PWLForImageClassification
+assert PWLForImageClassification.__module__ == "pwl_hf.model"
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, timeout=300, env={**os.environ}
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_source_distribution_holds_what_the_wheel_is_made_of(built):
+    with tarfile.open(built["sdist"]) as archive:
+        names = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
+    for folder in ("pwl_hf", "modeling", "training"):
+        for path in (ROOT / folder).rglob("*.py"):
+            assert path.relative_to(ROOT).as_posix() in names
+    assert {"pyproject.toml", "README.md", "LICENSE"} <= names
