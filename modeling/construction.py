@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
 
 from .configuration_pwl import PWLConfig
-from .families import FAMILIES, OWN_CONFIGS
+from .families import FAMILIES, OWN_CONFIGS, family_of
 from .sources import Role
 
 Network = PreTrainedModel | str | os.PathLike[str]
@@ -43,12 +43,19 @@ def joined_config(teacher: PreTrainedModel, student: PreTrainedModel, **kwargs: 
 
     Raises:
         huggingface_hub.errors.StrictDataclassError: If they cannot be joined.
+        TypeError: If one is not its family's image classifier.
+        ValueError: If both are one object.
     """
-    for network in (teacher, student):
+    if teacher is student:
+        raise ValueError("teacher and student are the same model object: give a copy.deepcopy of it as one of them")
+    config = PWLConfig(teacher_config=teacher.config, student_config=student.config, **kwargs)
+    expected = family_of(teacher.config).model_class()
+    for role, network in (("teacher", teacher), ("student", student)):
+        # By name too: a class from remote code is not the same object.
+        if not isinstance(network, expected) and type(network).__name__ != expected.__name__:
+            raise TypeError(f"the {role} must be a {expected.__name__}, got {type(network).__name__}")
         network.config.architectures = [type(network).__name__]
-    name = teacher.config.name_or_path
-    base_model = name if name and not os.path.exists(name) else None
-    return PWLConfig(teacher_config=teacher.config, student_config=student.config, base_model=base_model, **kwargs)
+    return config
 
 
 def common_dtype(teacher: PreTrainedModel, student: PreTrainedModel, dtype: torch.dtype | None) -> None:

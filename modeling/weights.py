@@ -181,26 +181,26 @@ class WeightStore:
             raise RepositoryError(f"{where} lacks tensor {name!r}")
         for name in sorted(stored.keys() - expected.keys()):
             raise RepositoryError(f"{where} holds tensor {name!r}, which does not belong there")
-        resized = self._head_names(path) if self.ignore_mismatched_heads else set()
+        resized = self._head_names(path) if self.ignore_mismatched_heads else {}
         for name, (shape, is_floating) in expected.items():
             found_shape, found_code = stored[name]
             if tuple(found_shape) != shape:
                 if name in resized:
-                    self.mismatched.add((name, tuple(found_shape), shape))
+                    self.mismatched.add((resized[name], tuple(found_shape), shape))
                     continue
                 raise RepositoryError(f"{where}: tensor {name!r} has shape {list(found_shape)}, expected {list(shape)}")
             code = _CODES[self.manifest.dtype] if is_floating else "I64"
             if found_code != code:
                 raise RepositoryError(f"{where}: tensor {name!r} has dtype {found_code}, expected {code}")
 
-    def _head_names(self, path: str) -> set[str]:
-        """Names in the file of the tensors of the classifier."""
+    def _head_names(self, path: str) -> dict[str, str]:
+        """Name in the file -> full in-memory name, for the tensors of the classifier."""
         num_stages = self.manifest.num_stages
         role: Role = "student" if path == STUDENT_FILE else "teacher"
         plan, prefix = self._blueprints[role], STUDENT_PREFIX if role == "student" else ""
         heads = tuple(f"{p}." for p in plan.family.head_paths(plan.config) if p.startswith("classifier"))
         specs = plan.specs(num_stages).items()
-        return {prefix + spec.checkpoint_name for name, spec in specs if name.startswith(heads)}
+        return {prefix + spec.checkpoint_name: f"{role}.{name}" for name, spec in specs if name.startswith(heads)}
 
 
 def _stamp(local: Path) -> Stamp:
