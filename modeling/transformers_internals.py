@@ -1,6 +1,6 @@
 """Every use of transformers that its documentation does not promise.
 
-Each is pinned by a test in `tests/test_transformers_internals.py`, which says what to look at when a new
+Each is pinned by a test in `tests/modeling/test_transformers_internals.py`, which says what to look at when a new
 version changes it. Nothing else in this library imports a private name of transformers.
 """
 
