@@ -34,7 +34,7 @@ class Weights:
     alpha: float = 0.4
     temperature: float = 2.0
     prefix: float = 1.0
-    mask: float = 1.0
+    mask: float = 0.5
     features: float = 0.0
 
 
