@@ -7,9 +7,9 @@ model's size, state dict and devices are those of what is there.
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
@@ -43,7 +43,7 @@ class Vacant(nn.Module):
         """
         raise StageError(self._absence())
 
-    def __getattr__(self, name: str) -> object:
+    def __getattr__(self, name: str) -> torch.Tensor | nn.Module:
         try:
             return super().__getattr__(name)
         except AttributeError:
@@ -56,38 +56,22 @@ class Vacant(nn.Module):
             f"block {self.block} of the {self.role} is not resident: call the PWL model, or load it with keep_all=True"
         )
 
-    def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:
+    def _save_to_state_dict(self, destination: dict[str, torch.Tensor], prefix: str, keep_vars: bool) -> None:
         # A PWL model's state dict is what is resident; a network's, or a part's, would have holes.
         if not prefix.endswith(f"{self.role}.{self.path}."):
-            raise StageError(self.hole())
-
-    def hole(self) -> str:
-        """What is wrong with saving what it stands in."""
-        return (
-            f"block {self.block} of the {self.role} is not resident, so the {self.role} alone has no complete "
-            "state dict: save the PWL model, or load it with keep_all=True"
-        )
+            raise_incomplete(self.role, self.block)
 
 
-class _SaveWhole:
-    """`save_pretrained` of a network that may have holes: it saves all, or raises before it writes anything."""
+def raise_incomplete(role: Role, block: int, *args: object, **kwargs: object) -> None:
+    """Stands for `save_pretrained` of a network while a block is missing.
 
-    def __init__(self, network: PreTrainedModel) -> None:
-        # Weak, so that a released model's memory does not wait for the garbage collector.
-        self.network = weakref.ref(network)
-
-    def __call__(self, *args: object, **kwargs: object) -> None:
-        network = self.network()
-        vacant = next((m for m in network.modules() if isinstance(m, Vacant)), None)
-        if vacant is not None:
-            raise StageError(vacant.hole())
-        type(network).save_pretrained(network, *args, **kwargs)
-
-    def __getstate__(self) -> PreTrainedModel:
-        return self.network()
-
-    def __setstate__(self, network: PreTrainedModel) -> None:
-        self.network = weakref.ref(network)
+    Raises:
+        StageError: Always.
+    """
+    raise StageError(
+        f"block {block} of the {role} is not resident, so the {role} alone has no complete state dict: save the PWL "
+        "model, or load it with keep_all=True"
+    )
 
 
 @dataclass(frozen=True)
@@ -131,7 +115,6 @@ class Blueprint:
         network = self._build_meta()
         for block in range(1, len(self.cuts) + 1):
             self.release(network, block)
-        network.save_pretrained = _SaveWhole(network)
         return network
 
     def paths(self, block: int) -> tuple[str, ...]:
@@ -181,12 +164,22 @@ class Blueprint:
         """Put modules that `make` built into their places."""
         for path, module in modules.items():
             _replace(network, path, module)
+        self._refuse_saving_with_holes(network)
 
     def release(self, network: PreTrainedModel, block: int) -> None:
         """Take a block out of the network; whoever still holds its modules keeps them."""
         for path in self.paths(block):
             mode = network.get_submodule(path).training
             _replace(network, path, Vacant(self.role, block, path).train(mode))
+        self._refuse_saving_with_holes(network)
+
+    def _refuse_saving_with_holes(self, network: PreTrainedModel) -> None:
+        # Before it writes a file; `Vacant` would refuse later, and a network of no parameters stop elsewhere.
+        network.__dict__.pop("save_pretrained", None)
+        for block in range(1, len(self.cuts) + 1):
+            if not self.is_resident(network, block):
+                network.save_pretrained = partial(raise_incomplete, self.role, block)  # type: ignore[method-assign]
+                return
 
     def _paths_of(self, block: int) -> tuple[str, ...]:
         first, last = block == 1, block == len(self.cuts)

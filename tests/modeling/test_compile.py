@@ -34,12 +34,13 @@ class Graphs:
         return found
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
+# DeiT runs the code of ViT.
+@pytest.mark.parametrize("model_type", sorted(set(FAMILIES) - {"deit"}))
 @torch.no_grad()
-def test_a_compiled_model_answers_alike_at_every_stage(load: Load, model_type: str) -> None:
+def test_a_compiled_model_answers_alike_from_stage_to_stage(load: Load, model_type: str) -> None:
     model, images = load(model_type), tiny_images(model_type)
     graphs = Graphs(model, fullgraph=True)
-    for stage in (0, 2, 4):
+    for stage in (0, 2):
         model.set_stage(stage)
         torch.testing.assert_close(graphs.model(images).logits, model(images).logits)
         assert graphs.since() == 1

@@ -40,14 +40,15 @@ def test_a_complete_network_saves_a_plain_checkpoint(load: Load, tmp_path: Path,
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)
-def test_saving_an_incomplete_network_raises_and_leaves_no_weights(load: Load, tmp_path: Path, model_type: str) -> None:
+def test_saving_an_incomplete_network_raises_and_writes_nothing(load: Load, tmp_path: Path, model_type: str) -> None:
     for stage, role in ((0, "teacher"), (1, "teacher"), (3, "teacher"), (1, "student"), (4, "student")):
         network = getattr(load(model_type, stage=stage), role)
         with pytest.raises(StageError, match=rf"block \d of the {role} is not resident.*keep_all=True"):
             network.save_pretrained(tmp_path)
-        assert weight_files(tmp_path) == []
-        with pytest.raises(StageError):
-            network.state_dict()
+        assert list(tmp_path.iterdir()) == []
+        if [*network.parameters()]:
+            with pytest.raises(StageError):
+                network.state_dict()
 
 
 def test_the_inner_model_of_an_incomplete_network_is_not_saved_with_holes(load: Load, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import subprocess
 import sys
 import textwrap
@@ -188,6 +189,19 @@ def test_a_stage_change_that_fails_leaves_everything_as_it_was(tmp_path: Path) -
     assert model.sources == "TSSS"
 
 
+def test_a_model_that_nobody_holds_dies_at_once(load: Load, no_collector: None) -> None:
+    for make in (
+        lambda: load("vit"),
+        lambda: load("resnet", stage=2),
+        lambda: load("vit", keep_all=True),
+        lambda: tiny_model("vit"),
+    ):
+        model = make()
+        gone = references([model])
+        del model
+        assert not [r() for r in gone if r() is not None]
+
+
 # --- Bytes, in a process of their own ---------------------------------------------------------------------------
 
 _MEASURE = textwrap.dedent(
@@ -220,35 +234,38 @@ _MEASURE = textwrap.dedent(
             self.on = False
             self.thread.join()
 
-    folder, dtype = sys.argv[1], getattr(torch, sys.argv[2])
-    images = torch.zeros(1, 3, 16, 16)
-    warm = torch.nn.Linear(8, 8)(torch.zeros(1, 8))
-    with torch.no_grad():
-        # Once through everything, so that imports and allocator pools are not counted.
-        model = PWLForImageClassification.from_pretrained(folder, dtype=dtype)
-        model(images), model.set_stage("teacher"), model(images)
-        del model
-        gc.collect()
-        base = private()
-        found = {"stages": [], "peaks": []}
-        model = PWLForImageClassification.from_pretrained(folder, dtype=dtype)
-        model(images)
-        found["stages"].append(private() - base)
-        for stage in range(1, 5):
-            with Peak() as peak:
-                model.set_stage(stage)
-                model(images)
+    folder, dtypes = sys.argv[1], [getattr(torch, name) for name in sys.argv[2:]]
+    images, results = torch.zeros(1, 3, 16, 16), []
+    for dtype in dtypes:
+        with torch.no_grad():
+            # Once through everything, so that imports and allocator pools are not counted.
+            model = PWLForImageClassification.from_pretrained(folder, dtype=dtype)
+            model(images), model.set_stage("teacher"), model(images)
+            del model
+            gc.collect()
+            base = private()
+            found = {"stages": [], "peaks": []}
+            model = PWLForImageClassification.from_pretrained(folder, dtype=dtype)
+            model(images)
             found["stages"].append(private() - base)
-            found["peaks"].append(peak.top - base)
-        with Peak() as peak:
-            model.set_stage(0)
-            model(images)
-        found["back"], found["peak_back"] = private() - base, peak.top - base
-        with Peak() as peak:
-            model.set_stage("teacher")
-            model(images)
-        found["peak_jump"] = peak.top - base
-    print(json.dumps(found))
+            for stage in range(1, 5):
+                with Peak() as peak:
+                    model.set_stage(stage)
+                    model(images)
+                found["stages"].append(private() - base)
+                found["peaks"].append(peak.top - base)
+            with Peak() as peak:
+                model.set_stage(0)
+                model(images)
+            found["back"], found["peak_back"] = private() - base, peak.top - base
+            with Peak() as peak:
+                model.set_stage("teacher")
+                model(images)
+            found["peak_jump"] = peak.top - base
+            del model
+            gc.collect()
+            results.append(found)
+    print(json.dumps(results))
     """
 )
 MB = 2**20
@@ -271,24 +288,30 @@ def big(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, list[
     return folder, sizes
 
 
-def measure(folder: Path, dtype: str, env: dict[str, str]) -> dict:
+@pytest.fixture(scope="module")
+def measured(big: tuple[Path, dict[str, list[int]]]) -> dict[str, dict]:
+    """What each dtype's growing costs in private bytes, by dtype."""
+    dtypes = ["bfloat16", "float32"]
     # A fixed threshold: every tensor is a mapping of its own, given back when it is freed.
-    env = {**env, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-    done = subprocess.run(
-        [sys.executable, "-c", _MEASURE, str(folder), dtype], capture_output=True, text=True, env=env, timeout=300
-    )
+    env = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    command = [sys.executable, "-c", _MEASURE, str(big[0]), *dtypes]
+    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    return dict(zip(dtypes, json.loads(done.stdout.splitlines()[-1]), strict=True))
 
 
-@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="private bytes are read from Linux's smaps")
+on_linux = pytest.mark.skipif(
+    not Path("/proc/self/smaps_rollup").exists(), reason="private bytes are read from Linux's smaps"
+)
+
+
+@on_linux
 def test_private_bytes_are_those_of_the_route_and_never_of_more(
-    big: tuple[Path, dict[str, list[int]]], fresh_env: dict[str, str]
+    big: tuple[Path, dict[str, list[int]]], measured: dict[str, dict]
 ) -> None:
-    folder, sizes = big
     # In another dtype than the stored one every tensor is private; half the bytes.
-    teacher, student = ([n // 2 for n in sizes[role]] for role in ("teacher", "student"))
-    found, margin = measure(folder, "bfloat16", fresh_env), 4 * MB
+    teacher, student = ([n // 2 for n in big[1][role]] for role in ("teacher", "student"))
+    found, margin = measured["bfloat16"], 4 * MB
     for stage, private in enumerate(found["stages"]):
         route = sum(teacher[:stage]) + sum(student[stage:])
         assert abs(private - route) < margin, f"stage {stage}: {private / MB:.1f} MB, its route {route / MB:.1f} MB"
@@ -300,9 +323,7 @@ def test_private_bytes_are_those_of_the_route_and_never_of_more(
         assert peak < sum(teacher[:stage]) + sum(student[stage - 1 :]) + max(teacher) + margin
 
 
-@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="private bytes are read from Linux's smaps")
-def test_in_the_stored_dtype_weights_stay_mapped_file_pages(
-    big: tuple[Path, dict[str, list[int]]], fresh_env: dict[str, str]
-) -> None:
-    found = measure(big[0], "float32", fresh_env)
+@on_linux
+def test_in_the_stored_dtype_weights_stay_mapped_file_pages(measured: dict[str, dict]) -> None:
+    found = measured["float32"]
     assert max(*found["stages"], *found["peaks"], found["back"], found["peak_back"], found["peak_jump"]) < 8 * MB

@@ -49,7 +49,7 @@ def test_a_converter_stands_exactly_where_the_source_changes(mask: str) -> None:
 def test_the_pieces_are_the_blocks_and_the_converters(mask: str) -> None:
     sources = Sources(mask)
     assert len(sources.pieces) == len(mask) + len(sources.changes)
-    assert {p.index for p in sources.pieces if p.kind in ("teacher", "student")} == set(range(1, len(mask) + 1))
+    assert {p.number for p in sources.pieces if p.kind in ("teacher", "student")} == set(range(1, len(mask) + 1))
     assert ("teacher" in {p.kind for p in sources.pieces}) == ("T" in mask)
 
 
