@@ -22,7 +22,7 @@ from pwl_hf.training.digits import LABELS, SIZE
 # 16 patches of 2x2 pixels: with the class token, sequences of 17.
 _PATCH = 2
 _FEED_FORWARD = 2
-# At these widths ViT's usual 0.02 makes the first steps tiny: after 40 epochs it is ten points behind.
+# At these widths ViT's usual 0.02 learns slowly: in a trial of 40 epochs a teacher came to 87 %, with this to 97 %.
 _INITIALIZER_RANGE = 0.1
 
 

@@ -6,7 +6,9 @@
     python training/train.py --output_dir digits --teacher path/or/hub-id --epochs 30
 
 The data comes with scikit-learn, so nothing is downloaded. The folder is a PWL repository: the test accuracy of
-every stage, measured on the saved files, stands in its `pwl_index.json`.
+every stage, measured on the saved files, stands in its `pwl_index.json`. The defaults are for the order of the
+stages: masks that begin with the student stay far below it at this size, and a greater `--mask_weight` takes from
+the stages.
 """
 
 from __future__ import annotations
