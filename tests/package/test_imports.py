@@ -67,8 +67,6 @@ def test_pure_modules_import_neither_torch_nor_transformers(module):
 @pytest.mark.parametrize(
     "first",
     [
-        "import pwl_hf, transformers",
-        "import transformers, pwl_hf",
         "from transformers import AutoModelForImageClassification; import pwl_hf",
         "from pwl_hf import PWLForImageClassification",
         "import pwl_hf.modeling.construction",
@@ -78,7 +76,8 @@ def test_auto_classes_know_our_models_in_any_order(first):
     assert printed(first + "\n" + REPORT) == "registered"
 
 
-def test_looking_for_transformers_auto_module_without_importing_it_loses_nothing():
+def test_package_before_transformers_survives_a_search_for_its_auto_module():
+    # A search finds the module and does not import it.
     first = "import pwl_hf, importlib.util; importlib.util.find_spec('transformers.models.auto.modeling_auto')"
     assert printed(first + "\n" + REPORT) == "registered"
 

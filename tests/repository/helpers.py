@@ -56,6 +56,11 @@ def tree(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in found}
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file but the remote code, which is that of whoever saves."""
+    return {path: content for path, content in tree(folder).items() if not path.endswith(".py")}
+
+
 def weights(folder: Path) -> dict[str, str]:
     """The hashes of the weight files and the manifest."""
     kept = {path: content for path, content in tree(folder).items() if path.endswith(".safetensors") or path == INDEX}

@@ -200,7 +200,7 @@ def test_other_number_of_labels_needs_the_heads_to_be_reset(saved):
     )
     assert logits(model).shape == (2, 3)
     assert {name for name, *_ in info["mismatched_keys"]} == {
-        f"{role}classifier.{kind}" for role in ("student.", "") for kind in ("weight", "bias")
+        f"{role}classifier.{kind}" for role in ("student.", "teacher.") for kind in ("weight", "bias")
     }
 
 

@@ -8,7 +8,7 @@ import shutil
 import torch
 from transformers import ViTImageProcessor
 
-from tests.repository.helpers import load, logits, publish, run_python, tree, weights
+from tests.repository.helpers import contents, load, logits, publish, run_python, tree, weights
 
 PRELUDE = """
 import json, torch
@@ -83,8 +83,11 @@ out["malformed"] = message_of(model.set_stage, 9)
     whole.set_sources("STST")
     same(found["mask"], logits(whole))
     same(found["saved"], logits(load(saved("vit"), stage=2)))
-    # What remote code saves is what the package saves, the code included.
-    assert tree(tmp_path / "out") == tree(saved("vit"))
+    # What remote code saves is what the package saves; the code is what was downloaded.
+    assert contents(tmp_path / "out") == contents(saved("vit"))
+    code = {path: content for path, content in tree(tmp_path / "out").items() if path.endswith(".py")}
+    assert code.keys() >= {"modeling_pwl.py", "configuration_pwl.py", "modeling_vgg.py", "saving.py"}
+    assert code.items() <= tree(saved("vit")).items()
     assert found["config"] == "PWLConfig"
     assert "variant does not apply" in found["refused"]
     assert "stage must be a whole number from 0 to 4" in found["malformed"]

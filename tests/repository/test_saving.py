@@ -18,6 +18,7 @@ from pwl_hf.modeling.saving import write_metrics
 from tests.repository.helpers import (
     INDEX,
     STUDENT,
+    contents,
     encoder,
     load,
     logits,
@@ -39,36 +40,36 @@ def change_student(model: PWLForImageClassification) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_save_from_every_stage_gives_the_same_bytes(saved, family, tmp_path):
-    expected = tree(saved(family))
+    expected = contents(saved(family))
     model = load(saved(family))
     for k in range(5):
         if k:
             model.load_next_stage()
         model.save_pretrained(tmp_path / str(k))
-        assert tree(tmp_path / str(k)) == expected, k
+        assert contents(tmp_path / str(k)) == expected, k
     model.set_stage(1)
     model.save_pretrained(tmp_path / "down")
-    assert tree(tmp_path / "down") == expected
+    assert contents(tmp_path / "down") == expected
 
 
 @pytest.mark.parametrize("family", ["vit", "resnet"])
 def test_save_from_other_masks_and_residencies_gives_the_same_bytes(saved, family, tmp_path):
-    expected = tree(saved(family))
+    expected = contents(saved(family))
     model = load(saved(family))
     for mask in ("STST", "SSST", "TSTT"):
         model.set_sources(mask)
         model.save_pretrained(tmp_path / mask)
-        assert tree(tmp_path / mask) == expected, mask
+        assert contents(tmp_path / mask) == expected, mask
     load(saved(family), stage=2, keep_all=True).save_pretrained(tmp_path / "all")
-    assert tree(tmp_path / "all") == expected
+    assert contents(tmp_path / "all") == expected
     copy.deepcopy(model).save_pretrained(tmp_path / "copied")
-    assert tree(tmp_path / "copied") == expected
+    assert contents(tmp_path / "copied") == expected
 
 
 def test_save_of_a_saved_repository_is_a_fixed_point(saved, tmp_path):
     load(saved("swin"), stage=3).save_pretrained(tmp_path / "a")
     load(tmp_path / "a", stage=1).save_pretrained(tmp_path / "b")
-    assert tree(tmp_path / "b") == tree(saved("swin"))
+    assert contents(tmp_path / "b") == contents(saved("swin"))
 
 
 def test_save_over_an_older_layout_removes_its_weight_files_only(saved, tmp_path):
@@ -145,7 +146,7 @@ def test_save_in_another_dtype_converts_every_file(saved, family, dtype, tmp_pat
     load(saved(family), keep_all=True).to(dtype).save_pretrained(tmp_path / "whole")
     load(saved(family), stage=2).to(dtype).save_pretrained(tmp_path / "cast")
     load(saved(family), stage=1, dtype=dtype).save_pretrained(tmp_path / "loaded")
-    assert tree(tmp_path / "cast") == tree(tmp_path / "whole") == tree(tmp_path / "loaded")
+    assert contents(tmp_path / "cast") == contents(tmp_path / "whole") == contents(tmp_path / "loaded")
     index = read_json(tmp_path / "cast" / INDEX)
     assert index["dtype"] == read_json(tmp_path / "cast" / "config.json")["dtype"] == str(dtype).removeprefix("torch.")
     found = {
@@ -300,7 +301,7 @@ def test_arguments_that_change_nothing_are_accepted(saved, tmp_path):
     load(saved("vit")).save_pretrained(
         tmp_path, safe_serialization=True, max_shard_size="1KB", save_original_format=False
     )
-    assert tree(tmp_path) == tree(saved("vit"))
+    assert contents(tmp_path) == contents(saved("vit"))
 
 
 def test_save_follows_no_link_and_leaves_the_source_alone(saved, tmp_path):
@@ -335,7 +336,7 @@ def test_model_that_is_whole_in_memory_is_saved_without_its_source(copied, saved
     whole, partly = load(folder, stage=1, keep_all=True), load(folder, stage=1)
     shutil.rmtree(folder)
     whole.save_pretrained(tmp_path / "whole")
-    assert tree(tmp_path / "whole") == tree(saved("resnet"))
+    assert contents(tmp_path / "whole") == contents(saved("resnet"))
     with pytest.raises(RepositoryError, match="has no file"):
         partly.save_pretrained(tmp_path / "partly")
     assert not (tmp_path / "partly").exists()
