@@ -21,9 +21,10 @@ if TYPE_CHECKING:
     from .converters import Converter
     from .errors import PWLError, RepositoryError, StageError
     from .manifest import Manifest, Metric
-    from .modeling_pwl import PWLForImageClassification, PWLPreTrainedModel
+    from .modeling_pwl import PWLForImageClassification
     from .modeling_vgg import VGGForImageClassification, VGGModel
     from .sources import Sources
+    from .staged_model import PWLPreTrainedModel
 
 _EXPORTS = {
     "Converter": "converters",
@@ -32,7 +33,7 @@ _EXPORTS = {
     "PWLConfig": "configuration_pwl",
     "PWLError": "errors",
     "PWLForImageClassification": "modeling_pwl",
-    "PWLPreTrainedModel": "modeling_pwl",
+    "PWLPreTrainedModel": "staged_model",
     "RepositoryError": "errors",
     "Sources": "sources",
     "StageError": "errors",

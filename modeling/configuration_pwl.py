@@ -3,7 +3,7 @@
 # No `from __future__ import annotations`: `@strict` checks the types of fields only where they are not strings.
 
 import copy
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
@@ -11,6 +11,15 @@ from transformers import AutoConfig, PreTrainedConfig
 from .cuts import check_cuts, default_cuts
 from .families import FAMILIES, OWN_CONFIGS, family_of
 from .transformers_internals import SubConfigSpec
+
+if TYPE_CHECKING:
+    # What the fields are once the config is made.
+    NetworkConfig = Any
+    Cuts = list[int]
+else:
+    # What they may be given as, for the check at run time.
+    NetworkConfig = PreTrainedConfig | dict | None
+    Cuts = list[int] | tuple[int, ...] | None
 
 _NETWORKS = ("teacher_config", "student_config")
 _ALWAYS_SAVED = ("num_stages", "teacher_cuts", "student_cuts")
@@ -60,11 +69,11 @@ class PWLConfig(PreTrainedConfig):
         ),
     }
 
-    teacher_config: PreTrainedConfig | dict | None = None
-    student_config: PreTrainedConfig | dict | None = None
+    teacher_config: NetworkConfig = None
+    student_config: NetworkConfig = None
     num_stages: int = 4
-    teacher_cuts: list[int] | tuple[int, ...] | None = None
-    student_cuts: list[int] | tuple[int, ...] | None = None
+    teacher_cuts: Cuts = None  # type: ignore[assignment]
+    student_cuts: Cuts = None  # type: ignore[assignment]
     base_model: str | None = None
     fingerprint: str | None = None
 
@@ -120,17 +129,17 @@ class PWLConfig(PreTrainedConfig):
             if getattr(self, cuts) is None:
                 default_cuts(family.depths(network), self.num_stages)
             check_cuts(cuts, getattr(self, cuts), family.num_units(network), self.num_stages)
-        for i, cuts in enumerate(zip(self.teacher_cuts, self.student_cuts, strict=True), start=1):
-            of_teacher = family.boundary(teacher, cuts[0]).geometry
-            of_student = family.boundary(student, cuts[1]).geometry
+        for i, (units, student_units) in enumerate(zip(self.teacher_cuts, self.student_cuts, strict=True), start=1):
+            of_teacher = family.boundary(teacher, units).geometry
+            of_student = family.boundary(student, student_units).geometry
             if of_teacher != of_student:
                 raise ValueError(
                     f"teacher and student cannot be joined after block {i}: the teacher has {of_teacher} after "
-                    f"{cuts[0]} unit(s), the student has {of_student} after {cuts[1]} unit(s)"
+                    f"{units} unit(s), the student has {of_student} after {student_units} unit(s)"
                 )
 
     @staticmethod
-    def _check_labels(teacher: PreTrainedConfig, student: PreTrainedConfig) -> None:
+    def _check_labels(teacher: Any, student: Any) -> None:
         if teacher.num_labels != student.num_labels:
             raise ValueError(
                 f"teacher and student must have the same labels, got num_labels {teacher.num_labels} for the "
@@ -151,7 +160,7 @@ class PWLConfig(PreTrainedConfig):
         for key in _NETWORKS:
             if getattr(self, key).num_labels != self.num_labels:
                 network = copy.deepcopy(getattr(self, key))
-                network.id2label, network.label2id = dict(self.id2label), dict(self.label2id)
+                network.id2label, network.label2id = copy.copy(self.id2label), copy.copy(self.label2id)
                 setattr(self, key, network)
 
     def to_diff_dict(self) -> dict[str, Any]:
@@ -159,5 +168,5 @@ class PWLConfig(PreTrainedConfig):
         return super().to_diff_dict() | {key: getattr(self, key) for key in _ALWAYS_SAVED}
 
 
-def _names_labels(config: PreTrainedConfig) -> bool:
+def _names_labels(config: Any) -> bool:
     return any(name != f"LABEL_{i}" for i, name in config.id2label.items())

@@ -65,8 +65,8 @@ def common_dtype(teacher: PreTrainedModel, student: PreTrainedModel, dtype: torc
         ValueError: With both dtypes.
     """
     if dtype is not None:
-        teacher.to(dtype)
-        student.to(dtype)
+        teacher.to(dtype=dtype)  # type: ignore[call-arg]
+        student.to(dtype=dtype)  # type: ignore[call-arg]
     found = {
         role: {p.dtype for p in network.parameters()} for role, network in (("teacher", teacher), ("student", student))
     }

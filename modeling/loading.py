@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -13,6 +13,8 @@ from transformers import PreTrainedConfig
 from .errors import RepositoryError
 from .repository import Repository
 from .sources import Sources
+
+Config = TypeVar("Config", bound=PreTrainedConfig)
 
 # Arguments of transformers' from_pretrained that cannot hold for a model that grows, and why.
 _REFUSED = {
@@ -116,9 +118,7 @@ def sources_of(stage: int | str, num_stages: int) -> Sources:
     return Sources.prefix(stage, num_stages)
 
 
-def read_config(
-    repository: Repository, config_class: type[PreTrainedConfig], overrides: Mapping[str, Any]
-) -> PreTrainedConfig:
+def read_config(repository: Repository, config_class: type[Config], overrides: Mapping[str, Any]) -> Config:
     """The config of a repository, with the caller's changes.
 
     Raises:

@@ -57,8 +57,8 @@ def file_of(piece: Piece, num_stages: int) -> str:
     if piece.kind == "student":
         return STUDENT_FILE
     if piece.kind == "teacher":
-        return teacher_shard(piece.index, num_stages)
-    return converter_file(piece.kind, piece.index)
+        return teacher_shard(piece.number, num_stages)
+    return converter_file(piece.kind, piece.number)
 
 
 def stage_of(path: str, num_stages: int) -> int | None:

@@ -8,9 +8,11 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Iterable
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 import torch
+from transformers import PreTrainedModel
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from .configuration_pwl import PWLConfig
@@ -21,7 +23,7 @@ from .loading import check_arguments, device_of, dtype_of, read_config, sources_
 from .repository import Repository
 from .route import statistics_at_rest
 from .saving import save_repository
-from .sources import Sources
+from .sources import Role, Sources
 from .staged_model import PWLPreTrainedModel
 from .weights import WeightStore
 
@@ -117,13 +119,13 @@ class PWLForImageClassification(PWLPreTrainedModel):
         dtype: torch.dtype | str | None = None,
         torch_dtype: torch.dtype | str | None = None,
         device_map: Any = None,
-        attn_implementation: str | dict | None = None,
+        attn_implementation: str | dict[str, Any] | None = None,
         ignore_mismatched_sizes: bool = False,
         output_loading_info: bool = False,
         revision: str | None = None,
         subfolder: str = "",
         token: str | bool | None = None,
-        cache_dir: str | os.PathLike[str] | None = None,
+        cache_dir: str | Path | None = None,
         local_files_only: bool = False,
         force_download: bool = False,
         **kwargs: Any,
@@ -230,7 +232,7 @@ class PWLForImageClassification(PWLPreTrainedModel):
         student_cuts: list[int] | None = None,
         dtype: torch.dtype | str | None = None,
         **kwargs: Any,
-    ) -> PWLForImageClassification:
+    ) -> Self:
         """Join two networks; converters are freshly initialised (see `fit_converters`).
 
         Args:
@@ -268,7 +270,8 @@ class PWLForImageClassification(PWLPreTrainedModel):
         model = cls(config, teacher=loaded_teacher, student=loaded_student)
         model.encoders.to(loaded_student.device, loaded_student.dtype)
         model.decoders.to(loaded_student.device, loaded_student.dtype)
-        return model.train(loaded_student.training)  # type: ignore[return-value]
+        model.train(loaded_student.training)
+        return model
 
     def save_pretrained(  # type: ignore[override]
         self,
@@ -329,7 +332,7 @@ class PWLForImageClassification(PWLPreTrainedModel):
         converters = {piece: self._converter(piece) for piece in pieces if self._is_resident(piece)}
         if len(converters) != len(pieces):
             raise StageError("fit_converters needs every converter: load the model with keep_all=True")
-        fits = {piece: LeastSquares(*reversed(c.weight.shape), ridge) for piece, c in converters.items()}
+        fits = {piece: LeastSquares(c.weight.shape[1], c.weight.shape[0], ridge) for piece, c in converters.items()}
         was_training = self.training
         try:
             self.eval()
@@ -338,7 +341,7 @@ class PWLForImageClassification(PWLPreTrainedModel):
                 outputs = {role: route(batch.to(self.device))[1] for role, route in routes.items()}
                 for piece, fit in fits.items():
                     rows = {
-                        role: channel_rows(found[piece.index - 1], converters[piece].channels_first)
+                        role: channel_rows(found[piece.number - 1], converters[piece].channels_first)
                         for role, found in outputs.items()
                     }
                     ends = ("teacher", "student") if piece.kind == "encoder" else ("student", "teacher")
@@ -371,7 +374,7 @@ class PWLForImageClassification(PWLPreTrainedModel):
         if not mask.is_mixed:
             raise ValueError(f"sources {str(mask)!r} is one whole network, whose own statistics are right")
         self._build_route(mask)
-        networks = {role: self._network(role) for role in ("teacher", "student")}
+        networks: dict[Role, PreTrainedModel] = {"teacher": self.teacher, "student": self.student}
         found = statistics_at_rest(mask, self._blueprints, networks)
         if not found:
             return

@@ -5,8 +5,6 @@ Shapes: B images, C channels, H x W pixels; level r (from 0) works at (H / 2^r) 
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 from torch import nn
 from transformers import PreTrainedModel
@@ -43,8 +41,8 @@ class VGGPreTrainedModel(PreTrainedModel):
     config: VGGConfig
     base_model_prefix = "vgg"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
-    _no_split_modules: ClassVar[list[str]] = ["VGGLayer"]
+    input_modalities = ("image",)  # type: ignore[assignment]
+    _no_split_modules = ["VGGLayer"]  # noqa: RUF012
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -122,7 +120,7 @@ class VGGForImageClassification(VGGPreTrainedModel):
         super().__init__(config)
         self.num_labels = config.num_labels
         self.vgg = VGGModel(config)
-        self.classifier = nn.Linear(config.hidden_sizes[-1], config.num_labels)
+        self.classifier = nn.Linear(config.hidden_sizes[-1], config.num_labels or 0)
         self.post_init()
 
     def forward(

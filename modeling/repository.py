@@ -34,7 +34,7 @@ class Repository:
     commit: str | None = None
     subfolder: str = ""
     token: str | bool | None = field(default=None, repr=False, compare=False)
-    cache_dir: str | os.PathLike[str] | None = None
+    cache_dir: str | Path | None = None
     local_files_only: bool = False
     force_download: bool = False
 

@@ -259,19 +259,19 @@ class _Planner:
         return tensors
 
     def _own(self, piece: Piece) -> Tensors:
-        prefix = f"{piece.kind}." if piece.kind in ("teacher", "student") else f"{piece.kind}s.{piece.index}."
+        prefix = f"{piece.kind}." if piece.kind in ("teacher", "student") else f"{piece.kind}s.{piece.number}."
         tensors = self.model._tensors(piece)
         return {name: self.state_dict.get(prefix + name, tensor) for name, tensor in tensors.items()}
 
     def _name_in_file(self, piece: Piece, name: str) -> str:
         if piece.kind == "teacher" or piece.kind == "student":
-            spec = self.model._blueprints[piece.kind].specs(piece.index)[name]
+            spec = self.model._blueprints[piece.kind].specs(piece.number)[name]
             return (STUDENT_PREFIX if piece.kind == "student" else "") + spec.checkpoint_name
         return name
 
     def _count(self, piece: Piece) -> int:
         if piece.kind == "teacher" or piece.kind == "student":
-            specs = self.model._blueprints[piece.kind].specs(piece.index).values()
+            specs = self.model._blueprints[piece.kind].specs(piece.number).values()
             return sum(torch.Size(spec.shape).numel() for spec in specs if spec.is_parameter)
         with torch.device("meta"):
             converter = self.model._make_converter(piece)
@@ -291,7 +291,7 @@ def _saved_config(model: PWLPreTrainedModel, manifest: Manifest) -> PWLConfig:
         network.architectures = network.architectures or [plan.family.model_class().__name__]
         if plan.family.auto_map:
             network.auto_map = dict(plan.family.auto_map)
-        network.id2label, network.label2id = dict(config.id2label), dict(config.label2id)
+        network.id2label, network.label2id = copy.copy(config.id2label), copy.copy(config.label2id)
     for part in (config, config.teacher_config, config.student_config):
         part.dtype = manifest.dtype
     return config

@@ -19,15 +19,15 @@ class Piece(NamedTuple):
 
     Args:
         kind: A block of the teacher or the student, or a converter.
-        index: The block's or the boundary's number, from 1. A network's embedder belongs to its first
+        number: The block's or the boundary's, from 1. A network's embedder belongs to its first
             block, its head to its last.
     """
 
     kind: Literal["teacher", "student", "encoder", "decoder"]
-    index: int
+    number: int
 
     def __str__(self) -> str:
-        return f"{self.kind} {'block ' if self.kind in ('teacher', 'student') else ''}{self.index}"
+        return f"{self.kind} {'block ' if self.kind in ('teacher', 'student') else ''}{self.number}"
 
 
 ROLE_OF: dict[str, Role] = {"S": "student", "T": "teacher"}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import nn
@@ -42,7 +43,7 @@ class PWLPreTrainedModel(PreTrainedModel):
     config: PWLConfig
     base_model_prefix = "pwl"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = ("image",)  # type: ignore[assignment]
     # What the networks support is checked by the networks themselves.
     supports_gradient_checkpointing = True
     _supports_sdpa = True
@@ -87,9 +88,10 @@ class PWLPreTrainedModel(PreTrainedModel):
         else:
             self._modules["teacher"] = self._blueprints["teacher"].build() if teacher is None else teacher
             self.student = self._blueprints["student"].build() if student is None else student
-            for piece in self._all_pieces():
+            # In order: a seed must give the same converters in every process.
+            for piece in sorted(self._all_pieces()):
                 if piece.kind in ("encoder", "decoder"):
-                    self._converters_of(piece)[str(piece.index)] = self._make_converter(piece)
+                    self._converters_of(piece)[str(piece.number)] = self._make_converter(piece)
             self.teacher.requires_grad_(False).eval()
         self.post_init()
         self._route: Route | None = None if vacant else self._build_route(Sources.prefix(0, config.num_stages))
@@ -231,22 +233,24 @@ class PWLPreTrainedModel(PreTrainedModel):
 
     def _is_resident(self, piece: Piece) -> bool:
         if piece.kind == "teacher" or piece.kind == "student":
-            network = self._modules.get(piece.kind)
-            return network is not None and self._blueprints[piece.kind].is_resident(network, piece.index)
-        return str(piece.index) in self._converters_of(piece)
+            # Not through the properties: asking must not build a network.
+            if piece.kind not in self._modules:
+                return False
+            return self._blueprints[piece.kind].is_resident(self._network(piece.kind), piece.number)
+        return str(piece.number) in self._converters_of(piece)
 
     def _converters_of(self, piece: Piece) -> nn.ModuleDict:
         return self.encoders if piece.kind == "encoder" else self.decoders
 
     def _converter(self, piece: Piece) -> Converter:
-        return self._converters_of(piece)[str(piece.index)]  # type: ignore[return-value]
+        return self._converters_of(piece)[str(piece.number)]  # type: ignore[return-value]
 
     def _network(self, role: Role) -> PreTrainedModel:
         return self.teacher if role == "teacher" else self.student
 
     def _make_converter(self, piece: Piece) -> Converter:
         ends = [
-            plan.family.boundary(plan.config, plan.cuts[piece.index - 1])
+            plan.family.boundary(plan.config, plan.cuts[piece.number - 1])
             for plan in (self._blueprints["teacher"], self._blueprints["student"])
         ]
         before, after = ends if piece.kind == "encoder" else reversed(ends)
@@ -258,12 +262,12 @@ class PWLPreTrainedModel(PreTrainedModel):
             raise StageError("the model was not loaded from a repository")
         tensors = _cast(self._store.piece(piece), device, dtype)
         if piece.kind == "teacher" or piece.kind == "student":
-            modules = self._blueprints[piece.kind].make(self._network(piece.kind), piece.index, tensors, device)
+            modules = self._blueprints[piece.kind].make(self._network(piece.kind), piece.number, tensors, device)
         else:
             with torch.device("meta"):
                 converter = self._make_converter(piece)
             converter.load_state_dict(tensors, assign=True)
-            modules = {str(piece.index): converter}
+            modules = {str(piece.number): converter}
         trainable = self._requires_grad(of_teacher=piece.kind == "teacher")
         for module in modules.values():
             module.requires_grad_(trainable).train(self.training and piece.kind != "teacher")
@@ -285,15 +289,15 @@ class PWLPreTrainedModel(PreTrainedModel):
 
     def _release(self, piece: Piece) -> None:
         if piece.kind == "teacher" or piece.kind == "student":
-            self._blueprints[piece.kind].release(self._network(piece.kind), piece.index)
+            self._blueprints[piece.kind].release(self._network(piece.kind), piece.number)
         else:
-            del self._converters_of(piece)[str(piece.index)]
+            del self._converters_of(piece)[str(piece.number)]
 
     def _tensors(self, piece: Piece) -> Tensors:
         """The resident tensors of a piece, named as `WeightStore.piece` names them."""
         if piece.kind == "teacher" or piece.kind == "student":
             network = self._network(piece.kind)
-            return {name: _tensor(network, name) for name in self._blueprints[piece.kind].specs(piece.index)}
+            return {name: _tensor(network, name) for name in self._blueprints[piece.kind].specs(piece.number)}
         converter = self._converter(piece)
         return {"weight": converter.weight.detach(), "bias": converter.bias.detach()}
 
@@ -363,7 +367,7 @@ class PWLPreTrainedModel(PreTrainedModel):
             child.requires_grad_(requires_grad and name != "teacher")
         return self
 
-    def set_attn_implementation(self, attn_implementation: str | dict, *args: object, **kwargs: object) -> None:
+    def set_attn_implementation(self, attn_implementation: str | dict[str, Any], *args: Any, **kwargs: Any) -> None:
         """As transformers', for both networks, also for blocks that come later."""
         _ = self.teacher  # a network that does not exist could not check the request
         super().set_attn_implementation(attn_implementation, *args, **kwargs)

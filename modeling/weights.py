@@ -98,9 +98,9 @@ class WeightStore:
         """The tensors of a block, by in-memory name, or a converter's `weight` and `bias`."""
         path = file_of(piece, self.manifest.num_stages)
         self.prepare([path])
-        if piece.kind in ("encoder", "decoder"):
+        if piece.kind == "encoder" or piece.kind == "decoder":
             return self._read(path, {"weight": "weight", "bias": "bias"})
-        specs = self._blueprints[piece.kind].specs(piece.index)
+        specs = self._blueprints[piece.kind].specs(piece.number)
         prefix = STUDENT_PREFIX if piece.kind == "student" else ""
         return self._read(path, {name: prefix + spec.checkpoint_name for name, spec in specs.items()})
 

@@ -194,7 +194,7 @@ def _teacher_license(base_model: str | None, token: str | bool | None) -> str | 
     if base_model is None:
         return None
     try:
-        card = ModelCard.load(base_model, token=token, ignore_metadata_errors=True)
+        card = ModelCard.load(base_model, token=token, ignore_metadata_errors=True)  # type: ignore[arg-type]
     except (HfHubHTTPError, OSError):
         return None
     found: str | None = card.data.get("license")

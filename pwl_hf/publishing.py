@@ -125,7 +125,7 @@ def _commit(
         for entry in manifest.files
         if remote.get(entry.path) != entry.sha256
     ]
-    options = {
+    options: dict[str, Any] = {
         "commit_message": target.commit_message,
         "commit_description": target.commit_description,
         "revision": target.revision,
@@ -156,7 +156,7 @@ def _weight_operation(
     if cached is not None:
         check_file(cached, entry, str(source))
         return CommitOperationAdd(entry.path, cached)
-    elsewhere = {} if source.name == repo_id else {"src_repo_id": source.name, "src_repo_type": "model"}
+    elsewhere: dict[str, Any] = {} if source.name == repo_id else {"src_repo_id": source.name, "src_repo_type": "model"}
     return CommitOperationCopy(source.path_in_repo(entry.path), entry.path, src_revision=source.commit, **elsewhere)
 
 
