@@ -39,7 +39,7 @@ def default_cuts(depths: Sequence[int], num_stages: int) -> list[int]:
     if any(before >= after for before, after in zip([0, *cuts], cuts, strict=False)):
         raise ValueError(
             f"a network of {list(depths)} units cannot be cut into {num_stages} blocks of at least one unit each; "
-            f"lower num_stages or give the cuts yourself"
+            f"lower num_stages, or give the cuts yourself if it has that many units"
         )
     return cuts
 
