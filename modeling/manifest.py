@@ -34,6 +34,8 @@ _STATISTICS = re.compile(r"statistics/([ST]+)\.safetensors")
 _OWNED = re.compile(
     r"(teacher|converters|statistics)/[^/]+\.safetensors|model(-\d{5}-of-\d{5})?\.safetensors"
     r"|model\.safetensors\.index\.json|pytorch_model[^/]*\.(bin|json)"
+    # What a process that was killed while it saved leaves beside the files (see `files.beside`).
+    r"|([^/]+/)?\.[^/]+\.\d+\.tmp"
 )
 
 
@@ -74,7 +76,7 @@ def stage_of(path: str, num_stages: int) -> int | None:
 
 
 def is_owned(path: str) -> bool:
-    """Whether a path is a weight file of ours: one that is not in a new layout is stale."""
+    """Whether a path is a weight file of ours, or the rest of one: if it is not in a new layout, it is stale."""
     return _OWNED.fullmatch(path) is not None
 
 

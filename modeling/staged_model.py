@@ -80,6 +80,8 @@ class PWLPreTrainedModel(PreTrainedModel):
         self._store: WeightStore | None = None
         self._keep_all = True
         self._statistics: dict[str, Statistics] = {}
+        # Whether parameters of the teacher (True), or of the rest, require gradients, as last seen.
+        self._trainable = {True: False, False: True}
         self._routes: dict[str, Route] = {}
         self.encoders = nn.ModuleDict()
         self.decoders = nn.ModuleDict()
@@ -278,8 +280,8 @@ class PWLPreTrainedModel(PreTrainedModel):
         """Whether new parameters of the teacher, or of the rest, are to require gradients: as the resident ones do."""
         found = [p.requires_grad for n, p in self.named_parameters() if n.startswith("teacher.") == of_teacher]
         if found:
-            self._grads = {**getattr(self, "_grads", {}), of_teacher: any(found)}
-        return getattr(self, "_grads", {}).get(of_teacher, not of_teacher)
+            self._trainable[of_teacher] = any(found)
+        return self._trainable[of_teacher]
 
     def _attach(self, piece: Piece, modules: Mapping[str, nn.Module]) -> None:
         if piece.kind == "teacher" or piece.kind == "student":
@@ -392,8 +394,8 @@ def _tensor(module: nn.Module, name: str) -> torch.Tensor:
 def _same_bits(resident: torch.Tensor, stored: torch.Tensor) -> bool:
     if resident.shape != stored.shape:
         return False
+    if resident.is_meta:
+        return True  # It has no values that could be lost.
     stored = stored.to(resident.device, resident.dtype)
-    if resident.data_ptr() == stored.data_ptr():
-        return True
     flat = [t.contiguous().reshape(-1).view(torch.uint8) for t in (resident, stored)]
     return torch.equal(*flat)

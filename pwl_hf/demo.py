@@ -192,9 +192,9 @@ def _draw(stages: Sequence[DemoStage], path: Path) -> Path:
     kilobytes, percent = [s.total_bytes / 1000 for s in stages], [s.accuracy * 100 for s in stages]
     axes.plot(kilobytes, percent, marker="o", drawstyle="steps-post")
     for stage, x, y in zip(stages, kilobytes, percent, strict=True):
-        axes.annotate(stage.sources, (x, y), textcoords="offset points", xytext=(4, -12))
+        axes.annotate(stage.sources, (x, y), textcoords="offset points", xytext=(0, 7), ha="center")
     axes.set(xlabel="weights loaded (kB)", ylabel="test accuracy (%)", title="Handwritten digits, stage by stage")
-    axes.margins(0.12)
+    axes.margins(0.12, 0.18)
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=150)
     return path

@@ -43,6 +43,7 @@ def train(arguments: DigitsArguments) -> list[float]:
     from transformers import PreTrainedModel
 
     from pwl_hf import PWLForImageClassification
+    from pwl_hf.model_card import write_card
     from pwl_hf.modeling import Metric
     from pwl_hf.modeling.saving import write_metrics
     from pwl_hf.training.digits import DATASET, image_processor, load_splits, to_tensor
@@ -94,6 +95,7 @@ def train(arguments: DigitsArguments) -> list[float]:
             for stage, value in enumerate(accuracies)
         }
         write_metrics(arguments.output_dir, metrics)
+        write_card(arguments.output_dir)
         for stage, value in enumerate(accuracies):
             logger.info("stage %d: test accuracy %.4f on %d images", stage, value, len(labels))
     accelerator.wait_for_everyone()

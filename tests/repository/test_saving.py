@@ -387,3 +387,11 @@ def test_encoder_changed_at_its_stage_is_the_only_new_file(saved, tmp_path):
     model.save_pretrained(tmp_path)
     before, after = weights(saved("vit")), weights(tmp_path)
     assert {path for path in before if before[path] != after[path]} == {encoder(2), INDEX}
+
+
+def test_save_removes_what_a_killed_save_left(tmp_path, saved):
+    for leftover in (".model.safetensors.123.tmp", "teacher/.model-00001-of-00004.safetensors.7.tmp"):
+        (tmp_path / leftover).parent.mkdir(exist_ok=True)
+        (tmp_path / leftover).write_bytes(b"half")
+    load(saved("vit")).save_pretrained(tmp_path)
+    assert not list(tmp_path.rglob("*.tmp"))

@@ -1,0 +1,85 @@
+"""The README: its code runs, its commands exist, and the numbers in it are those that its command gives."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.main import get_command
+
+from pwl_hf.cli import app
+from pwl_hf.demo import run_demo
+from pwl_hf.modeling.repository import Repository
+from pwl_hf.training.arguments import DigitsArguments
+from pwl_hf.training.train import train
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def _fences(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+
+
+def test_python_block_prints_what_was_measured(tmp_path):
+    accuracies = train(
+        DigitsArguments(
+            output_dir=str(tmp_path / "digits-pwl"), teacher_epochs=1, epochs=1, max_steps=3, disable_tqdm=True
+        )
+    )
+    (block,), (shown,) = _fences("python"), _fences("text")
+    done = subprocess.run([sys.executable, "-c", block], cwd=tmp_path, capture_output=True, text=True, check=True)
+    printed = done.stdout.splitlines()
+    assert printed == [
+        re.sub(r"[\d.]+%", f"{accuracy:.1%}", line)
+        for line, accuracy in zip(shown.splitlines(), accuracies, strict=True)
+    ]
+
+
+def test_shown_table_and_shown_output_agree():
+    table = re.findall(r"^\| (\d) \| `([ST]+)` \| [\d,]+ \| [\d,]+ \| ([\d.]+)% \|$", README, flags=re.MULTILINE)
+    (shown,) = _fences("text")
+    assert shown.splitlines() == [f"stage {k} {mask}: {float(value):.1f}% right" for k, mask, value in table]
+
+
+@pytest.mark.slow
+def test_demo_gives_the_shown_table(tmp_path):
+    result = run_demo(tmp_path / "digits-pwl", quiet=True)
+    table = re.findall(r"^\| (\d) \| `[ST]+` \| ([\d,]+) \| [\d,]+ \| ([\d.]+)% \|$", README, flags=re.MULTILINE)
+    assert len(table) == len(result.stages)
+    for stage, (_, size, value) in zip(result.stages, table, strict=True):
+        assert f"{stage.added_bytes:,}" == size
+        # Sums come in another order on another machine.
+        assert abs(stage.accuracy * 100 - float(value)) < 5
+
+
+def test_ci_runs_the_second_command_word_for_word():
+    second = next(block.strip() for block in _fences("bash") if "pytest" in block)
+    assert second in (ROOT / ".ci" / "run").read_text().splitlines()
+
+
+def test_first_command_runs_the_demo():
+    first = _fences("bash")[0]
+    assert first.rstrip().endswith("pwl-hf demo")
+    assert "-c constraints.txt" in first
+
+
+def test_every_command_of_the_table_exists():
+    named = set(re.findall(r"^\| `pwl-hf (\w+)", README, flags=re.MULTILINE))
+    assert named == set(get_command(app).commands)
+
+
+def test_linked_files_exist():
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
+        assert (ROOT / target).exists(), target
+
+
+def test_card_of_the_digits_is_that_of_the_table():
+    manifest = Repository.open(ROOT / "model_cards" / "digits-vit").manifest()
+    table = re.findall(r"^\| \d \| `[ST]+` \| ([\d,]+) \| [\d,]+ \| ([\d.]+)% \|$", README, flags=re.MULTILINE)
+    for stage, (size, value) in zip(manifest.stages, table, strict=True):
+        assert f"{sum(entry.bytes for entry in stage.files):,}" == size
+        assert f"{stage.metrics[0].value * 100:.2f}" == value
