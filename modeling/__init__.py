@@ -19,15 +19,17 @@ if TYPE_CHECKING:
     from .configuration_pwl import PWLConfig
     from .configuration_vgg import VGGConfig
     from .converters import Converter
-    from .errors import PWLError, RepositoryError, StageError
+    from .errors import FetchError, PWLError, RepositoryError, StageError
     from .manifest import Manifest, Metric
     from .modeling_pwl import PWLForImageClassification
     from .modeling_vgg import VGGForImageClassification, VGGModel
+    from .retrying import RetryPolicy
     from .sources import Sources
     from .staged_model import PWLPreTrainedModel
 
 _EXPORTS = {
     "Converter": "converters",
+    "FetchError": "errors",
     "Manifest": "manifest",
     "Metric": "manifest",
     "PWLConfig": "configuration_pwl",
@@ -35,6 +37,7 @@ _EXPORTS = {
     "PWLForImageClassification": "modeling_pwl",
     "PWLPreTrainedModel": "staged_model",
     "RepositoryError": "errors",
+    "RetryPolicy": "retrying",
     "Sources": "sources",
     "StageError": "errors",
     "VGGConfig": "configuration_vgg",
@@ -44,6 +47,7 @@ _EXPORTS = {
 
 __all__ = [
     "Converter",
+    "FetchError",
     "Manifest",
     "Metric",
     "PWLConfig",
@@ -51,6 +55,7 @@ __all__ = [
     "PWLForImageClassification",
     "PWLPreTrainedModel",
     "RepositoryError",
+    "RetryPolicy",
     "Sources",
     "StageError",
     "VGGConfig",

@@ -16,3 +16,10 @@ class RepositoryError(PWLError, ValueError):
 
 class StageError(PWLError, RuntimeError):
     """A change of stage that is refused. The model stays at the stage it was at."""
+
+
+class FetchError(PWLError, OSError):
+    """A file that could not be fetched, after all tries: names repository, commit, file, cause and what to do.
+
+    The model stays at its stage and keeps answering; the same call later goes on from there.
+    """

@@ -125,9 +125,9 @@ def read_config(repository: Repository, config_class: type[Config], overrides: M
         RepositoryError: If `config.json` is not a PWL config.
         TypeError: If an override is not an attribute of the config.
     """
-    path = repository.fetch("config.json")
+    text = repository.fetch_text("config.json")
     try:
-        data = json.loads(path.read_bytes())
+        data = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise RepositoryError(f"{repository}: config.json is not JSON: {error}") from error
     if not isinstance(data, dict) or data.get("model_type") != config_class.model_type:

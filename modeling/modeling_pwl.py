@@ -21,6 +21,7 @@ from .converters import LeastSquares, channel_rows
 from .errors import RepositoryError, StageError
 from .loading import check_arguments, device_of, dtype_of, read_config, sources_of
 from .repository import Repository
+from .retrying import RetryPolicy
 from .route import statistics_at_rest
 from .saving import save_repository
 from .sources import Role, Sources
@@ -128,6 +129,7 @@ class PWLForImageClassification(PWLPreTrainedModel):
         cache_dir: str | Path | None = None,
         local_files_only: bool = False,
         force_download: bool = False,
+        retry: RetryPolicy | None = None,
         **kwargs: Any,
     ) -> Any:
         """Load a model at a stage from a folder or the Hub.
@@ -152,6 +154,7 @@ class PWLForImageClassification(PWLPreTrainedModel):
             cache_dir: As in huggingface_hub.
             local_files_only: As in huggingface_hub.
             force_download: As in huggingface_hub.
+            retry: How long to try when the network fails, now and at later stages.
             kwargs: Changes to the config, such as `num_labels`.
 
         Returns:
@@ -180,6 +183,7 @@ class PWLForImageClassification(PWLPreTrainedModel):
             cache_dir=cache_dir,
             local_files_only=local_files_only,
             force_download=force_download,
+            retry=retry or RetryPolicy(),
         )
         manifest = repository.manifest()
         if config is None:

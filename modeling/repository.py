@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import hf_hub_download, is_offline_mode, resolve_revision, try_to_load_from_cache
-from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub import is_offline_mode, resolve_revision, try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
 
-from .errors import RepositoryError
+from .errors import FetchError, RepositoryError
+from .fetching import Watch, download
 from .manifest import MANIFEST_FILE, FileEntry, Manifest
+from .retrying import RetryPolicy, is_passing
+from .verification import check_file, is_as_named
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,7 @@ class Repository:
         cache_dir: As in huggingface_hub.
         local_files_only: As in huggingface_hub.
         force_download: As in huggingface_hub.
+        retry: How long to try when the network fails.
     """
 
     name: str
@@ -37,6 +40,7 @@ class Repository:
     cache_dir: str | Path | None = None
     local_files_only: bool = False
     force_download: bool = False
+    retry: RetryPolicy = field(default_factory=RetryPolicy, repr=False)
 
     @classmethod
     def open(
@@ -62,16 +66,26 @@ class Repository:
         if os.path.isdir(name):
             # Later stages are read from there too, also after a change of the working directory.
             return cls(os.path.abspath(name), token=token, **options)
+        retry: RetryPolicy = options.get("retry", RetryPolicy())
         try:
-            resolved = resolve_revision(
-                os.fspath(name),
-                revision=revision,
-                token=token,
-                cache_dir=options.get("cache_dir"),
-                local_files_only=options.get("local_files_only", False),
+            resolved = retry.run(
+                lambda: resolve_revision(
+                    os.fspath(name),
+                    revision=revision,
+                    token=token,
+                    cache_dir=options.get("cache_dir"),
+                    local_files_only=options.get("local_files_only", False),
+                )
             )
         except HFValidationError as error:
             raise RepositoryError(f"{os.fspath(name)!r} is neither a folder nor a Hub id: {error}") from error
+        except Exception as error:
+            if not is_passing(error):
+                raise
+            raise FetchError(
+                f"{os.fspath(name)}@{revision or 'main'}: the Hub did not answer in any try, and the commit is not "
+                f"known locally; the same call later may succeed ({type(error).__name__}: {error})"
+            ) from error
         return cls(os.fspath(name), commit=resolved.resolved, token=token, **options)
 
     def __str__(self) -> str:
@@ -85,37 +99,37 @@ class Repository:
         # It never changes, and a copy of a model needs the token for its later stages.
         return self
 
-    def fetch(self, path: str, *, anew: bool = False) -> Path:
+    def fetch(self, path: str, *, anew: bool = False, watch: Watch | None = None) -> Path:
         """The local path of a file, downloaded if it is not in the cache, or in any case if `anew`.
 
         Raises:
             RepositoryError: If the repository has no such file.
-            huggingface_hub.errors.LocalEntryNotFoundError: If it is not in the cache and the Hub is out of reach.
+            FetchError: If it could not be had, after all tries of the retry policy.
         """
         if self.commit is None:
             local = Path(self.name, self.subfolder, path)
             if not local.is_file():
                 raise RepositoryError(f"{self} has no file {path!r}")
             return local
-        try:
-            return Path(
-                hf_hub_download(
-                    self.name,
-                    path,
-                    subfolder=self.subfolder or None,
-                    revision=self.commit,
-                    token=self.token,
-                    cache_dir=self.cache_dir,
-                    local_files_only=self.local_files_only,
-                    force_download=self.force_download or anew,
-                )
-            )
-        except LocalEntryNotFoundError as error:
-            raise LocalEntryNotFoundError(
-                f"{self}: {path!r} is not in the local cache, and the Hub is out of reach or not to be asked: {error}"
-            ) from error
-        except EntryNotFoundError as error:
-            raise RepositoryError(f"{self} has no file {path!r}") from error
+        return download(self, path, anew=anew, watch=watch)
+
+    def fetch_text(self, path: str) -> bytes:
+        """The contents of a small file, fetched once more if it was damaged on the way.
+
+        Raises:
+            RepositoryError: If there is no such file, or it is damaged each time.
+            FetchError: If it could not be had.
+        """
+        local = self.fetch(path)
+        if self.commit is not None and not is_as_named(local):
+            local = self.fetch(path, anew=True) if self._may_ask else local
+            if not is_as_named(local):
+                raise RepositoryError(f"{self}: {path!r} is corrupt: its contents are not those of its ETag")
+        return local.read_bytes()
+
+    @property
+    def _may_ask(self) -> bool:
+        return self.commit is not None and not self.local_files_only and not is_offline_mode()
 
     def path_in_repo(self, path: str) -> str:
         """A file's path from the root of the Hub repository."""
@@ -138,11 +152,13 @@ class Repository:
             RepositoryError: If there is none or it is malformed.
         """
         try:
-            path = self.fetch(MANIFEST_FILE)
+            text = self.fetch_text(MANIFEST_FILE)
         except RepositoryError as error:
-            raise RepositoryError(f"{self} is not a PWL repository: it has no {MANIFEST_FILE}") from error
+            if "has no file" in str(error):
+                raise RepositoryError(f"{self} is not a PWL repository: it has no {MANIFEST_FILE}") from error
+            raise
         try:
-            return Manifest.from_json(path.read_bytes())
+            return Manifest.from_json(text)
         except RepositoryError as error:
             raise RepositoryError(f"{self}: {error}") from error
 
@@ -163,29 +179,8 @@ class Repository:
             try:
                 check_file(local[entry.path], entry, str(self))
             except RepositoryError:
-                if self.commit is None or self.local_files_only or is_offline_mode():
+                if not self._may_ask:
                     raise
                 local[entry.path] = self.fetch(entry.path, anew=True)
                 check_file(local[entry.path], entry, str(self))
         return local
-
-
-def check_file(local: Path, entry: FileEntry, where: str) -> None:
-    """Compare a file with its entry in the manifest of `where`.
-
-    Raises:
-        RepositoryError: If its size or sha256 is another.
-    """
-    size = local.stat().st_size
-    if size != entry.bytes:
-        raise RepositoryError(
-            f"{where}: {entry.path!r} has {size} bytes, {MANIFEST_FILE} says {entry.bytes}; it is truncated or of "
-            "another commit"
-        )
-    with local.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if digest != entry.sha256:
-        raise RepositoryError(
-            f"{where}: {entry.path!r} has sha256 {digest}, {MANIFEST_FILE} says {entry.sha256}; it is corrupt or of "
-            "another commit"
-        )

@@ -16,12 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import save_file
 from transformers.utils import logging
 
 from .configuration_pwl import PWLConfig
-from .errors import RepositoryError
+from .errors import FetchError, RepositoryError
 from .files import beside, copy_file, write_text
 from .manifest import (
     MANIFEST_FILE,
@@ -134,7 +133,7 @@ def text_files(model: PWLPreTrainedModel, manifest: Manifest) -> dict[str, str]:
         try:
             texts[PROCESSOR_FILE] = model._store.repository.fetch(PROCESSOR_FILE).read_text(encoding="utf-8")
             texts[f"teacher/{PROCESSOR_FILE}"] = texts[PROCESSOR_FILE]
-        except LocalEntryNotFoundError as error:
+        except FetchError as error:
             # Whether it has one cannot be known now; that must not keep the weights from being saved.
             logger.warning("saved without %s: %s", PROCESSOR_FILE, error)
         except RepositoryError:

@@ -28,12 +28,14 @@ if TYPE_CHECKING:
     from pwl_hf.model import PWLForImageClassification
     from pwl_hf.modeling import (
         Converter,
+        FetchError,
         Manifest,
         Metric,
         PWLConfig,
         PWLError,
         PWLPreTrainedModel,
         RepositoryError,
+        RetryPolicy,
         Sources,
         StageError,
         VGGConfig,
@@ -45,6 +47,7 @@ __version__ = "0.1.0"
 
 _EXPORTS = {
     "Converter": "modeling",
+    "FetchError": "modeling",
     "Manifest": "modeling",
     "Metric": "modeling",
     "PWLConfig": "modeling",
@@ -52,6 +55,7 @@ _EXPORTS = {
     "PWLForImageClassification": "model",
     "PWLPreTrainedModel": "modeling",
     "RepositoryError": "modeling",
+    "RetryPolicy": "modeling",
     "Sources": "modeling",
     "StageError": "modeling",
     "VGGConfig": "modeling",
@@ -61,6 +65,7 @@ _EXPORTS = {
 
 __all__ = [
     "Converter",
+    "FetchError",
     "Manifest",
     "Metric",
     "PWLConfig",
@@ -68,6 +73,7 @@ __all__ = [
     "PWLForImageClassification",
     "PWLPreTrainedModel",
     "RepositoryError",
+    "RetryPolicy",
     "Sources",
     "StageError",
     "VGGConfig",

@@ -19,7 +19,8 @@ from huggingface_hub.hf_api import RepoFile
 
 from pwl_hf.model_card import CARD_FILE, render_card
 from pwl_hf.modeling.manifest import MANIFEST_FILE, FileEntry, Manifest, is_owned
-from pwl_hf.modeling.repository import Repository, check_file
+from pwl_hf.modeling.repository import Repository
+from pwl_hf.modeling.verification import check_file
 
 if TYPE_CHECKING:
     from pwl_hf.modeling.modeling_pwl import PWLForImageClassification

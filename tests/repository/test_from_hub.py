@@ -8,14 +8,12 @@ import pickle
 import pytest
 import torch
 from huggingface_hub.errors import (
-    HfHubHTTPError,
-    LocalEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
     RevisionResolutionError,
 )
 
-from pwl_hf import RepositoryError
+from pwl_hf import FetchError, RepositoryError
 from tests.hub import Fault, HubServer
 from tests.repository.helpers import (
     INDEX,
@@ -222,7 +220,7 @@ def test_gated_or_lost_access_between_stages_leaves_the_model_as_it_was(hub, pus
     model = load(pushed, cache_dir=cache, token=False)
     before = logits(model)
     hub.store.set_private(pushed)
-    with pytest.raises(HfHubHTTPError):
+    with pytest.raises(FetchError, match="the token may no longer read it"):
         model.load_next_stage()
     assert model.stage == 0
     assert torch.equal(logits(model), before)
@@ -247,7 +245,7 @@ def test_local_files_only_uses_the_cache_and_asks_nothing(hub, pushed, cache):
         model = load(pushed, cache_dir=cache, local_files_only=True)
         model.load_next_stage()
         before = logits(model)
-        with pytest.raises(LocalEntryNotFoundError, match=f"'{encoder(2)}' is not in the local cache"):
+        with pytest.raises(FetchError, match=f"'{encoder(2)}' could not be fetched: it is not in the local cache"):
             model.load_next_stage()
     assert requests == []
     assert torch.equal(before, expected)
@@ -306,8 +304,10 @@ def test_damaged_cache_is_mended_online_and_refused_offline(hub, pushed, cache):
 def test_server_error_in_the_middle_of_a_stage_attaches_nothing(hub, pushed, saved, cache):
     model = load(pushed, cache_dir=cache)
     before = logits(model)
-    with hub.faulty(Fault("status", path=shard(1), status=500)), pytest.raises(HfHubHTTPError):
+    fault = Fault("status", path=shard(1), status=500, times=None)
+    with hub.faulty(fault), pytest.raises(FetchError, match=shard(1)) as failed:
         model.load_next_stage()
+    assert f"{pushed}@{hub.store.head(pushed)}" in str(failed.value)
     assert (model.stage, model.sources) == (0, "SSSS")
     assert not any(name.startswith("teacher.") for name, _ in model.named_parameters())
     assert torch.equal(logits(model), before)
