@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
 from pathlib import Path
+from threading import Event
 from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import hf_hub_download, is_offline_mode
@@ -29,7 +29,14 @@ Watch = type[Any]
 FAULTS = (HfHubHTTPError, httpx.HTTPError, OSError)
 
 
-def download(repository: Repository, path: str, *, anew: bool = False, watch: Watch | None = None) -> Path:
+def download(
+    repository: Repository,
+    path: str,
+    *,
+    anew: bool = False,
+    watch: Watch | None = None,
+    cancelled: Event | None = None,
+) -> Path:
     """The local path of a file of a Hub repository, downloaded if it is not in the cache.
 
     Args:
@@ -37,6 +44,7 @@ def download(repository: Repository, path: str, *, anew: bool = False, watch: Wa
         path: The file's path, within the repository's subfolder.
         anew: Download it in any case.
         watch: A progress bar class.
+        cancelled: Ends the waiting between tries.
 
     Raises:
         RepositoryError: If the repository has no such file.
@@ -58,13 +66,8 @@ def download(repository: Repository, path: str, *, anew: bool = False, watch: Wa
             )
         )
 
-    return explained(repository, path, attempt)
-
-
-def explained(repository: Repository, path: str, attempt: Callable[[], Path]) -> Path:
-    """Run an attempt under the repository's retry policy, and turn what is left of its faults into our errors."""
     try:
-        return repository.retry.run(attempt)
+        return repository.retry.run(attempt, cancelled)
     except LocalEntryNotFoundError as error:
         raise FetchError(_explain(repository, path, error)) from error
     except EntryNotFoundError as error:

@@ -100,6 +100,8 @@ class PWLForImageClassification(PWLPreTrainedModel):
                 f"interpolate_pos_encoding=True does not apply to model_type "
                 f"{self.config.teacher_config.model_type!r}; leave it out"
             )
+        if not torch.compiler.is_compiling():
+            self._seen = pixel_values.shape
         logits, outputs = route(pixel_values, interpolate_pos_encoding)
         loss = None if labels is None else self.loss_function(labels, logits, self.config)
         wants_hidden = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
@@ -116,6 +118,7 @@ class PWLForImageClassification(PWLPreTrainedModel):
         *,
         stage: int | str = 0,
         keep_all: bool = False,
+        stream: bool = False,
         config: PWLConfig | None = None,
         dtype: torch.dtype | str | None = None,
         torch_dtype: torch.dtype | str | None = None,
@@ -141,6 +144,7 @@ class PWLForImageClassification(PWLPreTrainedModel):
             pretrained_model_name_or_path: A folder or a Hub id.
             stage: 0 (the student) to N, or `"teacher"` for N.
             keep_all: Keep both networks and all converters in memory, for training and for `sources=`.
+            stream: Start loading the later stages in the background at once (see `stream_stages`).
             config: A config to use in place of the repository's.
             dtype: The floating dtype; the stored one by default or with `"auto"`.
             torch_dtype: The older name of `dtype`.
@@ -175,6 +179,8 @@ class PWLForImageClassification(PWLPreTrainedModel):
         device = device_of(device_map)
         if ignore_mismatched_sizes and not keep_all:
             raise ValueError("ignore_mismatched_sizes=True resets both heads: load with keep_all=True as well")
+        if stream and keep_all:
+            raise ValueError("stream=True does not go with keep_all=True: everything is loaded at once")
         repository = Repository.open(
             pretrained_model_name_or_path,
             revision=revision,
@@ -216,6 +222,8 @@ class PWLForImageClassification(PWLPreTrainedModel):
         model.eval()
         model._store, model._keep_all = store, keep_all
         model._bring(target, model._all_pieces() if keep_all else target.pieces, device, floating)
+        if stream:
+            model.stream_stages()
         if not output_loading_info:
             return model
         return model, {
@@ -309,7 +317,8 @@ class PWLForImageClassification(PWLPreTrainedModel):
         for name in ("max_shard_size", "save_original_format", "safe_serialization", "save_peft_format"):
             kwargs.pop(name, None)
         if is_main_process:
-            save_repository(self, save_directory, state_dict)
+            with self._lock:
+                save_repository(self, save_directory, state_dict)
         if push_to_hub and is_main_process:
             self.push_to_hub(kwargs.pop("repo_id", os.path.basename(save_directory)), token=token, **kwargs)
 

@@ -6,6 +6,7 @@ import os
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 from huggingface_hub import is_offline_mode, resolve_revision, try_to_load_from_cache
@@ -99,8 +100,16 @@ class Repository:
         # It never changes, and a copy of a model needs the token for its later stages.
         return self
 
-    def fetch(self, path: str, *, anew: bool = False, watch: Watch | None = None) -> Path:
-        """The local path of a file, downloaded if it is not in the cache, or in any case if `anew`.
+    def fetch(
+        self, path: str, *, anew: bool = False, watch: Watch | None = None, cancelled: Event | None = None
+    ) -> Path:
+        """The local path of a file, downloaded if it is not in the cache.
+
+        Args:
+            path: Its path in the repository.
+            anew: Download it in any case.
+            watch: A progress bar class for the download.
+            cancelled: Ends the waiting between tries.
 
         Raises:
             RepositoryError: If the repository has no such file.
@@ -111,7 +120,7 @@ class Repository:
             if not local.is_file():
                 raise RepositoryError(f"{self} has no file {path!r}")
             return local
-        return download(self, path, anew=anew, watch=watch)
+        return download(self, path, anew=anew, watch=watch, cancelled=cancelled)
 
     def fetch_text(self, path: str) -> bytes:
         """The contents of a small file, fetched once more if it was damaged on the way.

@@ -5,6 +5,7 @@ Notation: N blocks; stage k takes blocks 1..k from the teacher. A piece is a blo
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -19,9 +20,11 @@ from .configuration_pwl import PWLConfig
 from .converters import Converter
 from .errors import StageError
 from .loading import sources_of
+from .locking import StateLock
 from .manifest import file_of, statistics_file
 from .route import Route, build_route
 from .sources import ROLE_OF, Piece, Role, Sources
+from .streaming import OnStage, StageStream
 from .transformers_internals import copy_checkpointing
 from .weights import Tensors, WeightStore
 
@@ -83,6 +86,10 @@ class PWLPreTrainedModel(PreTrainedModel):
         # Whether parameters of the teacher (True), or of the rest, require gradients, as last seen.
         self._trainable = {True: False, False: True}
         self._routes: dict[str, Route] = {}
+        self._lock = StateLock()
+        self._stream: StageStream | None = None
+        # Of the pixel values seen last: what a new block is warmed on.
+        self._seen: tuple[int, ...] | None = None
         self.encoders = nn.ModuleDict()
         self.decoders = nn.ModuleDict()
         if vacant:
@@ -180,13 +187,91 @@ class PWLPreTrainedModel(PreTrainedModel):
         """
         self._move_to(Sources.of(sources, self.num_stages))
 
-    def _move_to(self, target: Sources) -> None:
-        if self._store is None or self._keep_all:
-            self._route = self._build_route(target)
-            return
-        self._bring(target, target.pieces, self.device, self.dtype)
+    def stream_stages(
+        self,
+        until_stage: int | str = "teacher",
+        *,
+        on_stage: OnStage | None = None,
+        max_bytes_per_second: float | None = None,
+        lookahead_bytes: int = 256_000_000,
+    ) -> StageStream:
+        """Load the remaining stages in the background while the model answers.
 
-    def _bring(self, target: Sources, wanted: frozenset[Piece], device: torch.device, dtype: torch.dtype) -> None:
+        Each stage is fetched, checked, built beside the model and warmed on images of the size seen last,
+        before one assignment makes it the current one. A fault that outlasts the retries ends the stream;
+        the model stays at its stage and keeps answering, and a new stream goes on from there.
+
+        While it runs, `set_stage`, `set_sources` and `load_next_stage` are refused; forward passes, `to`,
+        `train`, `eval`, `save_pretrained` and copies are safe in any thread.
+
+        Args:
+            until_stage: The last stage to load, or `"teacher"`.
+            on_stage: Called with the model and the stage after each swap, in the background thread.
+            max_bytes_per_second: A limit on downloading.
+            lookahead_bytes: How much may be fetched ahead of the stage that is being attached.
+
+        Returns:
+            A handle: `wait`, `cancel`, `done`, `exception`, `stage`, `bytes_done`; a context manager.
+
+        Raises:
+            ValueError: If there is no such stage.
+            StageError: If a stream is running, or the model is not loaded stage by stage.
+
+        Example:
+
+            >>> with model.stream_stages() as stream:  # doctest: +SKIP
+            ...     answer = model(pixel_values)
+        """
+        target = sources_of(until_stage, self.num_stages)
+        with self._lock:
+            self._refuse_while_streaming()
+            if self._store is None or self._keep_all:
+                raise StageError("everything is resident already, there is nothing to stream: call set_stage")
+            stream = StageStream(
+                self,
+                len(target.blocks("teacher")),
+                on_stage=on_stage,
+                max_bytes_per_second=max_bytes_per_second,
+                lookahead_bytes=lookahead_bytes,
+            )
+            self._stream = stream
+        return stream.start()
+
+    @property
+    def stream(self) -> StageStream | None:
+        """The last stream, running or ended; None if there was none."""
+        return self._stream
+
+    def _refuse_while_streaming(self) -> None:
+        stream = self._stream
+        if stream is not None and not stream.done and not stream.is_own_thread:
+            raise StageError(
+                f"stages are being streamed, up to stage {stream.until_stage}: cancel the stream and wait for it first"
+            )
+
+    def _advance(self, stage: int) -> None:
+        """The stream's step to a stage whose files are there and checked."""
+        target = Sources.prefix(stage, self.num_stages)
+        with self._lock:
+            self._bring(target, target.pieces, self.device, self.dtype, warm=True)
+
+    def _move_to(self, target: Sources) -> None:
+        with self._lock:
+            self._refuse_while_streaming()
+            if self._store is None or self._keep_all:
+                self._route = self._build_route(target)
+            else:
+                self._bring(target, target.pieces, self.device, self.dtype)
+
+    def _bring(
+        self,
+        target: Sources,
+        wanted: frozenset[Piece],
+        device: torch.device,
+        dtype: torch.dtype,
+        *,
+        warm: bool = False,
+    ) -> None:
         """Make `wanted` the resident pieces and take the path of `target`: all of it, or nothing."""
         store = self._store
         if store is None:
@@ -214,10 +299,25 @@ class PWLPreTrainedModel(PreTrainedModel):
         # 3. The swap: forward passes under way keep their route and its modules.
         for piece, modules in made.items():
             self._attach(piece, modules)
+        try:
+            route = self._build_route(target)
+            if warm:
+                self._warm(route, device, dtype)
+        except BaseException:
+            for piece in made:
+                self._release(piece)
+            raise
         self._routes = {}
-        self._route = self._build_route(target)
+        self._route = route
         for piece in surplus:
             self._release(piece)
+
+    @torch.no_grad()
+    def _warm(self, route: Route, device: torch.device, dtype: torch.dtype) -> None:
+        """Bring in the pages of a route's weights and pay for its first call, off the serving path."""
+        seen = self._seen
+        if seen is not None and not self.training:
+            route(torch.zeros(seen, device=device, dtype=dtype))
 
     # --- Pieces -------------------------------------------------------------------------------------------------
 
@@ -357,10 +457,11 @@ class PWLPreTrainedModel(PreTrainedModel):
 
         Its BatchNorm statistics would drift otherwise, and it would no longer be the teacher.
         """
-        self.training = mode
-        for name, child in self.named_children():
-            child.train(mode and name != "teacher")
-        self._reroute()
+        with self._lock:
+            self.training = mode
+            for name, child in self.named_children():
+                child.train(mode and name != "teacher")
+            self._reroute()
         return self
 
     def requires_grad_(self, requires_grad: bool = True) -> PWLPreTrainedModel:
@@ -375,10 +476,36 @@ class PWLPreTrainedModel(PreTrainedModel):
         super().set_attn_implementation(attn_implementation, *args, **kwargs)
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> PWLPreTrainedModel:
-        super()._apply(fn, recurse)
-        self._statistics = {mask: {n: fn(t) for n, t in found.items()} for mask, found in self._statistics.items()}
-        self._reroute()
+        with self._lock:
+            super()._apply(fn, recurse)
+            self._statistics = {mask: {n: fn(t) for n, t in found.items()} for mask, found in self._statistics.items()}
+            self._reroute()
         return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy carries no stream; it may start its own.
+        return self.__dict__ | {"_stream": None}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> PWLPreTrainedModel:
+        with self._lock:
+            other = type(self).__new__(type(self))
+            memo[id(self)] = other
+            other.__dict__.update(copy.deepcopy(self.__getstate__(), memo))
+        return other
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        # The state is read after this returns: a copy of its structure, over the same tensors, cannot change
+        # under the reader.
+        with self._lock:
+            tensors = [*self.parameters(), *self.buffers(), *(t for s in self._statistics.values() for t in s.values())]
+            other = copy.deepcopy(self, {id(tensor): tensor for tensor in tensors})
+        return _restore, (type(self), other.__dict__)
+
+
+def _restore(model_class: type[PWLPreTrainedModel], state: dict[str, Any]) -> PWLPreTrainedModel:
+    model = model_class.__new__(model_class)
+    model.__dict__.update(state)
+    return model
 
 
 def _cast(tensors: Tensors, device: torch.device, dtype: torch.dtype) -> Tensors:
