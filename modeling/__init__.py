@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .configuration_pwl import PWLConfig
     from .configuration_vgg import VGGConfig
     from .converters import Converter
-    from .errors import FetchError, PWLError, RepositoryError, StageError
+    from .errors import FetchError, PublishError, PWLError, RepositoryError, StageError
     from .manifest import Manifest, Metric
     from .modeling_pwl import PWLForImageClassification
     from .modeling_vgg import VGGForImageClassification, VGGModel
@@ -36,6 +36,7 @@ _EXPORTS = {
     "PWLError": "errors",
     "PWLForImageClassification": "modeling_pwl",
     "PWLPreTrainedModel": "staged_model",
+    "PublishError": "errors",
     "RepositoryError": "errors",
     "RetryPolicy": "retrying",
     "Sources": "sources",
@@ -54,6 +55,7 @@ __all__ = [
     "PWLError",
     "PWLForImageClassification",
     "PWLPreTrainedModel",
+    "PublishError",
     "RepositoryError",
     "RetryPolicy",
     "Sources",

@@ -18,6 +18,10 @@ class StageError(PWLError, RuntimeError):
     """A change of stage that is refused. The model stays at the stage it was at."""
 
 
+class PublishError(PWLError, OSError):
+    """A push that did not go through, after all tries. What was sent is kept; the same call goes on from there."""
+
+
 class FetchError(PWLError, OSError):
     """A file that could not be fetched, after all tries: names repository, commit, file, cause and what to do.
 

@@ -8,6 +8,7 @@ from typing import Any
 from huggingface_hub import CommitInfo
 
 from pwl_hf import modeling
+from pwl_hf.modeling.retrying import RetryPolicy
 
 
 class PWLForImageClassification(modeling.PWLForImageClassification):
@@ -36,6 +37,7 @@ class PWLForImageClassification(modeling.PWLForImageClassification):
         create_pr: bool = False,
         tags: list[str] | None = None,
         card_data: Mapping[str, Any] | None = None,
+        retry: RetryPolicy | None = None,
         **kwargs: Any,
     ) -> CommitInfo:
         """Publish the whole repository in one commit, from any stage.
@@ -54,6 +56,7 @@ class PWLForImageClassification(modeling.PWLForImageClassification):
             create_pr: Open a pull request rather than commit to the branch.
             tags: Further tags for the card.
             card_data: Metadata for the card, such as `{"license": "mit", "datasets": ["cifar10"]}`.
+            retry: How long to try when the network fails.
             kwargs: `max_shard_size` and `save_original_format` change nothing: shards are stages.
 
         Returns:
@@ -61,6 +64,7 @@ class PWLForImageClassification(modeling.PWLForImageClassification):
 
         Raises:
             TypeError: For an unknown argument.
+            PublishError: If the network or the Hub fails in every try.
             huggingface_hub.errors.HfHubHTTPError: If the Hub refuses.
         """
         unknown = kwargs.keys() - {"max_shard_size", "save_original_format", "safe_serialization"}
@@ -72,6 +76,14 @@ class PWLForImageClassification(modeling.PWLForImageClassification):
         if tags:
             data["tags"] = [*data.get("tags", []), *tags]
         target = Target(
-            repo_id, commit_message, commit_description, private, token, revision, create_pr, card_data=data
+            repo_id,
+            commit_message,
+            commit_description,
+            private,
+            token,
+            revision,
+            create_pr,
+            card_data=data,
+            retry=retry or RetryPolicy(),
         )
         return push_model(self, target)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +18,10 @@ from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 from huggingface_hub.hf_api import RepoFile
 
 from pwl_hf.model_card import CARD_FILE, render_card
+from pwl_hf.modeling.errors import PublishError
 from pwl_hf.modeling.manifest import MANIFEST_FILE, FileEntry, Manifest, is_owned
 from pwl_hf.modeling.repository import Repository
+from pwl_hf.modeling.retrying import RetryPolicy, is_passing
 from pwl_hf.modeling.verification import check_file
 
 if TYPE_CHECKING:
@@ -42,6 +44,7 @@ class Target:
         revision: The branch, made if it does not exist.
         create_pr: Open a pull request rather than commit to the branch.
         card_data: Metadata for the model card, such as `{"license": "mit"}`, over what is found.
+        retry: How long to try when the network fails.
     """
 
     repo_id: str
@@ -52,6 +55,7 @@ class Target:
     revision: str | None = None
     create_pr: bool = False
     card_data: Mapping[str, Any] | None = None
+    retry: RetryPolicy = field(default_factory=RetryPolicy)
 
 
 def push_model(model: PWLForImageClassification, target: Target) -> CommitInfo:
@@ -61,6 +65,7 @@ def push_model(model: PWLForImageClassification, target: Target) -> CommitInfo:
 
     Raises:
         RepositoryError: If a file that must be sent is not what the manifest says.
+        PublishError: If the network or the Hub fails in every try.
         huggingface_hub.errors.HfHubHTTPError: If the Hub refuses.
     """
     from pwl_hf.modeling.saving import new_manifest, plan_files, text_files, write_tensors
@@ -87,6 +92,7 @@ def push_folder(directory: str | Path, target: Target) -> CommitInfo:
 
     Raises:
         RepositoryError: If the folder is not a whole PWL repository.
+        PublishError: If the network or the Hub fails in every try.
         huggingface_hub.errors.HfHubHTTPError: If the Hub refuses.
     """
     source = Repository.open(directory)
@@ -98,6 +104,25 @@ def push_folder(directory: str | Path, target: Target) -> CommitInfo:
 
 
 def _commit(
+    target: Target,
+    manifest: Manifest,
+    files: Mapping[str, Path],
+    texts: Mapping[str, bytes],
+    source: Repository | None,
+) -> CommitInfo:
+    # From the start in each try: what went through before is found to be there, and not sent again.
+    try:
+        return target.retry.run(lambda: _commit_once(target, manifest, files, texts, source))
+    except Exception as error:
+        if not is_passing(error):
+            raise
+        raise PublishError(
+            f"{target.repo_id} could not be pushed to: the network or the Hub failed in every try; the same call "
+            f"later goes on from here ({type(error).__name__}: {error})"
+        ) from error
+
+
+def _commit_once(
     target: Target,
     manifest: Manifest,
     files: Mapping[str, Path],
@@ -134,9 +159,10 @@ def _commit(
     }
     try:
         return api.create_commit(repo_id, [*weights, *others], **options)
-    except (HfHubHTTPError, EntryNotFoundError, ValueError):
+    except (HfHubHTTPError, EntryNotFoundError, ValueError) as error:
         # The server cannot copy between these two repositories: send the files instead.
-        if source is None or not any(isinstance(operation, CommitOperationCopy) for operation in weights):
+        has_copies = any(isinstance(operation, CommitOperationCopy) for operation in weights)
+        if source is None or not has_copies or is_passing(error):
             raise
         by_path = {entry.path: entry for entry in manifest.files}
         weights = [

@@ -7,9 +7,10 @@ import torch
 from huggingface_hub import CommitOperationCopy
 from huggingface_hub.errors import RepositoryNotFoundError
 
-from pwl_hf import PWLForImageClassification, RepositoryError
+from pwl_hf import PublishError, PWLForImageClassification, RepositoryError, RetryPolicy
 from pwl_hf.modeling.repository import Repository
 from pwl_hf.publishing import Target, push_folder
+from tests.hub import Fault
 from tests.tiny import tiny_images, tiny_model
 
 N_FILES = 11  # 1 student, 4 shards, 3 encoders, 3 decoders
@@ -193,3 +194,28 @@ def test_token_is_in_no_saved_file_and_no_representation(hub, pushed, tmp_path):
     assert not [p for p in tmp_path.rglob("*") if p.is_file() and b"hf_tester" in p.read_bytes()]
     assert "hf_tester" not in repr(Repository.open(pushed, token="hf_tester"))
     assert not [p for p, data in hub.store.files(pushed).items() if b"hf_tester" in data]
+
+
+FAST = RetryPolicy(tries=3, first_wait=0.01)
+
+
+@pytest.mark.parametrize("path", ["/repos/create", "/preupload/", "/info/lfs/objects/batch", "/commit/"])
+def test_push_goes_through_after_a_server_error(hub, repo_id, model, path):
+    with hub.faulty(Fault("status", path=path, method="POST", status=503)):
+        model.push_to_hub(repo_id, retry=FAST)
+    assert len(hub.store.commits(repo_id)) == 2
+    assert PWLForImageClassification.from_pretrained(repo_id, stage=4).stage == 4
+
+
+def test_push_whose_answer_was_lost_makes_no_second_commit(hub, repo_id, model):
+    with hub.faulty(Fault("close", path="/commit/", method="POST")):
+        model.push_to_hub(repo_id, retry=FAST)
+    assert len(hub.store.commits(repo_id)) == 2
+
+
+def test_push_that_fails_in_every_try_names_repository_and_cause(hub, repo_id, model):
+    fault = Fault("status", path="/commit/", method="POST", status=500, times=None)
+    with hub.faulty(fault), pytest.raises(PublishError, match=f"{repo_id} could not be pushed to.*500"):
+        model.push_to_hub(repo_id, retry=FAST)
+    model.push_to_hub(repo_id)
+    assert len(hub.store.commits(repo_id)) == 2
