@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Self
 
@@ -214,8 +215,13 @@ class PWLForImageClassification(PWLPreTrainedModel):
         config.align_labels()
         if attn_implementation is not None:
             config._attn_implementation = attn_implementation
-        model = cls(config, vacant=True)
-        store = WeightStore(repository, manifest, model._blueprints, ignore_mismatched_heads=resized)
+        entries = manifest.files if keep_all else manifest.files_for(target)
+        # Waiting for the network and hashing leave the interpreter free: the modules are built meanwhile.
+        with ThreadPoolExecutor(1, thread_name_prefix="pwl-fetch") as executor:
+            fetched = executor.submit(repository.fetch_verified, entries)
+            model = cls(config, vacant=True)
+            store = WeightStore(repository, manifest, model._blueprints, ignore_mismatched_heads=resized)
+        store.prepare([entry.path for entry in entries], fetched.result())
         floating = dtype_of(dtype if dtype is not None else torch_dtype, store.dtype)
         for part in (config, config.teacher_config, config.student_config):
             part.dtype = floating

@@ -70,8 +70,12 @@ class WeightStore:
         found: torch.dtype = getattr(torch, self.manifest.dtype)
         return found
 
-    def prepare(self, paths: list[str]) -> None:
+    def prepare(self, paths: list[str], verified: Mapping[str, Path] | None = None) -> None:
         """Fetch and check files, all or none: afterwards their pieces can be read.
+
+        Args:
+            paths: The files.
+            verified: Local paths of files that are fetched and compared with their hashes already.
 
         Raises:
             RepositoryError: If a file is not listed, not the manifest's, or holds other tensors than it must.
@@ -83,7 +87,9 @@ class WeightStore:
             if entry is None:
                 raise RepositoryError(f"{self.repository}: pwl_index.json does not list {path!r}")
             entries.append(entry)
-        found = self.repository.fetch_verified(entries)
+        at_hand = dict(verified or {})
+        missing = [entry for entry in entries if entry.path not in at_hand]
+        found = {path: at_hand[path] for path in wanted if path in at_hand} | self.repository.fetch_verified(missing)
         stamps = {path: _stamp(local) for path, local in found.items()}
         for path in wanted:
             self._check_tensors(path, found[path])
