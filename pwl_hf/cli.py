@@ -23,6 +23,7 @@ Token = Annotated[str | None, typer.Option(help="A Hub token; the stored one by 
 Private = Annotated[bool | None, typer.Option("--private/--public", help="For a new repository.")]
 Message = Annotated[str, typer.Option("--commit-message", "-m", help="The commit's title.")]
 CreatePR = Annotated[bool, typer.Option("--create-pr", help="Open a pull request.")]
+Handler = Annotated[bool, typer.Option("--inference-handler", help="Add handler.py, for Inference Endpoints.")]
 License = Annotated[str | None, typer.Option(help="The licence for the model card; the teacher's by default.")]
 
 
@@ -83,10 +84,11 @@ def push(
     revision: Revision = None,
     create_pr: CreatePR = False,
     license: License = None,
+    inference_handler: Handler = False,
     token: Token = None,
 ) -> None:
     """Publish a saved repository in one commit, after checking every file."""
-    _push(directory, repo, commit_message, private, revision, create_pr, license, token)
+    _push(directory, repo, commit_message, private, revision, create_pr, license, token, inference_handler)
 
 
 @app.command()
@@ -133,12 +135,20 @@ def _push(
     create_pr: bool,
     license: str | None,
     token: str | None,
+    inference_handler: bool = False,
 ) -> None:
     from pwl_hf.publishing import Target, push_folder
 
     card_data = {"license": license} if license else None
     target = Target(
-        repo, commit_message, private=private, token=token, revision=revision, create_pr=create_pr, card_data=card_data
+        repo,
+        commit_message,
+        private=private,
+        token=token,
+        revision=revision,
+        create_pr=create_pr,
+        card_data=card_data,
+        inference_handler=inference_handler,
     )
     commit = push_folder(directory, target)
     typer.echo(commit.pr_url or str(commit))

@@ -38,6 +38,7 @@ class PWLForImageClassification(modeling.PWLForImageClassification):
         tags: list[str] | None = None,
         card_data: Mapping[str, Any] | None = None,
         retry: RetryPolicy | None = None,
+        inference_handler: bool = False,
         **kwargs: Any,
     ) -> CommitInfo:
         """Publish the whole repository in one commit, from any stage.
@@ -57,6 +58,8 @@ class PWLForImageClassification(modeling.PWLForImageClassification):
             tags: Further tags for the card.
             card_data: Metadata for the card, such as `{"license": "mit", "datasets": ["cifar10"]}`.
             retry: How long to try when the network fails.
+            inference_handler: Add the `handler.py` that Hugging Face Inference Endpoints look for, and the
+                `requirements.txt` for it.
             kwargs: `max_shard_size` and `save_original_format` change nothing: shards are stages.
 
         Returns:
@@ -64,6 +67,7 @@ class PWLForImageClassification(modeling.PWLForImageClassification):
 
         Raises:
             TypeError: For an unknown argument.
+            ValueError: If `inference_handler` is set, and there is no image processor.
             PublishError: If the network or the Hub fails in every try.
             huggingface_hub.errors.HfHubHTTPError: If the Hub refuses.
         """
@@ -85,5 +89,6 @@ class PWLForImageClassification(modeling.PWLForImageClassification):
             create_pr,
             card_data=data,
             retry=retry or RetryPolicy(),
+            inference_handler=inference_handler,
         )
         return push_model(self, target)

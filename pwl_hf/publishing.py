@@ -17,6 +17,7 @@ from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationCopy,
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 from huggingface_hub.hf_api import RepoFile
 
+from pwl_hf.endpoints import PROCESSOR_FILE, REQUIREMENTS_FILE, endpoint_files
 from pwl_hf.model_card import CARD_FILE, render_card
 from pwl_hf.modeling.errors import PublishError
 from pwl_hf.modeling.manifest import MANIFEST_FILE, FileEntry, Manifest, is_owned
@@ -45,6 +46,7 @@ class Target:
         create_pr: Open a pull request rather than commit to the branch.
         card_data: Metadata for the model card, such as `{"license": "mit"}`, over what is found.
         retry: How long to try when the network fails.
+        inference_handler: Add what Inference Endpoints look for: `handler.py` and its `requirements.txt`.
     """
 
     repo_id: str
@@ -56,6 +58,7 @@ class Target:
     create_pr: bool = False
     card_data: Mapping[str, Any] | None = None
     retry: RetryPolicy = field(default_factory=RetryPolicy)
+    inference_handler: bool = False
 
 
 def push_model(model: PWLForImageClassification, target: Target) -> CommitInfo:
@@ -143,6 +146,14 @@ def _commit_once(
         token=target.token,
     )
     contents = {**texts, CARD_FILE: card.encode(), MANIFEST_FILE: manifest.to_json().encode()}
+    if target.inference_handler:
+        if PROCESSOR_FILE not in {*texts, *remote}:
+            raise ValueError(
+                f"the inference handler needs an image processor, and there is no {PROCESSOR_FILE}: save one into the "
+                f"folder, or push one to {repo_id}, first"
+            )
+        there = _read_text(api, repo_id, target.revision, REQUIREMENTS_FILE) if REQUIREMENTS_FILE in remote else ""
+        contents |= {path: text.encode() for path, text in endpoint_files(there).items()}
     stale = sorted(path for path in remote if _is_stale(path, manifest))
     others: list[Any] = [CommitOperationAdd(path, content) for path, content in contents.items()]
     others += [CommitOperationDelete(path) for path in stale]

@@ -1,0 +1,35 @@
+"""What Inference Endpoints look for in a repository: `handler.py`, and what to install for it (no torch)."""
+
+from __future__ import annotations
+
+import re
+from importlib import resources
+from importlib.metadata import requires
+
+HANDLER_FILE, REQUIREMENTS_FILE = "handler.py", "requirements.txt"
+# Without it the handler cannot read an image.
+PROCESSOR_FILE = "preprocessor_config.json"
+
+# What the handler and the repository's own code import; this package is not among them.
+_NEEDED = ("huggingface_hub", "pillow", "safetensors", "torch", "transformers")
+
+
+def endpoint_files(requirements: str = "") -> dict[str, str]:
+    """The contents of `handler.py` and `requirements.txt`, by name.
+
+    Args:
+        requirements: The `requirements.txt` that is there. Its lines are kept; only packages that it does not
+            name are added.
+    """
+    named = {name for line in requirements.splitlines() if (name := _name(line)) is not None}
+    ours = {_name(line): line for line in requires("pwl-hf") or [] if ";" not in line}
+    missing = [ours[name] for name in map(_name, _NEEDED) if name not in named]
+    kept = [requirements.rstrip("\n")] if requirements.strip() else []
+    handler = resources.files("pwl_hf").joinpath("templates", HANDLER_FILE).read_text(encoding="utf-8")
+    return {HANDLER_FILE: handler, REQUIREMENTS_FILE: "\n".join([*kept, *missing, ""])}
+
+
+def _name(line: str) -> str | None:
+    """The package that a line of requirements is about, in one spelling."""
+    found = re.match(r"\s*([A-Za-z0-9][\w.-]*)", line)
+    return re.sub(r"[-_.]+", "-", found[1]).lower() if found else None
