@@ -4,7 +4,18 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable
+from functools import wraps
 from types import TracebackType
+from typing import Any, TypeVar
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+# Held for the few assignments that a swap is. A fork waits for it, so that no child begins with half a swap.
+SWAPPING = threading.RLock()
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=SWAPPING.acquire, after_in_parent=SWAPPING.release, after_in_child=SWAPPING.release)
 
 
 class StateLock:
@@ -18,7 +29,11 @@ class StateLock:
 
     def __enter__(self) -> None:
         if self._process != os.getpid():
-            self._lock, self._process = threading.RLock(), os.getpid()
+            with SWAPPING:
+                # Asked again: two threads of the child must not each make a lock.
+                if self._process != os.getpid():
+                    self._lock = threading.RLock()
+                    self._process = os.getpid()
         self._lock.acquire()
 
     def __exit__(
@@ -28,3 +43,14 @@ class StateLock:
 
     def __reduce__(self) -> tuple[type[StateLock], tuple[()]]:
         return StateLock, ()
+
+
+def exclusive(method: Method) -> Method:
+    """Let a method of a model hold the model's lock from start to end."""
+
+    @wraps(method)
+    def locked(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with self._lock:
+            return method(self, *args, **kwargs)
+
+    return locked  # type: ignore[return-value]

@@ -21,6 +21,7 @@ from .construction import Network, common_dtype, joined_config, load_network
 from .converters import LeastSquares, channel_rows
 from .errors import RepositoryError, StageError
 from .loading import check_arguments, device_of, dtype_of, read_config, sources_of
+from .locking import exclusive
 from .repository import Repository
 from .retrying import RetryPolicy
 from .route import statistics_at_rest
@@ -101,9 +102,10 @@ class PWLForImageClassification(PWLPreTrainedModel):
                 f"interpolate_pos_encoding=True does not apply to model_type "
                 f"{self.config.teacher_config.model_type!r}; leave it out"
             )
-        if not torch.compiler.is_compiling():
-            self._seen = pixel_values.shape
         logits, outputs = route(pixel_values, interpolate_pos_encoding)
+        if not torch.compiler.is_compiling():
+            # After the pass: what failed here would fail in the warm-up too.
+            self._seen = pixel_values.shape, interpolate_pos_encoding
         loss = None if labels is None else self.loss_function(labels, logits, self.config)
         wants_hidden = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         output = ImageClassifierOutput(loss=loss, logits=logits, hidden_states=outputs if wants_hidden else None)
@@ -218,7 +220,7 @@ class PWLForImageClassification(PWLPreTrainedModel):
         entries = manifest.files if keep_all else manifest.files_for(target)
         # Waiting for the network and hashing leave the interpreter free: the modules are built meanwhile.
         with ThreadPoolExecutor(1, thread_name_prefix="pwl-fetch") as executor:
-            fetched = executor.submit(repository.fetch_verified, entries)
+            fetched = executor.submit(repository.verify, entries)
             model = cls(config, vacant=True)
             store = WeightStore(repository, manifest, model._blueprints, ignore_mismatched_heads=resized)
         store.prepare([entry.path for entry in entries], fetched.result())
@@ -330,6 +332,7 @@ class PWLForImageClassification(PWLPreTrainedModel):
 
     # --- Converters and statistics from images ------------------------------------------------------------------
 
+    @exclusive
     @torch.no_grad()
     def fit_converters(self, pixel_values: Images, ridge: float = 1e-4) -> None:
         """Fit every converter in closed form to the features of images.
@@ -372,6 +375,7 @@ class PWLForImageClassification(PWLPreTrainedModel):
             converters[piece].weight.copy_(weight)
             converters[piece].bias.copy_(bias)
 
+    @exclusive
     @torch.no_grad()
     def estimate_statistics(self, pixel_values: Images, sources: str | None = None) -> None:
         """Re-estimate the BatchNorm statistics of a mask from images.

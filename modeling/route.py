@@ -67,10 +67,11 @@ def build_route(
     converters: Mapping[Piece, nn.Module],
     statistics: Statistics | None = None,
     *,
+    made: Mapping[str, nn.Module] | None = None,
     training: bool = False,
     estimate: bool = False,
 ) -> Route:
-    """The route of a mask over what is resident.
+    """The route of a mask over what is resident, and what is about to be.
 
     Args:
         sources: The mask.
@@ -78,18 +79,20 @@ def build_route(
         networks: The networks that the mask needs.
         converters: The converters that the mask needs.
         statistics: BatchNorm statistics of the blocks behind the first converter, if they have their own.
+        made: Modules that are not in the networks yet, by full name; they come before those that are.
         training: Whether the student trains. What of a mixed path has no statistics of the mask's then gets
             copies of its own, so that its passes leave the networks' running statistics alone.
         estimate: Build the path that estimates `statistics` (see `batchnorm.twin`).
     """
+    ahead = made or {}
 
     def getter(block: int) -> Callable[[str], nn.Module]:
         role = ROLE_OF[sources.mask[block - 1]]
         network = networks[role]
 
         def get(path: str) -> nn.Module:
-            module = network.get_submodule(path)
             name = f"{role}.{path}"
+            module = ahead[name] if name in ahead else network.get_submodule(path)
             if statistics is not None and block in sources.converted_blocks:
                 return twin(module, name, statistics, estimate=estimate)
             if training and sources.is_mixed:

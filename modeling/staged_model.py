@@ -20,12 +20,13 @@ from .configuration_pwl import PWLConfig
 from .converters import Converter
 from .errors import StageError
 from .loading import sources_of
-from .locking import StateLock
+from .locking import SWAPPING, StateLock
 from .manifest import file_of, statistics_file
 from .route import Route, build_route
 from .sources import ROLE_OF, Piece, Role, Sources
 from .streaming import OnStage, StageStream
 from .transformers_internals import copy_checkpointing
+from .warming import touch_pages
 from .weights import Tensors, WeightStore
 
 
@@ -88,8 +89,8 @@ class PWLPreTrainedModel(PreTrainedModel):
         self._routes: dict[str, Route] = {}
         self._lock = StateLock()
         self._stream: StageStream | None = None
-        # Of the pixel values seen last: what a new block is warmed on.
-        self._seen: tuple[int, ...] | None = None
+        # Shape and `interpolate_pos_encoding` of the images answered last: what a new block is warmed on.
+        self._seen: tuple[tuple[int, ...], bool | None] | None = None
         self.encoders = nn.ModuleDict()
         self.decoders = nn.ModuleDict()
         if vacant:
@@ -111,8 +112,10 @@ class PWLPreTrainedModel(PreTrainedModel):
     def teacher(self) -> PreTrainedModel:
         """The teacher, a model of its original class; `Vacant` modules stand for blocks that are not resident."""
         if "teacher" not in self._modules:
-            # Not before it is needed: a first answer takes no part of it.
-            self._modules["teacher"] = self._blueprints["teacher"].build_vacant().eval()
+            with self._lock:
+                if "teacher" not in self._modules:
+                    # Not before it is needed: a first answer takes no part of it.
+                    _add(self, {"teacher": self._blueprints["teacher"].build_vacant().eval()})
         return self._modules["teacher"]  # type: ignore[return-value]
 
     @property
@@ -214,7 +217,7 @@ class PWLPreTrainedModel(PreTrainedModel):
             A handle: `wait`, `cancel`, `done`, `exception`, `stage`, `bytes_done`; a context manager.
 
         Raises:
-            ValueError: If there is no such stage.
+            ValueError: If there is no such stage, or the model is past it.
             StageError: If a stream is running, or the model is not loaded stage by stage.
 
         Example:
@@ -224,7 +227,7 @@ class PWLPreTrainedModel(PreTrainedModel):
         """
         target = sources_of(until_stage, self.num_stages)
         with self._lock:
-            self._refuse_while_streaming()
+            self._refuse_while_streaming(anyone=True)
             if self._store is None or self._keep_all:
                 raise StageError("everything is resident already, there is nothing to stream: call set_stage")
             stream = StageStream(
@@ -239,12 +242,12 @@ class PWLPreTrainedModel(PreTrainedModel):
 
     @property
     def stream(self) -> StageStream | None:
-        """The last stream, running or ended; None if there was none."""
-        return self._stream
+        """The last stream, running or ended; None if there was none, or it is that of a parent process."""
+        return self._stream if self._stream is not None and self._stream.is_of_this_process else None
 
-    def _refuse_while_streaming(self) -> None:
-        stream = self._stream
-        if stream is not None and not stream.done and not stream.is_own_thread:
+    def _refuse_while_streaming(self, *, anyone: bool = False) -> None:
+        stream = self.stream
+        if stream is not None and not stream.done and (anyone or not stream.is_own_thread):
             raise StageError(
                 f"stages are being streamed, up to stage {stream.until_stage}: cancel the stream and wait for it first"
             )
@@ -293,31 +296,37 @@ class PWLPreTrainedModel(PreTrainedModel):
         for of_teacher in (True, False):
             self._requires_grad(of_teacher)
         made = {piece: self._make(piece, device, dtype) for piece in missing}
-        for mask in masks:
-            if mask.mask not in self._statistics and (found := store.statistics(mask)) is not None:
-                self._statistics[mask.mask] = {n: t.to(device, dtype, copy=True) for n, t in found.items()}
-        # 3. The swap: forward passes under way keep their route and its modules.
-        for piece, modules in made.items():
-            self._attach(piece, modules)
-        try:
-            route = self._build_route(target)
-            if warm:
-                self._warm(route, device, dtype)
-        except BaseException:
-            for piece in made:
+        statistics = {
+            mask.mask: {n: t.to(device, dtype, copy=True) for n, t in found.items()}
+            for mask in masks
+            if mask.mask not in self._statistics and (found := store.statistics(mask)) is not None
+        }
+        # 3. The route over both, which nobody takes yet.
+        route = self._build_route(target, made, statistics)
+        if warm:
+            self._warm(route, made, device, dtype)
+        # 4. The swap: forward passes under way keep their route and its modules.
+        with SWAPPING:
+            for piece, modules in made.items():
+                self._attach(piece, modules)
+            self._statistics = {**self._statistics, **statistics}
+            self._routes = {}
+            self._route = route
+            for piece in surplus:
                 self._release(piece)
-            raise
-        self._routes = {}
-        self._route = route
-        for piece in surplus:
-            self._release(piece)
 
     @torch.no_grad()
-    def _warm(self, route: Route, device: torch.device, dtype: torch.dtype) -> None:
-        """Bring in the pages of a route's weights and pay for its first call, off the serving path."""
-        seen = self._seen
-        if seen is not None and not self.training:
-            route(torch.zeros(seen, device=device, dtype=dtype))
+    def _warm(
+        self, route: Route, made: Mapping[Piece, Mapping[str, nn.Module]], device: torch.device, dtype: torch.dtype
+    ) -> None:
+        """Bring in the pages of new modules and pay for a route's first call, off the serving path."""
+        for modules in made.values():
+            for module in modules.values():
+                touch_pages(module)
+        # A pass in training mode would leave its mark on statistics and on the random state.
+        if self._seen is not None and not any(module.training for module in self.modules()):
+            shape, interpolate = self._seen
+            route(torch.zeros(shape, device=device, dtype=dtype), interpolate)
 
     # --- Pieces -------------------------------------------------------------------------------------------------
 
@@ -387,13 +396,13 @@ class PWLPreTrainedModel(PreTrainedModel):
         if piece.kind == "teacher" or piece.kind == "student":
             self._blueprints[piece.kind].attach(self._network(piece.kind), modules)
         else:
-            self._converters_of(piece).update(modules)
+            _add(self._converters_of(piece), modules)
 
     def _release(self, piece: Piece) -> None:
         if piece.kind == "teacher" or piece.kind == "student":
             self._blueprints[piece.kind].release(self._network(piece.kind), piece.number)
         else:
-            del self._converters_of(piece)[str(piece.number)]
+            _remove(self._converters_of(piece), str(piece.number))
 
     def _tensors(self, piece: Piece) -> Tensors:
         """The resident tensors of a piece, named as `WeightStore.piece` names them."""
@@ -414,35 +423,57 @@ class PWLPreTrainedModel(PreTrainedModel):
 
     # --- Routes -------------------------------------------------------------------------------------------------
 
-    def _build_route(self, sources: Sources) -> Route:
-        """The route of a mask over what is resident.
+    def _build_route(
+        self,
+        sources: Sources,
+        made: Mapping[Piece, Mapping[str, nn.Module]] = MappingProxyType({}),
+        statistics: Mapping[str, Statistics] = MappingProxyType({}),
+    ) -> Route:
+        """The route of a mask over what is resident, and over pieces and statistics that are about to be.
 
         Raises:
             StageError: If it needs a piece that is not resident.
         """
-        resident = self._resident()
+        resident = self._resident() | made.keys()
         for piece in sorted(sources.pieces):
             if piece not in resident:
                 raise StageError(
                     f"sources {sources.mask!r} needs {piece}, which is not resident: call "
                     f"set_sources({sources.mask!r}), or load the model with keep_all=True"
                 )
-        return self._route_over(sources, self._statistics.get(sources.mask))
+        found = {**self._statistics, **statistics}.get(sources.mask)
+        return self._route_over(sources, found, made)
 
-    def _route_over(self, sources: Sources, statistics: Statistics | None, *, estimate: bool = False) -> Route:
+    def _route_over(
+        self,
+        sources: Sources,
+        statistics: Statistics | None,
+        made: Mapping[Piece, Mapping[str, nn.Module]] = MappingProxyType({}),
+        *,
+        estimate: bool = False,
+    ) -> Route:
         networks = {ROLE_OF[letter]: self._network(ROLE_OF[letter]) for letter in set(sources.mask)}
         pieces = [Piece(direction, i) for i, direction in sources.changes]
-        converters = {piece: self._converter(piece) for piece in pieces}
+        converters = {p: made[p][str(p.number)] if p in made else self._converter(p) for p in pieces}
+        ahead = {f"{piece.kind}.{path}": m for piece, modules in made.items() for path, m in modules.items()}
         return build_route(
-            sources, self._blueprints, networks, converters, statistics, training=self.training, estimate=estimate
+            sources,
+            self._blueprints,
+            networks,
+            converters,
+            statistics,
+            made=ahead,
+            training=self.training,
+            estimate=estimate,
         )
 
     @torch.compiler.disable
     def _route_for(self, sources: str) -> Route:
-        if sources not in self._routes:
-            # A new dict rather than a new entry: another thread may be reading the old one.
-            self._routes = {**self._routes, sources: self._build_route(Sources.of(sources, self.num_stages))}
-        return self._routes[sources]
+        # One dict from start to end: a route that is built while the model changes must not be kept after it.
+        routes = self._routes
+        if sources not in routes:
+            routes[sources] = self._build_route(Sources.of(sources, self.num_stages))
+        return routes[sources]
 
     def _reroute(self) -> None:
         """Build the current route anew: modules, statistics or modes have changed."""
@@ -466,14 +497,21 @@ class PWLPreTrainedModel(PreTrainedModel):
 
     def requires_grad_(self, requires_grad: bool = True) -> PWLPreTrainedModel:
         """Let the student and the converters require gradients, or not; the teacher never does."""
-        for name, child in self.named_children():
-            child.requires_grad_(requires_grad and name != "teacher")
+        with self._lock:
+            for name, child in self.named_children():
+                child.requires_grad_(requires_grad and name != "teacher")
         return self
 
     def set_attn_implementation(self, attn_implementation: str | dict[str, Any], *args: Any, **kwargs: Any) -> None:
         """As transformers', for both networks, also for blocks that come later."""
-        _ = self.teacher  # a network that does not exist could not check the request
-        super().set_attn_implementation(attn_implementation, *args, **kwargs)
+        with self._lock:
+            _ = self.teacher  # a network that does not exist could not check the request
+            super().set_attn_implementation(attn_implementation, *args, **kwargs)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """The tensors of what is resident, all of one stage."""
+        with self._lock:
+            return super().state_dict(*args, **kwargs)
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> PWLPreTrainedModel:
         with self._lock:
@@ -484,7 +522,7 @@ class PWLPreTrainedModel(PreTrainedModel):
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy carries no stream; it may start its own.
-        return self.__dict__ | {"_stream": None}
+        return super().__getstate__() | {"_stream": None}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PWLPreTrainedModel:
         with self._lock:
@@ -506,6 +544,17 @@ def _restore(model_class: type[PWLPreTrainedModel], state: dict[str, Any]) -> PW
     model = model_class.__new__(model_class)
     model.__dict__.update(state)
     return model
+
+
+# Whoever goes through a model's modules in another thread goes on through the old dict.
+
+
+def _add(parent: nn.Module, modules: Mapping[str, nn.Module]) -> None:
+    parent._modules = {**parent._modules, **modules}
+
+
+def _remove(parent: nn.Module, name: str) -> None:
+    parent._modules = {key: module for key, module in parent._modules.items() if key != name}
 
 
 def _cast(tensors: Tensors, device: torch.device, dtype: torch.dtype) -> Tensors:

@@ -7,14 +7,16 @@ found when it began.
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from huggingface_hub.utils import tqdm
+from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
 
 from .errors import PWLError, StageError
 from .manifest import FileEntry
@@ -33,6 +35,28 @@ class _Cancelled(PWLError):
     """Ends a download that nobody waits for any more."""
 
 
+class _Pace:
+    """Holds a download to a number of bytes a second.
+
+    Args:
+        rate: The number; None for no limit.
+        cancelled: Ends every wait.
+    """
+
+    def __init__(self, rate: float | None, cancelled: threading.Event) -> None:
+        self._rate, self._cancelled, self._due = rate, cancelled, 0.0
+
+    def begin(self) -> None:
+        """A transfer begins: time that passed without one earns nothing."""
+        self._due = max(self._due, time.monotonic())
+
+    def spend(self, size: float) -> None:
+        """Wait until `size` more bytes are due."""
+        if self._rate is not None and size > 0:
+            self._due += size / self._rate
+            self._cancelled.wait(max(0.0, self._due - time.monotonic()))
+
+
 class StageStream:
     """The growth of a model in the background; made by `stream_stages`.
 
@@ -44,7 +68,12 @@ class StageStream:
         until_stage: The last stage to load.
         on_stage: Called with the model and the stage after each swap, in the background thread.
         max_bytes_per_second: A limit on downloading.
-        lookahead_bytes: How much may be fetched ahead of the stage that is being attached.
+        lookahead_bytes: How much may be fetched ahead of the stage that is being attached; the next stage is in
+            any case, unless it is 0.
+
+    Raises:
+        ValueError: For a number out of its range, or if the model is past `until_stage`.
+        StageError: If the model is at no stage, or was not loaded from a repository.
     """
 
     def __init__(
@@ -56,24 +85,32 @@ class StageStream:
         max_bytes_per_second: float | None = None,
         lookahead_bytes: int = 256_000_000,
     ) -> None:
-        if max_bytes_per_second is not None and max_bytes_per_second <= 0:
+        if max_bytes_per_second is not None and not max_bytes_per_second > 0:
             raise ValueError(f"max_bytes_per_second must be positive, got {max_bytes_per_second}")
-        if lookahead_bytes < 0:
+        if not lookahead_bytes >= 0:
             raise ValueError(f"lookahead_bytes must not be negative, got {lookahead_bytes}")
         store, first = model._store, model.stage
         if store is None or first is None:
             raise StageError("only a model that is at a stage, and was loaded from a repository, can be streamed")
+        if until_stage < first:
+            raise ValueError(
+                f"until_stage={until_stage} lies behind the model, which is at stage {first}: a stream goes up only, "
+                "call set_stage to go down"
+            )
         self.until_stage = until_stage
-        self._model, self._store, self._stage = model, store, first
-        self._on_stage, self._rate, self._lookahead = on_stage, max_bytes_per_second, lookahead_bytes
+        # Let go of at the end: a handle that is kept must not keep the model.
+        self._model: PWLPreTrainedModel | None = model
+        self._store, self._stage, self._process = store, first, os.getpid()
+        self._on_stage, self._lookahead = on_stage, lookahead_bytes
         self._plan: dict[int, tuple[FileEntry, ...]] = {
             stage: store.manifest.files_for(Sources.prefix(stage, model.num_stages))
             for stage in range(first + 1, until_stage + 1)
         }
-        self._new = self._new_files(first)
+        self._new = self._new_files(first, model.num_stages)
         self._bytes_done = 0
         self._exception: BaseException | None = None
         self._cancelled, self._ended = threading.Event(), threading.Event()
+        self._pace = _Pace(max_bytes_per_second, self._cancelled)
         self._fetched: queue.Queue[tuple[int, BaseException | None]] = queue.Queue()
         self._ahead, self._room = 0, threading.Condition()
         self._threads = [
@@ -114,18 +151,26 @@ class StageStream:
         return self._exception
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait until it has ended.
+        """Wait until it has ended: from then on the model's stage is the caller's to change.
 
         Args:
             timeout: Seconds; without end by default.
 
         Returns:
             Whether it has ended.
+
+        Raises:
+            StageError: If called by the stream itself, in `on_stage`, without a timeout.
         """
+        if timeout is None and self.is_own_thread:
+            raise StageError("on_stage runs in the stream: waiting there for the stream's end would never return")
         return self._ended.wait(timeout)
 
     def cancel(self) -> None:
-        """Ask it to end; the model stays at the stage it has reached. `wait` tells when it did."""
+        """Ask it to end; the model stays at the stage it has reached. `wait` tells when it did.
+
+        What is being received ends with the piece under way, 10 MB at most with huggingface_hub.
+        """
         self._cancelled.set()
         with self._room:
             self._room.notify_all()
@@ -144,14 +189,24 @@ class StageStream:
 
     def start(self) -> StageStream:
         """Begin; done by `stream_stages`."""
-        for thread in self._threads:
-            thread.start()
+        try:
+            for thread in self._threads:
+                thread.start()
+        except RuntimeError:
+            # No more threads to be had: it must not look as if it went on.
+            self._end()
+            raise
         return self
 
     @property
     def is_own_thread(self) -> bool:
         """Whether the caller is the stream itself, which alone may change the stage while it runs."""
         return threading.current_thread() in self._threads
+
+    @property
+    def is_of_this_process(self) -> bool:
+        """Whether it was started here, and not in the process that this one was forked from."""
+        return self._process == os.getpid()
 
     # --- The two threads ----------------------------------------------------------------------------------------
 
@@ -160,42 +215,63 @@ class StageStream:
         for stage, files in self._new.items():
             size = sum(entry.bytes for entry in files)
             with self._room:
-                while self._ahead > 0 and self._ahead + size > self._lookahead and not self._cancelled.is_set():
+                while not self._has_room(stage, size) and not self._cancelled.is_set():
                     self._room.wait()
                 self._ahead += size
             try:
                 for entry in files:
                     if self._cancelled.is_set():
                         return
+                    self._pace.begin()
                     self._store.repository.fetch(entry.path, watch=watch, cancelled=self._cancelled)
             except BaseException as error:
                 self._fetched.put((stage, error))
                 return
             self._fetched.put((stage, None))
 
+    def _has_room(self, stage: int, size: int) -> bool:
+        """Whether a stage may be fetched now: its turn has come, or it is within the look-ahead."""
+        is_next = self._ahead == 0 and self._lookahead > 0
+        return stage == self._stage + 1 or is_next or self._ahead + size <= self._lookahead
+
     def _grow(self) -> None:
         try:
             for stage, files in self._new.items():
                 if not self._await(stage):
                     return
-                self._store.prepare([entry.path for entry in self._plan[stage]])
-                if self._cancelled.is_set():
-                    return
-                self._model._advance(stage)
                 size = sum(entry.bytes for entry in files)
-                self._stage, self._bytes_done = stage, self._bytes_done + size
                 with self._room:
                     self._ahead -= size
                     self._room.notify_all()
-                if self._on_stage is not None:
-                    self._on_stage(self._model, stage)
+                self._attach(stage, size)
         except _Cancelled:
             pass
         except BaseException as error:
+            _forget_locals(error)
             self._exception = error
         finally:
-            self.cancel()
-            self._ended.set()
+            self._end()
+
+    def _attach(self, stage: int, size: int) -> None:
+        model = self._model
+        # Not the store that the stream began with: saving a model over its own folder gives it another.
+        store = model._store if model is not None else None
+        if model is None or store is None:
+            return
+        store.prepare([entry.path for entry in self._plan[stage]])
+        if self._cancelled.is_set():
+            return
+        model._advance(stage)
+        with self._room:
+            self._stage, self._bytes_done = stage, self._bytes_done + size
+            self._room.notify_all()
+        if self._on_stage is not None:
+            self._on_stage(model, stage)
+
+    def _end(self) -> None:
+        self.cancel()
+        self._model, self._on_stage = None, None
+        self._ended.set()
 
     def _await(self, stage: int) -> bool:
         """Wait for the files of a stage; False if cancelled."""
@@ -209,9 +285,9 @@ class StageStream:
             return True
         return False
 
-    def _new_files(self, first: int) -> dict[int, tuple[FileEntry, ...]]:
+    def _new_files(self, first: int, num_stages: int) -> dict[int, tuple[FileEntry, ...]]:
         """The files of each stage that no earlier one needs."""
-        seen = {entry.path for entry in self._store.manifest.files_for(Sources.prefix(first, self._model.num_stages))}
+        seen = {entry.path for entry in self._store.manifest.files_for(Sources.prefix(first, num_stages))}
         new: dict[int, tuple[FileEntry, ...]] = {}
         for stage, files in self._plan.items():
             new[stage] = tuple(entry for entry in files if entry.path not in seen)
@@ -220,15 +296,21 @@ class StageStream:
 
     def _watch(self) -> type[Any]:
         """A progress bar of the Hub's own kind that also keeps the rate and stops when cancelled."""
-        cancelled, rate = self._cancelled, self._rate
+        cancelled, pace = self._cancelled, self._pace
 
         class Watch(tqdm):  # type: ignore[misc]
             def update(self, n: float | None = 1) -> bool | None:
+                pace.spend(n or 0)
                 if cancelled.is_set():
                     raise _Cancelled("the stream was cancelled")
-                if rate is not None and n:
-                    time.sleep(n / rate)
                 shown: bool | None = super().update(n)
                 return shown
 
         return Watch
+
+
+def _forget_locals(error: BaseException | None) -> None:
+    """Let a kept exception hold no modules and tensors: the frames that it passed had them at hand."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
