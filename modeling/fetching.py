@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
 
 from .errors import FetchError, RepositoryError
+from .retrying import is_passing, root_cause
 
 if TYPE_CHECKING:
     from .repository import Repository
@@ -50,8 +52,18 @@ def download(
         RepositoryError: If the repository has no such file.
         FetchError: If it could not be had, after all tries.
     """
+    try:
+        return repository.retry.run(lambda: _try(repository, path, anew, watch), cancelled)
+    except LocalEntryNotFoundError as error:
+        raise FetchError(_explain(repository, path, error)) from error
+    except EntryNotFoundError as error:
+        raise RepositoryError(f"{repository} has no file {path!r}") from error
+    except FAULTS as error:
+        raise FetchError(_explain(repository, path, error)) from error
 
-    def attempt() -> Path:
+
+def _try(repository: Repository, path: str, anew: bool, watch: Watch | None) -> Path:
+    try:
         return Path(
             hf_hub_download(
                 repository.name,
@@ -65,26 +77,30 @@ def download(
                 tqdm_class=watch,
             )
         )
-
-    try:
-        return repository.retry.run(attempt, cancelled)
-    except LocalEntryNotFoundError as error:
-        raise FetchError(_explain(repository, path, error)) from error
-    except EntryNotFoundError as error:
-        raise RepositoryError(f"{repository} has no file {path!r}") from error
-    except FAULTS as error:
-        raise FetchError(_explain(repository, path, error)) from error
+    except HfHubHTTPError:
+        raise
+    except ValueError as error:
+        # "Force download failed due to the above error."
+        if isinstance(error.__cause__, FAULTS):
+            raise error.__cause__ from None
+        raise
+    except RuntimeError as error:
+        # Whatever went wrong on the way of a file that comes through Xet; also a connection pool that another
+        # thread has closed.
+        number = re.search(r"os error (\d+)", str(error))
+        raise (OSError(int(number[1]), str(error)) if number else ConnectionError(str(error))) from error
 
 
 def _explain(repository: Repository, path: str, error: Exception) -> str:
-    cause = str(error).strip().splitlines()
+    cause = root_cause(error)
+    message = str(cause).strip().splitlines()
     return (
-        f"{repository}: {path!r} could not be fetched: {_advice(repository, error)} "
-        f"({type(error).__name__}: {cause[0] if cause else 'no message'})"
+        f"{repository}: {path!r} could not be fetched: {_advice(repository, cause)} "
+        f"({type(cause).__name__}: {message[0] if message else 'no message'})"
     )
 
 
-def _advice(repository: Repository, error: Exception) -> str:
+def _advice(repository: Repository, error: BaseException) -> str:
     number = error.errno if isinstance(error, OSError) else None
     if isinstance(error, LocalEntryNotFoundError | OfflineModeIsEnabled):
         if repository.local_files_only or is_offline_mode():
@@ -96,8 +112,10 @@ def _advice(repository: Repository, error: Exception) -> str:
         return "the repository is gone, or the token may no longer read it"
     if isinstance(error, HfHubHTTPError) and error.response is not None and error.response.status_code in (401, 403):
         return "the token may not read it; log in anew or give another token"
-    if number in (errno.ENOSPC, errno.EDQUOT):
+    if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return "the disk of the cache is full; make room or give another cache_dir"
     if number in (errno.EROFS, errno.EACCES, errno.EPERM):
         return "the cache may not be written to; give another cache_dir"
+    if not is_passing(error):
+        return "another try would not change that; see the cause"
     return "the network or the Hub failed in every try; the same call later goes on from here"

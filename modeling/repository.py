@@ -16,7 +16,9 @@ from .errors import FetchError, RepositoryError
 from .fetching import Watch, download
 from .manifest import MANIFEST_FILE, FileEntry, Manifest
 from .retrying import RetryPolicy, is_passing
-from .verification import check_file, is_as_named
+from .verification import Stamp, check_file, discard, is_as_named
+
+Verified = tuple[Path, Stamp]
 
 
 @dataclass(frozen=True)
@@ -130,10 +132,19 @@ class Repository:
             FetchError: If it could not be had.
         """
         local = self.fetch(path)
-        if self.commit is not None and not is_as_named(local):
-            local = self.fetch(path, anew=True) if self._may_ask else local
-            if not is_as_named(local):
-                raise RepositoryError(f"{self}: {path!r} is corrupt: its contents are not those of its ETag")
+        if self.commit is not None and is_as_named(local) is False:
+            if not self._may_ask:
+                raise RepositoryError(
+                    f"{self}: {path!r} is corrupt in the cache: its contents are not those of its ETag; load it once "
+                    "with the Hub in reach, and it is fetched anew"
+                )
+            local = self.fetch(path, anew=True)
+            if is_as_named(local) is False:
+                discard(local)
+                raise RepositoryError(
+                    f"{self}: {path!r} is corrupt: its contents are not those of its ETag, twice in a row; the same "
+                    "call later fetches it once more"
+                )
         return local.read_bytes()
 
     @property
@@ -174,22 +185,40 @@ class Repository:
     def fetch_verified(self, entries: Collection[FileEntry]) -> dict[str, Path]:
         """Fetch weight files and compare each with its size and sha256.
 
-        huggingface_hub keeps a file that was damaged on the way in its cache for ever; such a file is
-        downloaded once more.
-
         Returns:
             Path in the repository -> local path.
 
         Raises:
             RepositoryError: If a file is not the one of the manifest.
         """
+        return {path: local for path, (local, _) in self.verify(entries).items()}
+
+    def verify(self, entries: Collection[FileEntry]) -> dict[str, Verified]:
+        """Fetch weight files and compare each with its size and sha256.
+
+        huggingface_hub keeps a file that was damaged on the way in its cache for ever; such a file is
+        downloaded once more, and dropped from the cache if it is damaged again.
+
+        Returns:
+            Path in the repository -> local path, and the stamp of the file that was compared.
+
+        Raises:
+            RepositoryError: If a file is not the one of the manifest.
+        """
         local = {entry.path: self.fetch(entry.path) for entry in entries}
-        for entry in entries:
-            try:
-                check_file(local[entry.path], entry, str(self))
-            except RepositoryError:
-                if not self._may_ask:
-                    raise
-                local[entry.path] = self.fetch(entry.path, anew=True)
-                check_file(local[entry.path], entry, str(self))
-        return local
+        return {entry.path: self._verify(entry, local[entry.path]) for entry in entries}
+
+    def _verify(self, entry: FileEntry, local: Path) -> Verified:
+        try:
+            return local, check_file(local, entry, str(self))
+        except RepositoryError:
+            # A file that is what the Hub has, and not what the manifest says, would come the same again.
+            if not self._may_ask or is_as_named(local):
+                raise
+        local = self.fetch(entry.path, anew=True)
+        try:
+            return local, check_file(local, entry, str(self))
+        except RepositoryError as error:
+            if is_as_named(local) is not True:
+                discard(local)
+            raise RepositoryError(f"{error}; it came so twice in a row, the same call later fetches it anew") from error

@@ -12,18 +12,41 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from typing import TypeVar
 
-from huggingface_hub import is_offline_mode
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.errors import (
+    LocalEntryNotFoundError,
+    LocalTokenNotFoundError,
+    OfflineModeIsEnabled,
+    RevisionResolutionError,
+)
 from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
+
+from .errors import PWLError
 
 Result = TypeVar("Result")
 
 # Answers that another try may change: time-out, too early, too many requests, and the server's own errors.
 _PASSING = {408, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529}
 # Causes on this machine that another try will not change.
-_LASTING = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+_LASTING = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG}
+_LASTING_ERRORS = (
+    # What this library raises was tried already.
+    PWLError,
+    OfflineModeIsEnabled,
+    LocalTokenNotFoundError,
+    FileNotFoundError,
+    PermissionError,
+    NotADirectoryError,
+    IsADirectoryError,
+    # Requests that were wrong from the start.
+    httpx.UnsupportedProtocol,
+    httpx.LocalProtocolError,
+    httpx.TooManyRedirects,
+)
+# Beyond it every wait is the longest.
+_MAX_DOUBLINGS = 60
 
 
 @dataclass(frozen=True)
@@ -77,28 +100,42 @@ class RetryPolicy:
         asked = _retry_after(error)
         if asked is not None:
             return min(asked, self.max_wait)
-        return random.uniform(0, min(self.first_wait * 2 ** (count - 1), self.max_wait))
+        longest = min(self.first_wait * 2.0 ** min(count - 1, _MAX_DOUBLINGS), self.max_wait)
+        # Not from the process's own generator: a seeded program must not depend on the weather of the network.
+        return random.SystemRandom().uniform(0, longest)
 
 
 def is_passing(error: BaseException) -> bool:
     """Whether another try may succeed."""
-    if isinstance(error, OfflineModeIsEnabled):
+    error = root_cause(error)
+    if isinstance(error, _LASTING_ERRORS):
         return False
-    if isinstance(error, LocalEntryNotFoundError):
-        # The Hub could not be asked; unless it was not to be.
-        return not is_offline_mode() and error.__cause__ is not None and is_passing(error.__cause__)
-    if isinstance(error, HfHubHTTPError):
-        return error.response is not None and error.response.status_code in _PASSING
-    if isinstance(error, httpx.HTTPError):
-        return True
-    # huggingface_hub's own complaint about a file of the wrong length, and the system's about connections.
-    return isinstance(error, OSError) and error.errno not in _LASTING and not isinstance(error, FileNotFoundError)
+    response = getattr(error, "response", None)
+    if response is not None:
+        return response.status_code in _PASSING
+    # Of the rest of OSError: huggingface_hub's own complaint about a file of the wrong length, and the system's
+    # about connections.
+    return isinstance(error, httpx.HTTPError) or (isinstance(error, OSError) and error.errno not in _LASTING)
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """What really happened, where huggingface_hub only says that it found nothing."""
+    while isinstance(error, LocalEntryNotFoundError | RevisionResolutionError) and error.__cause__ is not None:
+        error = error.__cause__
+    return error
 
 
 def _retry_after(error: Exception) -> float | None:
-    response = getattr(error, "response", None)
+    """Seconds that the Hub asks to wait, which it says as a number or as a date."""
+    response = getattr(root_cause(error), "response", None)
     value = response.headers.get("Retry-After") if response is not None else None
+    if value is None:
+        return None
     try:
-        return max(0.0, float(value)) if value is not None else None
+        seconds = float(value)
     except ValueError:
-        return None  # A date: the back-off does as well.
+        try:
+            seconds = parsedate_to_datetime(value).timestamp() - time.time()
+        except ValueError:
+            return None
+    return max(0.0, seconds)

@@ -10,6 +10,7 @@ import hashlib
 import os
 import re
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from huggingface_hub import constants
@@ -21,29 +22,45 @@ from .manifest import MANIFEST_FILE, FileEntry
 # Longer than the tick of any file system's clock: a change after it cannot carry the same times.
 _TICK = 0.02
 
+# Device, inode, size, and the times of the last change of content and of anything: the file as it is now.
+Stamp = tuple[int, int, int, int, int]
 
-def check_file(local: Path, entry: FileEntry, where: str) -> None:
+
+def stamp_of(local: Path) -> Stamp:
+    """What the file system says of a file; another one as soon as it is written to or replaced."""
+    found = local.stat()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+def check_file(local: Path, entry: FileEntry, where: str) -> Stamp:
     """Compare a weight file with its entry in the manifest of `where`.
 
+    Returns:
+        The stamp of the file that was compared.
+
     Raises:
-        RepositoryError: If its size or sha256 is another.
+        RepositoryError: If its size or sha256 is another, or it cannot be read.
     """
-    size = local.stat().st_size
-    if size != entry.bytes:
-        raise RepositoryError(
-            f"{where}: {entry.path!r} has {size} bytes, {MANIFEST_FILE} says {entry.bytes}; it is truncated or of "
-            "another commit"
-        )
-    memory = _Memory(local)
-    if memory.recalls(entry.sha256):
-        return
-    digest = sha256_of(local)
+    try:
+        memory = _Memory(local)
+        size = memory.stamp[2]
+        if size != entry.bytes:
+            raise RepositoryError(
+                f"{where}: {entry.path!r} has {size} bytes, {MANIFEST_FILE} says {entry.bytes}; it is truncated or of "
+                "another commit"
+            )
+        if memory.recalls(entry.sha256):
+            return memory.stamp
+        digest = sha256_of(local)
+    except OSError as error:
+        raise RepositoryError(f"{where}: {entry.path!r} cannot be read: {error}") from error
     if digest != entry.sha256:
         raise RepositoryError(
             f"{where}: {entry.path!r} has sha256 {digest}, {MANIFEST_FILE} says {entry.sha256}; it is corrupt or of "
             "another commit"
         )
     memory.keep(digest)
+    return memory.stamp
 
 
 def sha256_of(local: Path) -> str:
@@ -52,49 +69,64 @@ def sha256_of(local: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def is_as_named(cached: Path) -> bool:
-    """Whether a small file in the Hub's cache is what its name says.
+def is_as_named(cached: Path) -> bool | None:
+    """Whether a file in the Hub's cache is what its name says; None if its name says nothing.
 
     The cache names files by their ETag: the git hash of a small file, the sha256 of a large one.
     huggingface_hub itself never compares them. Where the cache keeps files under plain names, there is
     nothing to compare with.
     """
-    name = cached.resolve().name
-    if re.fullmatch(r"[0-9a-f]{40}", name):
-        data = cached.read_bytes()
-        # Git's own name for content, not a safeguard against people.
-        return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest() == name
-    if re.fullmatch(r"[0-9a-f]{64}", name):
-        return sha256_of(cached) == name
-    return True
+    # One link only: what it names may lead on to a store that many repositories share, under other names.
+    name = Path(os.readlink(cached)).name if cached.is_symlink() else cached.name
+    try:
+        if re.fullmatch(r"[0-9a-f]{40}", name):
+            return name in _git_names(cached.read_bytes())
+        if re.fullmatch(r"[0-9a-f]{64}", name):
+            return sha256_of(cached) == name
+    except OSError:
+        return False
+    return None
+
+
+def _git_names(data: bytes) -> list[str]:
+    """Git's name for content, and the one that mirrors give it that leave out git's prefix."""
+    # Names, not a safeguard against people.
+    return [
+        hashlib.sha1(prefix + data, usedforsecurity=False).hexdigest() for prefix in (b"blob %d\0" % len(data), b"")
+    ]
+
+
+def discard(cached: Path) -> None:
+    """Take a damaged file out of the Hub's cache, so that nobody else finds it there."""
+    for path in (cached.resolve(), cached):
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
 
 
 class _Memory:
     """What is known of one file as it is on disk now."""
 
     def __init__(self, local: Path) -> None:
-        real = local.resolve()
-        found = real.stat()
+        self.real = local.resolve()
+        changed = self.real.stat().st_ctime
         # Were it hashed within the tick of its last change, a later change in that tick would go unnoticed.
-        time.sleep(min(_TICK, max(0.0, found.st_ctime + _TICK - time.time())))
-        self.real = real
-        self.stamp = self._stamp(found)
-        name = hashlib.sha256(os.fsencode(real)).hexdigest()
+        time.sleep(min(_TICK, max(0.0, changed + _TICK - time.time())))
+        self.stamp = stamp_of(self.real)
+        name = hashlib.sha256(os.fsencode(self.real)).hexdigest()
         self.note = Path(constants.HF_HOME, "pwl", "verified", name)
 
     def recalls(self, digest: str) -> bool:
         try:
-            return self.note.read_text(encoding="ascii") == f"{digest} {self.stamp}\n"
+            return self.note.read_text(encoding="ascii") == self._text(digest)
         except (OSError, ValueError):
             return False
 
     def keep(self, digest: str) -> None:
         try:
-            if self._stamp(self.real.stat()) == self.stamp:
-                write_text(self.note, f"{digest} {self.stamp}\n")
+            if stamp_of(self.real) == self.stamp:
+                write_text(self.note, self._text(digest))
         except OSError:
             pass  # A folder that cannot be written to: the file is hashed again next time.
 
-    @staticmethod
-    def _stamp(found: os.stat_result) -> str:
-        return f"{found.st_dev} {found.st_ino} {found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}"
+    def _text(self, digest: str) -> str:
+        return f"{digest} {' '.join(map(str, self.stamp))}\n"

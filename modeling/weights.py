@@ -11,15 +11,15 @@ from safetensors import SafetensorError, safe_open
 from .blueprint import Blueprint
 from .errors import RepositoryError
 from .manifest import STUDENT_FILE, Manifest, converter_file, file_of, statistics_file
-from .repository import Repository
+from .repository import Repository, Verified
 from .sources import Piece, Role, Sources
+from .verification import stamp_of
 
 # Codes of the safetensors format, by dtype.
 _CODES = {"float16": "F16", "bfloat16": "BF16", "float32": "F32", "float64": "F64"}
 STUDENT_PREFIX = "student."
 
 Tensors = dict[str, torch.Tensor]
-Stamp = tuple[int, int, int]
 
 
 class WeightStore:
@@ -52,7 +52,7 @@ class WeightStore:
         self._blueprints = blueprints
         self.mismatched: set[tuple[str, tuple[int, ...], tuple[int, ...]]] = set()
         # Path in the repository -> its local path, and what the file system said when it was checked.
-        self._checked: dict[str, tuple[Path, Stamp]] = {}
+        self._checked: dict[str, Verified] = {}
         num_stages = len(blueprints["student"].cuts)
         if manifest.num_stages != num_stages:
             raise RepositoryError(
@@ -70,12 +70,12 @@ class WeightStore:
         found: torch.dtype = getattr(torch, self.manifest.dtype)
         return found
 
-    def prepare(self, paths: list[str], verified: Mapping[str, Path] | None = None) -> None:
+    def prepare(self, paths: list[str], verified: Mapping[str, Verified] | None = None) -> None:
         """Fetch and check files, all or none: afterwards their pieces can be read.
 
         Args:
             paths: The files.
-            verified: Local paths of files that are fetched and compared with their hashes already.
+            verified: What `Repository.verify` said of files that it was asked about before.
 
         Raises:
             RepositoryError: If a file is not listed, not the manifest's, or holds other tensors than it must.
@@ -89,11 +89,10 @@ class WeightStore:
             entries.append(entry)
         at_hand = dict(verified or {})
         missing = [entry for entry in entries if entry.path not in at_hand]
-        found = {path: at_hand[path] for path in wanted if path in at_hand} | self.repository.fetch_verified(missing)
-        stamps = {path: _stamp(local) for path, local in found.items()}
+        found = {path: at_hand[path] for path in wanted if path in at_hand} | self.repository.verify(missing)
         for path in wanted:
-            self._check_tensors(path, found[path])
-        self._checked |= {path: (local, stamps[path]) for path, local in found.items()}
+            self._check_tensors(path, found[path][0])
+        self._checked |= found
 
     def local(self, path: str) -> Path:
         """The local path of a file that was fetched and checked."""
@@ -123,7 +122,7 @@ class WeightStore:
         if path not in self._checked:
             return False
         local, stamp = self._checked[path]
-        return local.is_file() and _stamp(local) == stamp
+        return local.is_file() and stamp_of(local) == stamp
 
     def _read(self, path: str, names: Mapping[str, str]) -> Tensors:
         with safe_open(self._checked[path][0], framework="pt", device="cpu") as file:
@@ -131,6 +130,8 @@ class WeightStore:
             tensors = {
                 name: file.get_tensor(on_disk) for name, on_disk in names.items() if stored is None or on_disk in stored
             }
+        if not self._is_checked(path):
+            raise RepositoryError(f"{self.repository}: {path!r} was replaced while it was being read; load it again")
         if self.ignore_mismatched_heads:
             expected = self._expected(path)
             tensors = {n: t for n, t in tensors.items() if tuple(t.shape) == expected[names[n]][0]}
@@ -207,11 +208,6 @@ class WeightStore:
         heads = tuple(f"{p}." for p in plan.family.head_paths(plan.config) if p.startswith("classifier"))
         specs = plan.specs(num_stages).items()
         return {prefix + spec.checkpoint_name: f"{role}.{name}" for name, spec in specs if name.startswith(heads)}
-
-
-def _stamp(local: Path) -> Stamp:
-    found = local.stat()
-    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def statistics_names(sources: Sources, blueprints: Mapping[Role, Blueprint]) -> dict[str, str]:
