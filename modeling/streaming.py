@@ -12,6 +12,7 @@ import queue
 import threading
 import time
 import traceback
+import weakref
 from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,8 @@ OnStage = Callable[["PWLPreTrainedModel", int], None]
 
 # How often a waiting thread looks whether it was cancelled, in seconds.
 _PATIENCE = 0.1
+# How long a process that ends waits for each thread, in seconds.
+_FAREWELL = 5.0
 
 
 class _Cancelled(PWLError):
@@ -36,7 +39,7 @@ class _Cancelled(PWLError):
 
 
 class _Pace:
-    """Holds a download to a number of bytes a second.
+    """Holds downloads to a number of bytes a second.
 
     Args:
         rate: The number; None for no limit.
@@ -44,17 +47,23 @@ class _Pace:
     """
 
     def __init__(self, rate: float | None, cancelled: threading.Event) -> None:
-        self._rate, self._cancelled, self._due = rate, cancelled, 0.0
+        self._rate, self._cancelled = rate, cancelled
+        self._due, self._spent = 0.0, 0.0
 
     def begin(self) -> None:
-        """A transfer begins: time that passed without one earns nothing."""
-        self._due = max(self._due, time.monotonic())
+        """A file's transfer begins: time that passed without one earns nothing."""
+        self._due, self._spent = max(self._due, time.monotonic()), 0.0
 
     def spend(self, size: float) -> None:
-        """Wait until `size` more bytes are due."""
+        """Wait until `size` more bytes were due."""
+        self._spent += size
         if self._rate is not None and size > 0:
             self._due += size / self._rate
             self._cancelled.wait(max(0.0, self._due - time.monotonic()))
+
+    def settle(self, size: int) -> None:
+        """A file of `size` bytes has arrived: wait for what was not spent piece by piece."""
+        self.spend(max(0.0, size - self._spent))
 
 
 class StageStream:
@@ -169,7 +178,8 @@ class StageStream:
     def cancel(self) -> None:
         """Ask it to end; the model stays at the stage it has reached. `wait` tells when it did.
 
-        What is being received ends with the piece under way, 10 MB at most with huggingface_hub.
+        What is being received ends with the piece under way, which huggingface_hub makes 10 MB (through Xet,
+        the file).
         """
         self._cancelled.set()
         with self._room:
@@ -189,6 +199,7 @@ class StageStream:
 
     def start(self) -> StageStream:
         """Begin; done by `stream_stages`."""
+        weakref.finalize(self, _leave, self._process, self._cancelled, self._room, self._threads)
         try:
             for thread in self._threads:
                 thread.start()
@@ -222,10 +233,15 @@ class StageStream:
                 for entry in files:
                     if self._cancelled.is_set():
                         return
+                    is_new = self._store.repository.local(entry.path) is None
                     self._pace.begin()
                     self._store.repository.fetch(entry.path, watch=watch, cancelled=self._cancelled)
+                    if is_new:
+                        self._pace.settle(entry.bytes)
             except BaseException as error:
-                self._fetched.put((stage, error))
+                # Of a cancelled download nobody wants to know how it ended.
+                if not self._cancelled.is_set():
+                    self._fetched.put((stage, error))
                 return
             self._fetched.put((stage, None))
 
@@ -299,10 +315,16 @@ class StageStream:
         cancelled, pace = self._cancelled, self._pace
 
         class Watch(tqdm):  # type: ignore[misc]
+            def __init__(self, *args: Any, **kwargs: Any) -> None:
+                # Xet reports from a thread of its own, which must neither wait nor fail.
+                self._is_receiving = kwargs.get("name") == "huggingface_hub.http_get"
+                super().__init__(*args, **kwargs)
+
             def update(self, n: float | None = 1) -> bool | None:
-                pace.spend(n or 0)
-                if cancelled.is_set():
-                    raise _Cancelled("the stream was cancelled")
+                if self._is_receiving:
+                    pace.spend(n or 0)
+                    if cancelled.is_set():
+                        raise _Cancelled("the stream was cancelled")
                 shown: bool | None = super().update(n)
                 return shown
 
@@ -314,3 +336,17 @@ def _forget_locals(error: BaseException | None) -> None:
     while error is not None:
         traceback.clear_frames(error.__traceback__)
         error = error.__cause__ or error.__context__
+
+
+def _leave(
+    process: int, cancelled: threading.Event, room: threading.Condition, threads: list[threading.Thread]
+) -> None:
+    """End a stream before the interpreter does: a thread amid PyTorch's code would take the process down with it."""
+    if process != os.getpid():
+        return
+    cancelled.set()
+    with room:
+        room.notify_all()
+    for thread in threads:
+        if thread.is_alive() and thread is not threading.current_thread():
+            thread.join(_FAREWELL)
