@@ -67,12 +67,13 @@ class Classifier:
 
     def growth(self) -> dict[str, Any]:
         """How far it has grown; a failure is shown until the next stage is reached."""
-        stage, (*ended, last) = self.model.stage, self.streams
+        *ended, last = self.streams
+        done, stage = last.done and last.exception is None, self.model.stage
         before = sum(stream.bytes_done for stream in ended)
         failed = next((s.exception for s in (last, *reversed(ended)) if s.exception or s.bytes_done), None)
         return {
             "stage": stage,
-            "done": stage == self.model.num_stages,
+            "done": done,
             "bytes_done": before + last.bytes_done,
             "bytes_total": before + last.bytes_total,
             "exception": str(failed) if failed else None,

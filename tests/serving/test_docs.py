@@ -1,0 +1,191 @@
+"""docs/serving.md: its code runs, its links lead somewhere, and every fault of its table is seen as it says."""
+
+from __future__ import annotations
+
+import errno
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from pwl_hf import PWLError, PWLForImageClassification, RetryPolicy
+from pwl_hf.modeling import fetching
+from tests.hub import Fault
+from tests.repository.helpers import edit_bytes, edit_json, load, publish, shard
+from tests.tiny import tiny_images, tiny_model
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "docs" / "serving.md"
+TEXT = DOCS.read_text(encoding="utf-8")
+SHARD = shard(2)
+
+# What ends a stream for good, by row of the table; those that come once are borne by the same rows.
+LASTING: dict[str, Callable[[], Fault]] = {
+    "the same byte corrupted every time": lambda: Fault("corrupt", SHARD, times=None),
+    "connection reset": lambda: Fault("reset", SHARD, after=1000, times=None),
+    "5xx answers": lambda: Fault("status", SHARD, status=503, times=None),
+    "file cut short": lambda: Fault("truncate", SHARD, times=None),
+    "token that lost its rights": lambda: Fault("status", SHARD, status=403, times=None),
+}
+PASSING: dict[str, Callable[[], Fault]] = {
+    "one corrupted byte on the way": lambda: Fault("corrupt", SHARD),
+    "connection reset": lambda: Fault("reset", SHARD, after=1000),
+    "connection closed early": lambda: Fault("close", SHARD, after=1000),
+    "5xx answers": lambda: Fault("status", SHARD, status=503),
+    "429, too many requests": lambda: Fault("status", SHARD, status=429, headers={"Retry-After": "1"}),
+    "stalled connection": lambda: Fault("stall", SHARD, after=1000, seconds=0.5),
+    "file cut short": lambda: Fault("truncate", SHARD),
+}
+DISK = {"disk full": errno.ENOSPC, "read-only cache": errno.EROFS}
+OF_THE_REPOSITORY = ["gated repository", "deleted or hidden repository"]
+WHEN_LOADING = [
+    "offline, or `local_files_only=True`",
+    "Hub out of reach at the start",
+    "killed while saving",
+    "files of two commits or trainings mixed",
+]
+# Processes that are killed have tests of their own, beside those of streaming and of publishing.
+ELSEWHERE = ["killed while downloading", "killed while pushing"]
+
+
+def _rows() -> dict[str, list[str]]:
+    """What is seen at each fault, as the texts in quotes."""
+    table = TEXT.partition("## Faults")[2].partition("\n## ")[0]
+    rows = [line.split(" | ") for line in table.splitlines() if line.startswith("| ") and "---" not in line][1:]
+    return {row[0].removeprefix("| "): re.findall(r'"([^"]+)"', row[1]) for row in rows}
+
+
+ROWS = _rows()
+# "else as above"
+FAILED_IN_EVERY_TRY = ROWS["connection reset"]
+
+
+@pytest.fixture
+def streaming(hub, repo_id, repository, tmp_path, other_token):
+    """A model at stage 0 of a repository that is somebody else's, with a cache of its own."""
+    publish(hub, repo_id, repository)
+    return PWLForImageClassification.from_pretrained(
+        repo_id, cache_dir=tmp_path / "cache", token=other_token, retry=RetryPolicy(tries=2, first_wait=0.0)
+    )
+
+
+def _assert_seen(model: PWLForImageClassification, row: str, stage: int, folder: Path) -> None:
+    """The stream fails as the table says, and the model answers at its stage, exactly."""
+    stream = model.stream_stages()
+    assert stream.wait(60)
+    assert isinstance(stream.exception, PWLError)
+    for quoted in ROWS[row] or FAILED_IN_EVERY_TRY:
+        assert quoted in str(stream.exception)
+    assert model.stage == stage
+    images = tiny_images("vit")
+    assert torch.equal(model(images).logits, load(folder, stage=stage)(images).logits)
+
+
+def test_every_row_has_its_test():
+    tested = {*LASTING, *PASSING, *DISK, *OF_THE_REPOSITORY, *WHEN_LOADING, *ELSEWHERE}
+    assert tested == set(ROWS)
+
+
+@pytest.mark.parametrize("row", PASSING)
+def test_fault_that_passes_is_not_seen(hub, streaming, row):
+    with hub.faulty(PASSING[row]()), streaming.stream_stages() as stream:
+        pass
+    assert stream.stage == 4
+    assert [r.fault for r in hub.requests if r.fault]
+
+
+@pytest.mark.parametrize("row", LASTING)
+def test_lasting_fault_is_seen_as_the_table_says(hub, streaming, repository, row):
+    with hub.faulty(LASTING[row]()):
+        _assert_seen(streaming, row, 1, repository)
+    streaming.stream_stages().wait()
+    assert streaming.stage == 4
+
+
+@pytest.mark.parametrize("row", DISK)
+def test_fault_of_the_disk_is_seen_as_the_table_says(streaming, repository, monkeypatch, row):
+    real = fetching.hf_hub_download
+
+    def fail(repo_id, path, **kwargs):
+        if path == SHARD:
+            raise OSError(DISK[row], "no")
+        return real(repo_id, path, **kwargs)
+
+    monkeypatch.setattr(fetching, "hf_hub_download", fail)
+    _assert_seen(streaming, row, 1, repository)
+
+
+@pytest.mark.parametrize("row", OF_THE_REPOSITORY)
+def test_fault_of_the_repository_is_seen_as_the_table_says(hub, repo_id, streaming, repository, row):
+    if row == "gated repository":
+        hub.store.set_gated(repo_id)
+    else:
+        hub.store.delete_repo(repo_id)
+    _assert_seen(streaming, row, 0, repository)
+
+
+def test_what_is_not_in_the_cache_is_not_asked_for_offline(hub, repo_id, streaming, repository, tmp_path):
+    offline = load(repo_id, cache_dir=tmp_path / "cache", local_files_only=True)
+    _assert_seen(offline, "offline, or `local_files_only=True`", 0, repository)
+
+
+def test_hub_out_of_reach_at_the_start_is_seen_as_the_table_says(hub, repo_id, streaming, tmp_path):
+    again, retry = {"cache_dir": tmp_path / "cache"}, RetryPolicy(tries=1)
+    with hub.faulty(Fault("status", status=500, method="*", times=None)):
+        assert load(repo_id, retry=retry, **again).stage == 0
+        (quoted,) = ROWS["Hub out of reach at the start"]
+        with pytest.raises(PWLError, match=quoted):
+            load(repo_id, cache_dir=tmp_path / "empty", retry=retry)
+
+
+def test_half_a_save_is_seen_as_the_table_says(repository, tmp_path):
+    corrupt, truncated = ROWS["killed while saving"]
+    folder = shutil.copytree(repository, tmp_path / "folder")
+    (folder / SHARD).write_bytes((repository / SHARD).read_bytes()[:-1] + b"x")
+    _assert_seen_on_load(folder, corrupt)
+    edit_bytes(folder, SHARD, lambda content: content[:-1], honest=False)
+    _assert_seen_on_load(folder, truncated)
+    (folder / "pwl_index.json").unlink()
+    _assert_seen_on_load(folder, "is not a PWL repository")
+
+
+def test_mixed_files_are_seen_as_the_table_says(repository, tmp_path):
+    folder = shutil.copytree(repository, tmp_path / "folder")
+    edit_json(folder / "config.json", lambda config: config.update(fingerprint="0" * 64))
+    (quoted,) = ROWS["files of two commits or trainings mixed"]
+    _assert_seen_on_load(folder, quoted)
+
+
+def _assert_seen_on_load(folder: Path, quoted: str) -> None:
+    with pytest.raises(PWLError, match=quoted):
+        load(folder, stage="teacher")
+
+
+def test_python_block_prints_what_is_shown(tmp_path):
+    tiny_model("vit").save_pretrained(tmp_path / "digits-pwl")
+    (block,), (shown,) = (
+        re.findall(rf"^```{language}\n(.*?)^```", TEXT, flags=re.MULTILINE | re.DOTALL)
+        for language in ("python", "text")
+    )
+    done = subprocess.run([sys.executable, "-c", block], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout == shown
+
+
+def test_linked_files_exist():
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", TEXT):
+        assert (DOCS.parent / target).exists(), target
+
+
+def test_tables_name_the_arguments_and_defaults_of_the_code():
+    for row in re.findall(r"^\| `(tries|max_seconds|first_wait|max_wait)` \| ([\d.]+) \|", TEXT, flags=re.MULTILINE):
+        assert float(getattr(RetryPolicy(), row[0])) == float(row[1])
+    defaults = PWLForImageClassification.stream_stages.__kwdefaults__
+    (lookahead,) = re.findall(r"^\| `lookahead_bytes` \| ([\d,]+) \|", TEXT, flags=re.MULTILINE)
+    assert int(lookahead.replace(",", "")) == defaults["lookahead_bytes"]
+    for name in defaults:
+        assert f"| `{name}` |" in TEXT
