@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .configuration_pwl import PWLConfig
     from .configuration_vgg import VGGConfig
     from .converters import Converter
-    from .errors import FetchError, PublishError, PWLError, RepositoryError, StageError
+    from .errors import FetchError, PublishError, PWLError, RepositoryError, SaveError, StageError
     from .manifest import Manifest, Metric
     from .modeling_pwl import PWLForImageClassification
     from .modeling_vgg import VGGForImageClassification, VGGModel
@@ -39,6 +39,7 @@ _EXPORTS = {
     "PublishError": "errors",
     "RepositoryError": "errors",
     "RetryPolicy": "retrying",
+    "SaveError": "errors",
     "Sources": "sources",
     "StageError": "errors",
     "VGGConfig": "configuration_vgg",
@@ -58,6 +59,7 @@ __all__ = [
     "PublishError",
     "RepositoryError",
     "RetryPolicy",
+    "SaveError",
     "Sources",
     "StageError",
     "VGGConfig",

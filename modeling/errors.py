@@ -18,6 +18,13 @@ class StageError(PWLError, RuntimeError):
     """A change of stage that is refused. The model stays at the stage it was at."""
 
 
+class SaveError(PWLError, OSError):
+    """A file of a repository that could not be written: names folder, file, cause and what to do. The model is intact.
+
+    What the folder held before may be written over in part; it is then refused, or loads as what it was.
+    """
+
+
 class PublishError(PWLError, OSError):
     """A push that did not go through, after all tries. What was sent is kept; the same call goes on from there."""
 

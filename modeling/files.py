@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,7 +28,8 @@ def copy_file(source: Path, target: Path) -> None:
 def beside(target: Path) -> Iterator[Path]:
     """A path next to `target` that takes its place when all went well, and is removed when not."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    # Of this thread alone: two that write the same file leave it as one of them meant it.
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.{threading.get_native_id()}.tmp")
     try:
         yield temporary
         os.replace(temporary, target)

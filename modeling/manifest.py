@@ -34,8 +34,8 @@ _STATISTICS = re.compile(r"statistics/([ST]+)\.safetensors")
 _OWNED = re.compile(
     r"(teacher|converters|statistics)/[^/]+\.safetensors|model(-\d{5}-of-\d{5})?\.safetensors"
     r"|model\.safetensors\.index\.json|pytorch_model[^/]*\.(bin|json)"
-    # What a process that was killed while it saved leaves beside the files (see `files.beside`).
-    r"|([^/]+/)?\.[^/]+\.\d+\.tmp"
+    # What a process that was killed while it saved leaves beside the files (see `files.beside`); of safetensors too.
+    r"|([^/]+/)?\.([^/]+\.\d+\.tmp|tmp[A-Za-z0-9]{6})"
 )
 
 

@@ -7,20 +7,24 @@ from, or the tensors it is made of. Publishing uses the same plan.
 from __future__ import annotations
 
 import copy
+import errno
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from transformers.utils import logging
 
 from .configuration_pwl import PWLConfig
-from .errors import FetchError, RepositoryError
+from .errors import FetchError, PWLError, RepositoryError, SaveError
 from .files import beside, copy_file, write_text
 from .manifest import (
     MANIFEST_FILE,
@@ -89,20 +93,23 @@ def save_repository(
     for planned in plan_files(model, state_dict):
         target = root / planned.path
         if planned.entry is not None and store is not None:
-            copy_file(store.local(planned.path), target)
+            local = store.local(planned.path)
+            with _writing(target):
+                copy_file(local, target)
             entries.append(planned.entry)
         elif planned.tensors is not None:
             entries.append(write_tensors(target, planned.path, planned.tensors(), planned.parameters))
     manifest = new_manifest(model, entries)
-    for path, text in text_files(model, manifest).items():
-        write_text(root / path, text)
-    write_text(root / MANIFEST_FILE, manifest.to_json())
+    for path, text in {**text_files(model, manifest), MANIFEST_FILE: manifest.to_json()}.items():
+        with _writing(root / path):
+            write_text(root / path, text)
     kept = {entry.path for entry in manifest.files}
     for folder in (root, *(root / name for name in ("teacher", "converters", "statistics"))):
         for found in folder.glob("*"):
             path = found.relative_to(root).as_posix()
             if found.is_file() and is_owned(path) and path not in kept:
-                found.unlink()
+                with _writing(found):
+                    found.unlink(missing_ok=True)
     if store is not None and store.repository.commit is None:
         own = Path(store.repository.name, store.repository.subfolder)
         if own.exists() and own.samefile(root):
@@ -162,13 +169,14 @@ def write_metrics(directory: str | os.PathLike[str], metrics: Mapping[int, list[
     for stage in metrics:
         Sources.prefix(stage, manifest.num_stages)
     manifest = manifest.with_metrics({stage: tuple(found) for stage, found in metrics.items()})
-    write_text(Path(directory, MANIFEST_FILE), manifest.to_json())
+    with _writing(Path(directory, MANIFEST_FILE)):
+        write_text(Path(directory, MANIFEST_FILE), manifest.to_json())
     return manifest
 
 
 def write_tensors(target: Path, path: str, tensors: Tensors, parameters: int) -> FileEntry:
     """Write a safetensors file beside its place, move it into it, and describe it."""
-    with beside(target) as temporary:
+    with _writing(target), beside(target) as temporary:
         # safetensors makes files that only their owner may read; a repository is like any other file.
         temporary.touch()
         mode = temporary.stat().st_mode
@@ -178,6 +186,26 @@ def write_tensors(target: Path, path: str, tensors: Tensors, parameters: int) ->
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         size = temporary.stat().st_size
     return FileEntry(path=path, bytes=size, sha256=digest, parameters=parameters)
+
+
+@contextmanager
+def _writing(target: Path) -> Iterator[None]:
+    """Say which file could not be written, and why."""
+    try:
+        yield
+    except PWLError:
+        raise
+    except (OSError, SafetensorError) as error:
+        # safetensors keeps the system's number in its text only.
+        found = re.search(r"os error (\d+)", str(error))
+        number = error.errno if isinstance(error, OSError) else found and int(found[1])
+        if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            advice = "the disk is full; make room and save again"
+        elif number in (errno.EROFS, errno.EACCES, errno.EPERM):
+            advice = "the folder may not be written to; save elsewhere"
+        else:
+            advice = "save again, or elsewhere"
+        raise SaveError(f"{target} could not be written: {advice} ({type(error).__name__}: {error})") from error
 
 
 class _Planner:
