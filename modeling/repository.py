@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event
@@ -193,11 +193,15 @@ class Repository:
         """
         return {path: local for path, (local, _) in self.verify(entries).items()}
 
-    def verify(self, entries: Collection[FileEntry]) -> dict[str, Verified]:
+    def verify(self, entries: Collection[FileEntry], fetched: Mapping[str, Path] | None = None) -> dict[str, Verified]:
         """Fetch weight files and compare each with its size and sha256.
 
         huggingface_hub keeps a file that was damaged on the way in its cache for ever; such a file is
         downloaded once more, and dropped from the cache if it is damaged again.
+
+        Args:
+            entries: The files.
+            fetched: Local paths of those that were fetched just now.
 
         Returns:
             Path in the repository -> local path, and the stamp of the file that was compared.
@@ -205,7 +209,8 @@ class Repository:
         Raises:
             RepositoryError: If a file is not the one of the manifest.
         """
-        local = {entry.path: self.fetch(entry.path) for entry in entries}
+        local = dict(fetched or {})
+        local |= {entry.path: self.fetch(entry.path) for entry in entries if entry.path not in local}
         return {entry.path: self._verify(entry, local[entry.path]) for entry in entries}
 
     def _verify(self, entry: FileEntry, local: Path) -> Verified:

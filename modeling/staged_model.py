@@ -472,7 +472,8 @@ class PWLPreTrainedModel(PreTrainedModel):
         # One dict from start to end: a route that is built while the model changes must not be kept after it.
         routes = self._routes
         if sources not in routes:
-            routes[sources] = self._build_route(Sources.of(sources, self.num_stages))
+            with SWAPPING:  # Over one stage's pieces, not over a part of two.
+                routes[sources] = self._build_route(Sources.of(sources, self.num_stages))
         return routes[sources]
 
     def _reroute(self) -> None:

@@ -14,6 +14,7 @@ import time
 import traceback
 import weakref
 from collections.abc import Callable
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -120,7 +121,8 @@ class StageStream:
         self._exception: BaseException | None = None
         self._cancelled, self._ended = threading.Event(), threading.Event()
         self._pace = _Pace(max_bytes_per_second, self._cancelled)
-        self._fetched: queue.Queue[tuple[int, BaseException | None]] = queue.Queue()
+        # Of each stage the local paths of its new files, or why they did not come.
+        self._fetched: queue.Queue[dict[str, Path] | BaseException] = queue.Queue()
         self._ahead, self._room = 0, threading.Condition()
         self._threads = [
             threading.Thread(target=self._fetch, name="pwl-fetch", daemon=True),
@@ -229,21 +231,22 @@ class StageStream:
                 while not self._has_room(stage, size) and not self._cancelled.is_set():
                     self._room.wait()
                 self._ahead += size
+            local: dict[str, Path] = {}
             try:
                 for entry in files:
                     if self._cancelled.is_set():
                         return
                     is_new = self._store.repository.local(entry.path) is None
                     self._pace.begin()
-                    self._store.repository.fetch(entry.path, watch=watch, cancelled=self._cancelled)
+                    local[entry.path] = self._store.repository.fetch(entry.path, watch=watch, cancelled=self._cancelled)
                     if is_new:
                         self._pace.settle(entry.bytes)
             except BaseException as error:
                 # Of a cancelled download nobody wants to know how it ended.
                 if not self._cancelled.is_set():
-                    self._fetched.put((stage, error))
+                    self._fetched.put(error)
                 return
-            self._fetched.put((stage, None))
+            self._fetched.put(local)
 
     def _has_room(self, stage: int, size: int) -> bool:
         """Whether a stage may be fetched now: its turn has come, or it is within the look-ahead."""
@@ -253,13 +256,14 @@ class StageStream:
     def _grow(self) -> None:
         try:
             for stage, files in self._new.items():
-                if not self._await(stage):
+                fetched = self._await()
+                if fetched is None:
                     return
                 size = sum(entry.bytes for entry in files)
                 with self._room:
                     self._ahead -= size
                     self._room.notify_all()
-                self._attach(stage, size)
+                self._attach(stage, size, fetched)
         except _Cancelled:
             pass
         except BaseException as error:
@@ -268,13 +272,13 @@ class StageStream:
         finally:
             self._end()
 
-    def _attach(self, stage: int, size: int) -> None:
+    def _attach(self, stage: int, size: int, fetched: dict[str, Path]) -> None:
         model = self._model
         # Not the store that the stream began with: saving a model over its own folder gives it another.
         store = model._store if model is not None else None
         if model is None or store is None:
             return
-        store.prepare([entry.path for entry in self._plan[stage]])
+        store.prepare([entry.path for entry in self._plan[stage]], fetched=fetched)
         if self._cancelled.is_set():
             return
         model._advance(stage)
@@ -289,17 +293,17 @@ class StageStream:
         self._model, self._on_stage = None, None
         self._ended.set()
 
-    def _await(self, stage: int) -> bool:
-        """Wait for the files of a stage; False if cancelled."""
+    def _await(self) -> dict[str, Path] | None:
+        """Wait for the files of the next stage; None if cancelled."""
         while not self._cancelled.is_set():
             try:
-                _, error = self._fetched.get(timeout=_PATIENCE)
+                found = self._fetched.get(timeout=_PATIENCE)
             except queue.Empty:
                 continue
-            if error is not None:
-                raise error
-            return True
-        return False
+            if isinstance(found, BaseException):
+                raise found
+            return found
+        return None
 
     def _new_files(self, first: int, num_stages: int) -> dict[int, tuple[FileEntry, ...]]:
         """The files of each stage that no earlier one needs."""

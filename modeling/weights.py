@@ -70,12 +70,18 @@ class WeightStore:
         found: torch.dtype = getattr(torch, self.manifest.dtype)
         return found
 
-    def prepare(self, paths: list[str], verified: Mapping[str, Verified] | None = None) -> None:
+    def prepare(
+        self,
+        paths: list[str],
+        verified: Mapping[str, Verified] | None = None,
+        fetched: Mapping[str, Path] | None = None,
+    ) -> None:
         """Fetch and check files, all or none: afterwards their pieces can be read.
 
         Args:
             paths: The files.
             verified: What `Repository.verify` said of files that it was asked about before.
+            fetched: Local paths of files that were fetched just now.
 
         Raises:
             RepositoryError: If a file is not listed, not the manifest's, or holds other tensors than it must.
@@ -89,7 +95,7 @@ class WeightStore:
             entries.append(entry)
         at_hand = dict(verified or {})
         missing = [entry for entry in entries if entry.path not in at_hand]
-        found = {path: at_hand[path] for path in wanted if path in at_hand} | self.repository.verify(missing)
+        found = {path: at_hand[path] for path in wanted if path in at_hand} | self.repository.verify(missing, fetched)
         for path in wanted:
             self._check_tensors(path, found[path][0])
         self._checked |= found
