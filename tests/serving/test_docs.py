@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pwl_hf import PWLError, PWLForImageClassification, RetryPolicy
-from pwl_hf.modeling import fetching
+from pwl_hf import PublishError, PWLError, PWLForImageClassification, RetryPolicy, SaveError
+from pwl_hf.modeling import fetching, saving
 from tests.hub import Fault
 from tests.repository.helpers import edit_bytes, edit_json, load, publish, shard
 from tests.tiny import tiny_images, tiny_model
@@ -43,11 +43,13 @@ PASSING: dict[str, Callable[[], Fault]] = {
 }
 DISK = {"disk full": errno.ENOSPC, "read-only cache": errno.EROFS}
 OF_THE_REPOSITORY = ["gated repository", "deleted or hidden repository"]
-WHEN_LOADING = [
+OTHERWISE = [
     "offline, or `local_files_only=True`",
     "Hub out of reach at the start",
     "killed while saving",
     "files of two commits or trainings mixed",
+    "disk full while saving",
+    "network or Hub failing while pushing, its answer lost",
 ]
 # Processes that are killed have tests of their own, beside those of streaming and of publishing.
 ELSEWHERE = ["killed while downloading", "killed while pushing"]
@@ -87,7 +89,7 @@ def _assert_seen(model: PWLForImageClassification, row: str, stage: int, folder:
 
 
 def test_every_row_has_its_test():
-    tested = {*LASTING, *PASSING, *DISK, *OF_THE_REPOSITORY, *WHEN_LOADING, *ELSEWHERE}
+    tested = {*LASTING, *PASSING, *DISK, *OF_THE_REPOSITORY, *OTHERWISE, *ELSEWHERE}
     assert tested == set(ROWS)
 
 
@@ -144,7 +146,8 @@ def test_hub_out_of_reach_at_the_start_is_seen_as_the_table_says(hub, repo_id, s
 
 
 def test_half_a_save_is_seen_as_the_table_says(repository, tmp_path):
-    corrupt, truncated = ROWS["killed while saving"]
+    corrupt, truncated, mixed = ROWS["killed while saving"]
+    assert mixed in ROWS["files of two commits or trainings mixed"][0]
     folder = shutil.copytree(repository, tmp_path / "folder")
     (folder / SHARD).write_bytes((repository / SHARD).read_bytes()[:-1] + b"x")
     _assert_seen_on_load(folder, corrupt)
@@ -159,6 +162,32 @@ def test_mixed_files_are_seen_as_the_table_says(repository, tmp_path):
     edit_json(folder / "config.json", lambda config: config.update(fingerprint="0" * 64))
     (quoted,) = ROWS["files of two commits or trainings mixed"]
     _assert_seen_on_load(folder, quoted)
+
+
+def test_full_disk_at_a_save_is_seen_as_the_table_says(tmp_path, monkeypatch):
+    model = tiny_model("vit")
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+    monkeypatch.setattr(saving, "save_file", full)
+    (quoted,) = ROWS["disk full while saving"]
+    with pytest.raises(SaveError, match=quoted):
+        model.save_pretrained(tmp_path / "folder")
+
+
+def test_faults_of_a_push_are_seen_as_the_table_says(hub, repo_id):
+    model, row = tiny_model("vit"), "network or Hub failing while pushing, its answer lost"
+    (quoted,) = ROWS[row]
+    quick = RetryPolicy(tries=2, first_wait=0.0)
+    with (
+        hub.faulty(Fault("status", "/commit/", method="POST", status=503, times=None)),
+        pytest.raises(PublishError, match=quoted),
+    ):
+        model.push_to_hub(repo_id, retry=quick)
+    with hub.faulty(Fault("close", "/commit/", method="POST")):
+        model.push_to_hub(repo_id, retry=quick)
+    assert load(repo_id).stage == 0
 
 
 def _assert_seen_on_load(folder: Path, quoted: str) -> None:
