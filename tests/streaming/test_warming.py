@@ -244,4 +244,4 @@ def test_pages_are_in_before_the_swap_also_when_nothing_was_seen(large: Path, mo
     assert model._seen is None
     assert len(parts) == 2
     assert min(parts) > 0.95
-    del model._attach, plain  # A model that nobody holds gives its mappings back at once.
+    del model._attach  # A model that nobody holds gives its mappings back at once.
