@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
 
 from .errors import RepositoryError
@@ -137,7 +136,8 @@ def read_config(repository: Repository, config_class: type[Config], overrides: M
         )
     try:
         config, unused = config_class.from_dict(data, return_unused_kwargs=True, **overrides)
-    except (TypeError, ValueError, AttributeError, KeyError, StrictDataclassError) as error:
+    except Exception as error:
+        # Of arbitrary values the config classes raise whatever they run into.
         raise RepositoryError(f"{repository}: config.json is not a valid config: {error}") from error
     if unused:
         raise TypeError(f"from_pretrained got an unexpected keyword argument {next(iter(unused))!r}")

@@ -221,7 +221,12 @@ class PWLForImageClassification(PWLPreTrainedModel):
         # Waiting for the network and hashing leave the interpreter free: the modules are built meanwhile.
         with ThreadPoolExecutor(1, thread_name_prefix="pwl-fetch") as executor:
             fetched = executor.submit(repository.verify, entries)
-            model = cls(config, vacant=True)
+            try:
+                model = cls(config, vacant=True)
+            except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError) as error:
+                raise RepositoryError(
+                    f"{repository}: no network can be built from config.json: {type(error).__name__}: {error}"
+                ) from error
             store = WeightStore(repository, manifest, model._blueprints, ignore_mismatched_heads=resized)
         store.prepare([entry.path for entry in entries], fetched.result())
         floating = dtype_of(dtype if dtype is not None else torch_dtype, store.dtype)

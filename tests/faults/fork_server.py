@@ -1,0 +1,71 @@
+"""A process with the imports done, that forks a child for each command; `python -m tests.faults.fork_server`.
+
+Reads lines of `kind argument...` from stdin, answers each with the child's pid on stdout. Not to be imported.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import torch
+
+from pwl_hf import PWLForImageClassification, RetryPolicy
+from tests.tiny import tiny_images, tiny_model
+
+
+def stream(repo_id: str, cache: str, started: str) -> None:
+    """Grow to the teacher while answering."""
+    model = PWLForImageClassification.from_pretrained(repo_id, cache_dir=cache, retry=RetryPolicy(first_wait=0.01))
+    images = tiny_images("resnet")
+    Path(started).touch()
+    handle = model.stream_stages()
+    while not handle.done:
+        model(images)
+    if handle.exception is not None:
+        raise handle.exception
+
+
+def save(folder: str, started: str) -> None:
+    """Save two models over each other for ever."""
+    models = [tiny_model("resnet", seed=seed) for seed in (0, 1)]
+    Path(started).touch()
+    while True:
+        for model in models:
+            model.save_pretrained(folder)
+
+
+def download(repo_id: str, cache: str, started: str) -> None:
+    """Load everything at once."""
+    Path(started).touch()
+    PWLForImageClassification.from_pretrained(repo_id, cache_dir=cache, keep_all=True)
+
+
+def say(word: str) -> None:
+    sys.stdout.write(f"{word}\n")
+    sys.stdout.flush()
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    commands = {"stream": stream, "save": save, "download": download}
+    # Nobody waits for the children; their exit status is of no interest.
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    say("ready")
+    for line in sys.stdin:
+        kind, *arguments = line.split()
+        pid = os.fork()
+        if pid == 0:
+            code = 1
+            try:
+                commands[kind](*arguments)
+                code = 0
+            finally:
+                os._exit(code)
+        say(str(pid))
+
+
+if __name__ == "__main__":
+    main()

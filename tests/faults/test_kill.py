@@ -1,0 +1,129 @@
+"""kill -9 at random moments of streaming, downloading and saving; what is left always loads, or is refused."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from pwl_hf import RepositoryError
+from tests.repository.helpers import contents, load, logits
+from tests.tiny import tiny_model
+
+ROOT = Path(__file__).resolve().parents[2]
+TIMES = [pytest.param(5, id="5 times"), pytest.param(50, id="50 times", marks=pytest.mark.slow)]
+
+Start = Callable[..., int]
+
+
+@pytest.fixture(scope="module")
+def start() -> Iterator[Start]:
+    """Have a child forked that runs a command of the fork server; its pid."""
+    command = [sys.executable, "-m", "tests.faults.fork_server"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment
+    ) as server:
+        assert server.stdin is not None
+        assert server.stdout is not None
+        assert server.stdout.readline() == "ready\n"
+
+        def run(*words: object) -> int:
+            server.stdin.write(" ".join(map(str, words)) + "\n")
+            server.stdin.flush()
+            return int(server.stdout.readline())
+
+        yield run
+        server.stdin.close()
+
+
+def until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it never happened"
+        time.sleep(0.002)
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def kill_after(pid: int, started: Path, seconds: float) -> bool:
+    """Kill a child so long after it began; whether it was still at work."""
+    until(started.exists)
+    time.sleep(seconds)
+    at_work = is_alive(pid)
+    if at_work:
+        os.kill(pid, signal.SIGKILL)
+    until(lambda: not is_alive(pid))
+    started.unlink()
+    return at_work
+
+
+@pytest.mark.parametrize("times", TIMES)
+@pytest.mark.parametrize("kind", ["stream", "download"])
+def test_killed_download_leaves_a_cache_that_loads_every_stage_exactly(
+    hub, pushed, answers, start, tmp_path, kind, times
+):
+    chance, caught = random.Random(times), 0
+    hub.bandwidth = 2_000_000
+    cache, started = tmp_path / "cache", tmp_path / "started"
+    for _ in range(times):
+        pid = start(kind, pushed, cache, started)
+        caught += kill_after(pid, started, chance.uniform(0, 0.12))
+        # The clean run after it has the same cache, whatever is in it.
+        hub.bandwidth = None
+        with hub.record() as requests:
+            model = load(pushed, cache_dir=cache, stage=chance.randrange(4))
+            for stage in range(5):
+                model.set_stage(stage)
+                assert torch.equal(logits(model), answers[stage])
+        hub.bandwidth = 2_000_000
+        # Every other time the next one begins with nothing.
+        if requests and chance.random() < 0.5:
+            cache = tmp_path / f"cache-{time.monotonic_ns()}"
+    assert caught >= times // 2
+
+
+@pytest.mark.parametrize("times", TIMES)
+def test_killed_save_leaves_one_model_or_what_is_refused(start, tmp_path, times):
+    models = [tiny_model("resnet", seed=seed) for seed in (0, 1)]
+    expected = []
+    for model in models:
+        expected.append([])
+        for stage in range(5):
+            model.set_stage(stage)
+            expected[-1].append(logits(model))
+        model.set_stage(0)
+    folder, started = tmp_path / "repo", tmp_path / "started"
+    models[0].save_pretrained(tmp_path / "clean")
+    chance, outcomes = random.Random(times), []
+    for _ in range(times):
+        pid = start("save", folder, started)
+        assert kill_after(pid, started, chance.uniform(0.0, 0.3))
+        seen = set()
+        for stage in range(5):
+            try:
+                answer = logits(load(folder, stage=stage))
+            except RepositoryError:
+                continue
+            seen |= {seed for seed in (0, 1) if torch.equal(answer, expected[seed][stage])} or {"neither"}
+        assert seen in (set(), {0}, {1})
+        outcomes.append(seen)
+        models[0].save_pretrained(folder)
+        # Nothing of the killed one is left.
+        assert contents(folder) == contents(tmp_path / "clean")
+        assert torch.equal(logits(load(folder, stage=4)), expected[0][4])
+    assert len(outcomes) == times
