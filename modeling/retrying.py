@@ -119,8 +119,9 @@ def is_passing(error: BaseException) -> bool:
 
 
 def root_cause(error: BaseException) -> BaseException:
-    """What really happened, where huggingface_hub only says that it found nothing."""
-    while isinstance(error, LocalEntryNotFoundError | RevisionResolutionError) and error.__cause__ is not None:
+    """What really happened, where huggingface_hub only says that it found nothing, or that an upload failed."""
+    wrappers = LocalEntryNotFoundError | RevisionResolutionError | RuntimeError
+    while isinstance(error, wrappers) and not isinstance(error, PWLError) and error.__cause__ is not None:
         error = error.__cause__
     return error
 

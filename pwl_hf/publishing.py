@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationCopy, CommitOperationDelete, HfApi
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
 
 from pwl_hf.endpoints import PROCESSOR_FILE, REQUIREMENTS_FILE, endpoint_files
 from pwl_hf.model_card import CARD_FILE, render_card
@@ -73,20 +74,22 @@ def push_model(model: PWLForImageClassification, target: Target) -> CommitInfo:
     """
     from pwl_hf.modeling.saving import new_manifest, plan_files, text_files, write_tensors
 
-    source = model._store.repository if model._store is not None else None
     with tempfile.TemporaryDirectory() as folder:
-        entries: list[FileEntry] = []
-        written: dict[str, Path] = {}
-        for planned in plan_files(model):
-            if planned.tensors is None and planned.entry is not None:
-                entries.append(planned.entry)
-                continue
-            if planned.tensors is None:
-                raise RuntimeError(f"{planned.path!r} was planned without contents")
-            written[planned.path] = Path(folder, planned.path)
-            entries.append(write_tensors(written[planned.path], planned.path, planned.tensors(), planned.parameters))
-        manifest = new_manifest(model, entries)
-        texts = {path: text.encode() for path, text in text_files(model, manifest).items()}
+        # What is published is of one stage; it is sent when the model may go on.
+        with model._lock:
+            source = model._store.repository if model._store is not None else None
+            entries: list[FileEntry] = []
+            written: dict[str, Path] = {}
+            for planned in plan_files(model):
+                if planned.tensors is None and planned.entry is not None:
+                    entries.append(planned.entry)
+                    continue
+                if planned.tensors is None:
+                    raise RuntimeError(f"{planned.path!r} was planned without contents")
+                target_path = written[planned.path] = Path(folder, planned.path)
+                entries.append(write_tensors(target_path, planned.path, planned.tensors(), planned.parameters))
+            manifest = new_manifest(model, entries)
+            texts = {path: text.encode() for path, text in text_files(model, manifest).items()}
         return _commit(target, manifest, written, texts, source)
 
 
@@ -114,8 +117,20 @@ def _commit(
     source: Repository | None,
 ) -> CommitInfo:
     # From the start in each try: what went through before is found to be there, and not sent again.
+    def attempt() -> CommitInfo:
+        try:
+            return _commit_once(target, manifest, files, texts, source)
+        except (httpx.TransportError, HfHubHTTPError) as error:
+            if not target.create_pr or not _may_have_committed(error):
+                raise
+            # The same commit again would find itself on a branch; a pull request would be opened twice.
+            raise PublishError(
+                f"{target.repo_id}: the Hub's answer about the pull request was lost; look there whether it was "
+                f"opened, and push again if not ({type(error).__name__}: {error})"
+            ) from error
+
     try:
-        return target.retry.run(lambda: _commit_once(target, manifest, files, texts, source))
+        return target.retry.run(attempt)
     except Exception as error:
         if not is_passing(error):
             raise
@@ -123,6 +138,16 @@ def _commit(
             f"{target.repo_id} could not be pushed to: the network or the Hub failed in every try; the same call "
             f"later goes on from here ({type(error).__name__}: {error})"
         ) from error
+
+
+def _may_have_committed(error: Exception) -> bool:
+    """Whether a commit was asked for, and nobody knows what became of it."""
+    if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout):
+        return False
+    if isinstance(error, HfHubHTTPError):
+        # A gateway that lost the server behind it.
+        return error.response.status_code in (502, 504) and "/commit/" in error.response.request.url.path
+    return isinstance(error, httpx.RequestError) and "/commit/" in error.request.url.path
 
 
 def _commit_once(
