@@ -219,3 +219,16 @@ def test_push_that_fails_in_every_try_names_repository_and_cause(hub, repo_id, m
         model.push_to_hub(repo_id, retry=FAST)
     model.push_to_hub(repo_id)
     assert len(hub.store.commits(repo_id)) == 2
+
+
+def test_push_during_a_stream_publishes_one_whole_repository(hub, pushed, model):
+    for turn in range(4):
+        loaded = PWLForImageClassification.from_pretrained(pushed, stream=True)
+        target = f"{pushed}-{turn}"
+        loaded.push_to_hub(target)
+        loaded.stream.wait()
+        assert loaded.stream.exception is None
+        files = hub.store.files(pushed)
+        assert {p: b for p, b in hub.store.files(target).items() if p.endswith(".safetensors")} == {
+            p: b for p, b in files.items() if p.endswith(".safetensors")
+        }

@@ -173,7 +173,7 @@ def test_children_forked_at_any_moment_are_whole(load, answers) -> None:
             time.sleep(0.002)
         assert stream.exception is None
         model.set_stage(0)
-    assert len({f[0] for f in found}) >= 3
+    assert len({f[0] for f in found}) >= 2
     assert [f for f in found if f != (f[0], f[0], False, f[0], 2)] == []
 
 

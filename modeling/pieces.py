@@ -1,0 +1,320 @@
+"""The pieces of a model: which are resident, how one is made, attached and released, and the routes over them.
+
+Notation: N blocks; a piece is a block of the teacher or the student, or a converter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from .batchnorm import Statistics
+from .blueprint import Blueprint
+from .configuration_pwl import PWLConfig
+from .converters import Converter
+from .errors import StageError
+from .locking import SWAPPING, StateLock
+from .route import Route, build_route
+from .sources import ROLE_OF, Piece, Role, Sources
+from .streaming import StageStream
+from .transformers_internals import copy_checkpointing
+from .weights import Tensors, WeightStore
+
+
+class PiecedModel(PreTrainedModel):
+    """A teacher and a student in pieces, of which one path is taken at a time.
+
+    Args:
+        config: The configuration.
+        teacher: The teacher, if it exists already; of `config.teacher_config`.
+        student: The student, if it exists already; of `config.student_config`.
+        vacant: Build it with nothing in it, to be filled from a repository.
+    """
+
+    config_class = PWLConfig
+    config: PWLConfig
+    base_model_prefix = "pwl"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)  # type: ignore[assignment]
+    # What the networks support is checked by the networks themselves.
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    # The loss does not depend on the number of items in a batch of several steps.
+    accepts_loss_kwargs = False
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, Converter):
+            module.reset_parameters()
+
+    def __init__(
+        self,
+        config: PWLConfig,
+        teacher: PreTrainedModel | None = None,
+        student: PreTrainedModel | None = None,
+        *,
+        vacant: bool = False,
+    ) -> None:
+        config.align_labels()
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self._blueprints: dict[Role, Blueprint] = {
+            "teacher": Blueprint("teacher", config.teacher_config, config.teacher_cuts),
+            "student": Blueprint("student", config.student_config, config.student_cuts),
+        }
+        plans = self._blueprints.values()
+        self.supports_gradient_checkpointing = all(
+            plan.family.model_class().supports_gradient_checkpointing for plan in plans
+        )
+        self._store: WeightStore | None = None
+        self._keep_all = True
+        self._statistics: dict[str, Statistics] = {}
+        # Whether parameters of the teacher (True), or of the rest, require gradients, as last seen.
+        self._trainable = {True: False, False: True}
+        self._routes: dict[str, Route] = {}
+        self._lock = StateLock()
+        self._stream: StageStream | None = None
+        # Shape and `interpolate_pos_encoding` of the images answered last: what a new block is warmed on.
+        self._seen: tuple[tuple[int, ...], bool | None] | None = None
+        self.encoders = nn.ModuleDict()
+        self.decoders = nn.ModuleDict()
+        if vacant:
+            self.student = self._blueprints["student"].build_vacant()
+        else:
+            self._modules["teacher"] = self._blueprints["teacher"].build() if teacher is None else teacher
+            self.student = self._blueprints["student"].build() if student is None else student
+            # In order: a seed must give the same converters in every process.
+            for piece in sorted(self._all_pieces()):
+                if piece.kind in ("encoder", "decoder"):
+                    self._converters_of(piece)[str(piece.number)] = self._make_converter(piece)
+            self.teacher.requires_grad_(False).eval()
+        self.post_init()
+        self._route: Route | None = None if vacant else self._build_route(Sources.prefix(0, config.num_stages))
+
+    # --- What it is made of -------------------------------------------------------------------------------------
+
+    @property
+    def teacher(self) -> PreTrainedModel:
+        """The teacher, a model of its original class; `Vacant` modules stand for blocks that are not resident."""
+        if "teacher" not in self._modules:
+            with self._lock:
+                if "teacher" not in self._modules:
+                    # Not before it is needed: a first answer takes no part of it.
+                    _add(self, {"teacher": self._blueprints["teacher"].build_vacant().eval()})
+        return self._modules["teacher"]  # type: ignore[return-value]
+
+    @property
+    def num_stages(self) -> int:
+        """The number of blocks N; stages go from 0 to N."""
+        return self.config.num_stages
+
+    @property
+    def sources(self) -> str:
+        """Where each block of the current route comes from, such as `"TTSS"`."""
+        return self._current.mask
+
+    @property
+    def stage(self) -> int | None:
+        """The current stage; None if the mask is no prefix of teacher blocks."""
+        return self._current.stage
+
+    @property
+    def statistics(self) -> Mapping[str, Statistics]:
+        """BatchNorm statistics by mask: full name of a running statistic -> its values."""
+        return MappingProxyType(self._statistics)
+
+    @property
+    def _current(self) -> Sources:
+        if self._route is None:
+            raise StageError("the model is vacant: build it without vacant=True, or with from_pretrained")
+        return self._route.sources
+
+    # --- Pieces -------------------------------------------------------------------------------------------------
+
+    def _all_pieces(self) -> frozenset[Piece]:
+        blocks, boundaries = range(1, self.num_stages + 1), range(1, self.num_stages)
+        return frozenset(
+            [Piece("teacher", i) for i in blocks]
+            + [Piece("student", i) for i in blocks]
+            + [Piece("encoder", i) for i in boundaries]
+            + [Piece("decoder", i) for i in boundaries]
+        )
+
+    def _resident(self) -> frozenset[Piece]:
+        return frozenset(piece for piece in self._all_pieces() if self._is_resident(piece))
+
+    def _is_resident(self, piece: Piece) -> bool:
+        if piece.kind == "teacher" or piece.kind == "student":
+            # Not through the properties: asking must not build a network.
+            if piece.kind not in self._modules:
+                return False
+            return self._blueprints[piece.kind].is_resident(self._network(piece.kind), piece.number)
+        return str(piece.number) in self._converters_of(piece)
+
+    def _converters_of(self, piece: Piece) -> nn.ModuleDict:
+        return self.encoders if piece.kind == "encoder" else self.decoders
+
+    def _converter(self, piece: Piece) -> Converter:
+        return self._converters_of(piece)[str(piece.number)]  # type: ignore[return-value]
+
+    def _network(self, role: Role) -> PreTrainedModel:
+        return self.teacher if role == "teacher" else self.student
+
+    def _make_converter(self, piece: Piece) -> Converter:
+        ends = [
+            plan.family.boundary(plan.config, plan.cuts[piece.number - 1])
+            for plan in (self._blueprints["teacher"], self._blueprints["student"])
+        ]
+        before, after = ends if piece.kind == "encoder" else reversed(ends)
+        return Converter(before.width, after.width, before.channels_first)
+
+    def _make(self, piece: Piece, device: torch.device, dtype: torch.dtype) -> Mapping[str, nn.Module]:
+        """A piece's modules from the repository, in the state that the rest of the model is in."""
+        if self._store is None:
+            raise StageError("the model was not loaded from a repository")
+        tensors = _cast(self._store.piece(piece), device, dtype)
+        if piece.kind == "teacher" or piece.kind == "student":
+            modules = self._blueprints[piece.kind].make(self._network(piece.kind), piece.number, tensors, device)
+        else:
+            with torch.device("meta"):
+                converter = self._make_converter(piece)
+            converter.load_state_dict(tensors, assign=True)
+            modules = {str(piece.number): converter}
+        trainable = self._requires_grad(of_teacher=piece.kind == "teacher")
+        for module in modules.values():
+            module.requires_grad_(trainable).train(self.training and piece.kind != "teacher")
+            copy_checkpointing(self, module)
+        return modules
+
+    def _requires_grad(self, of_teacher: bool) -> bool:
+        """Whether new parameters of the teacher, or of the rest, are to require gradients: as the resident ones do."""
+        found = [p.requires_grad for n, p in self.named_parameters() if n.startswith("teacher.") == of_teacher]
+        if found:
+            self._trainable[of_teacher] = any(found)
+        return self._trainable[of_teacher]
+
+    def _attach(self, piece: Piece, modules: Mapping[str, nn.Module]) -> None:
+        if piece.kind == "teacher" or piece.kind == "student":
+            self._blueprints[piece.kind].attach(self._network(piece.kind), modules)
+        else:
+            _add(self._converters_of(piece), modules)
+
+    def _release(self, piece: Piece) -> None:
+        if piece.kind == "teacher" or piece.kind == "student":
+            self._blueprints[piece.kind].release(self._network(piece.kind), piece.number)
+        else:
+            _remove(self._converters_of(piece), str(piece.number))
+
+    def _tensors(self, piece: Piece) -> Tensors:
+        """The resident tensors of a piece, named as `WeightStore.piece` names them."""
+        if piece.kind == "teacher" or piece.kind == "student":
+            network = self._network(piece.kind)
+            return {name: _tensor(network, name) for name in self._blueprints[piece.kind].specs(piece.number)}
+        converter = self._converter(piece)
+        return {"weight": converter.weight.detach(), "bias": converter.bias.detach()}
+
+    def _is_unchanged(self, piece: Piece) -> bool:
+        """Whether a resident piece is, bit for bit, what the repository holds."""
+        if self._store is None:
+            return False
+        stored, resident = self._store.piece(piece), self._tensors(piece)
+        return stored.keys() == resident.keys() and all(
+            _same_bits(tensor, stored[name]) for name, tensor in resident.items()
+        )
+
+    # --- Routes -------------------------------------------------------------------------------------------------
+
+    def _build_route(
+        self,
+        sources: Sources,
+        made: Mapping[Piece, Mapping[str, nn.Module]] = MappingProxyType({}),
+        statistics: Mapping[str, Statistics] = MappingProxyType({}),
+    ) -> Route:
+        """The route of a mask over what is resident, and over pieces and statistics that are about to be.
+
+        Raises:
+            StageError: If it needs a piece that is not resident.
+        """
+        resident = self._resident() | made.keys()
+        for piece in sorted(sources.pieces):
+            if piece not in resident:
+                raise StageError(
+                    f"sources {sources.mask!r} needs {piece}, which is not resident: call "
+                    f"set_sources({sources.mask!r}), or load the model with keep_all=True"
+                )
+        found = {**self._statistics, **statistics}.get(sources.mask)
+        return self._route_over(sources, found, made)
+
+    def _route_over(
+        self,
+        sources: Sources,
+        statistics: Statistics | None,
+        made: Mapping[Piece, Mapping[str, nn.Module]] = MappingProxyType({}),
+        *,
+        estimate: bool = False,
+    ) -> Route:
+        networks = {ROLE_OF[letter]: self._network(ROLE_OF[letter]) for letter in set(sources.mask)}
+        pieces = [Piece(direction, i) for i, direction in sources.changes]
+        converters = {p: made[p][str(p.number)] if p in made else self._converter(p) for p in pieces}
+        ahead = {f"{piece.kind}.{path}": m for piece, modules in made.items() for path, m in modules.items()}
+        return build_route(
+            sources,
+            self._blueprints,
+            networks,
+            converters,
+            statistics,
+            made=ahead,
+            training=self.training,
+            estimate=estimate,
+        )
+
+    @torch.compiler.disable
+    def _route_for(self, sources: str) -> Route:
+        # One dict from start to end: a route that is built while the model changes must not be kept after it.
+        routes = self._routes
+        if sources not in routes:
+            with SWAPPING:  # Over one stage's pieces, not over a part of two.
+                routes[sources] = self._build_route(Sources.of(sources, self.num_stages))
+        return routes[sources]
+
+    def _reroute(self) -> None:
+        """Build the current route anew: modules, statistics or modes have changed."""
+        self._routes = {}
+        if self._route is not None:
+            self._route = self._build_route(self._route.sources)
+
+
+# Whoever goes through a model's modules in another thread goes on through the old dict.
+def _add(parent: nn.Module, modules: Mapping[str, nn.Module]) -> None:
+    parent._modules = {**parent._modules, **modules}
+
+
+def _remove(parent: nn.Module, name: str) -> None:
+    parent._modules = {key: module for key, module in parent._modules.items() if key != name}
+
+
+def _cast(tensors: Tensors, device: torch.device, dtype: torch.dtype) -> Tensors:
+    return {name: t.to(device, dtype if t.is_floating_point() else t.dtype) for name, t in tensors.items()}
+
+
+def _tensor(module: nn.Module, name: str) -> torch.Tensor:
+    path, _, leaf = name.rpartition(".")
+    tensor: torch.Tensor = getattr(module.get_submodule(path), leaf)
+    return tensor.detach()
+
+
+def _same_bits(resident: torch.Tensor, stored: torch.Tensor) -> bool:
+    if resident.shape != stored.shape:
+        return False
+    if resident.is_meta:
+        return True  # It has no values that could be lost.
+    stored = stored.to(resident.device, resident.dtype)
+    flat = [t.contiguous().reshape(-1).view(torch.uint8) for t in (resident, stored)]
+    return torch.equal(*flat)
