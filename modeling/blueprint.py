@@ -102,6 +102,8 @@ class Blueprint:
         self.cuts = cuts
         self.family = family_of(config)
         self._paths = tuple(self._paths_of(block) for block in range(1, len(cuts) + 1))
+        # The paths of the units themselves, without embedder and head.
+        self.units = frozenset(path for unit in range(cuts[-1]) for path in self.family.unit_paths(config, unit))
         self._specs: tuple[dict[str, TensorSpec], ...] | None = None
         # Modules on the meta device, left over from building; each is used once.
         self._spare: dict[str, nn.Module] = {}

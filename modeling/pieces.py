@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from .batchnorm import Statistics
 from .blueprint import Blueprint
+from .compiling import Compiling
 from .configuration_pwl import PWLConfig
 from .converters import Converter
 from .errors import StageError
@@ -81,6 +82,8 @@ class PiecedModel(PreTrainedModel):
         self._routes: dict[str, Route] = {}
         self._lock = StateLock()
         self._stream: StageStream | None = None
+        # How units are compiled, those that come later as well.
+        self._compiling: Compiling | None = None
         # Shape and `interpolate_pos_encoding` of the images answered last: what a new block is warmed on.
         self._seen: tuple[tuple[int, ...], bool | None] | None = None
         self.encoders = nn.ModuleDict()
@@ -188,10 +191,15 @@ class PiecedModel(PreTrainedModel):
             converter.load_state_dict(tensors, assign=True)
             modules = {str(piece.number): converter}
         trainable = self._requires_grad(of_teacher=piece.kind == "teacher")
-        for module in modules.values():
+        for path, module in modules.items():
             module.requires_grad_(trainable).train(self.training and piece.kind != "teacher")
             copy_checkpointing(self, module)
+            if self._compiling is not None and self._is_unit(piece, path):
+                self._compiling.apply(module)
         return modules
+
+    def _is_unit(self, piece: Piece, path: str) -> bool:
+        return (piece.kind == "teacher" or piece.kind == "student") and path in self._blueprints[piece.kind].units
 
     def _requires_grad(self, of_teacher: bool) -> bool:
         """Whether new parameters of the teacher, or of the rest, are to require gradients: as the resident ones do."""
@@ -271,6 +279,7 @@ class PiecedModel(PreTrainedModel):
             converters,
             statistics,
             made=ahead,
+            compiling=self._compiling,
             training=self.training,
             estimate=estimate,
         )

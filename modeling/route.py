@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from .batchnorm import Statistics, own_statistics, twin
 from .blueprint import Blueprint
+from .compiling import Compiling
 from .cuts import units_of_block
 from .sources import ROLE_OF, Piece, Role, Sources
 
@@ -68,6 +69,7 @@ def build_route(
     statistics: Statistics | None = None,
     *,
     made: Mapping[str, nn.Module] | None = None,
+    compiling: Compiling | None = None,
     training: bool = False,
     estimate: bool = False,
 ) -> Route:
@@ -80,11 +82,13 @@ def build_route(
         converters: The converters that the mask needs.
         statistics: BatchNorm statistics of the blocks behind the first converter, if they have their own.
         made: Modules that are not in the networks yet, by full name; they come before those that are.
+        compiling: Arguments of `nn.Module.compile` for what stands in for a compiled module.
         training: Whether the student trains. What of a mixed path has no statistics of the mask's then gets
             copies of its own, so that its passes leave the networks' running statistics alone.
         estimate: Build the path that estimates `statistics` (see `batchnorm.twin`).
     """
     ahead = made or {}
+    units = {role: blueprints[role].units for role in networks}
 
     def getter(block: int) -> Callable[[str], nn.Module]:
         role = ROLE_OF[sources.mask[block - 1]]
@@ -93,11 +97,14 @@ def build_route(
         def get(path: str) -> nn.Module:
             name = f"{role}.{path}"
             module = ahead[name] if name in ahead else network.get_submodule(path)
+            other = module
             if statistics is not None and block in sources.converted_blocks:
-                return twin(module, name, statistics, estimate=estimate)
-            if training and sources.is_mixed:
-                return twin(module, name, own_statistics(module, name))
-            return module
+                other = twin(module, name, statistics, estimate=estimate)
+            elif training and sources.is_mixed:
+                other = twin(module, name, own_statistics(module, name))
+            if other is not module and compiling is not None and path in units[role]:
+                compiling.apply(other)
+            return other
 
         return get
 
@@ -106,8 +113,7 @@ def build_route(
     blocks = []
     for block, plan in enumerate(plans, start=1):
         get = getter(block)
-        units = units_of_block(plan.cuts, block)
-        blocks.append(tuple(plan.family.unit(plan.config, unit, get) for unit in units))
+        blocks.append(tuple(plan.family.unit(plan.config, u, get) for u in units_of_block(plan.cuts, block)))
     at_boundary = {i: converters[Piece(direction, i)] for i, direction in sources.changes}
     return Route(
         sources=sources,

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from .compiling import Compiling
 from .errors import StageError
 from .loading import sources_of
 from .locking import SWAPPING
@@ -241,6 +242,26 @@ class PWLPreTrainedModel(PiecedModel):
                 child.requires_grad_(requires_grad and name != "teacher")
         return self
 
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile the units of the blocks, in place: those that are resident, and those that come later.
+
+        A change of stage compiles nothing but new blocks; in a stream it does so before the swap, off the
+        serving path. Units of one class and shape share their code. `torch.compile(model)` compiles the whole
+        forward pass instead, anew at each stage that is new to it.
+
+        Args:
+            args: As in `torch.compile`, after the model.
+            kwargs: The same. Copies and pickles of the model are not compiled.
+        """
+        with self._lock:
+            self._compiling = Compiling(args, kwargs)
+            for piece in self._resident():
+                if piece.kind == "teacher" or piece.kind == "student":
+                    plan, network = self._blueprints[piece.kind], self._network(piece.kind)
+                    for path in plan.units.intersection(plan.paths(piece.number)):
+                        self._compiling.apply(network.get_submodule(path))
+            self._reroute()
+
     def set_attn_implementation(self, attn_implementation: str | dict[str, Any], *args: Any, **kwargs: Any) -> None:
         """As transformers', for both networks, also for blocks that come later."""
         with self._lock:
@@ -261,7 +282,7 @@ class PWLPreTrainedModel(PiecedModel):
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy carries no stream; it may start its own.
-        return super().__getstate__() | {"_stream": None}
+        return super().__getstate__() | {"_stream": None, "_compiling": None}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PWLPreTrainedModel:
         with self._lock:

@@ -126,7 +126,7 @@ def test_sources_of_the_stage_answer_as_it_or_are_refused(load, answers, family:
             found.append((stage, expected.stage_of(logits)))
 
     with asking(ask):
-        swap(model, 40)
+        swap(model, 24)
     assert {stage for stage, _ in found} == {0, 1, 2, 3, 4}
     assert [pair for pair in found if pair[0] != pair[1]] == []
     assert set(refused) == {0, 1, 2, 3, 4}

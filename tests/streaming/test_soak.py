@@ -102,14 +102,14 @@ def test_a_thousand_cycles_keep_memory_threads_and_descriptors_flat(saved, tmp_p
     check(soak(folder, 1000, tiny_images(family).shape[-1], tmp_path), folder)
 
 
-def test_sixty_streams_of_new_models_leave_no_thread_and_no_object(load) -> None:
+def test_thirty_streams_of_new_models_leave_no_thread_and_no_object(load) -> None:
     def count() -> int:
         gc.collect()
         kinds = (PWLForImageClassification, torch.nn.Parameter)
         return sum(issubclass(type(thing), kinds) for thing in gc.get_objects())
 
     before, threads = count(), threading.active_count()
-    for number in range(60):
+    for number in range(30):
         model = load(stream=True)
         if number % 2:
             model.stream.cancel()
