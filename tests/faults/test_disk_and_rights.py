@@ -80,6 +80,34 @@ def test_disk_full_in_the_middle_of_a_file_keeps_no_part_of_it(hub, pushed, cach
     assert not [path for path in left if (cache / path).stat().st_size]
 
 
+@pytest.mark.parametrize(
+    ("text", "advice", "tries"),
+    [
+        ("Task error: CAS Client Error: Request error", "the network or the Hub failed in every try; the same call later", 2),
+        ("Task error: IO Error: No space left on device (os error 28)", "the disk of the cache is full", 1),
+        ("Task error: IO Error: Read-only file system (os error 30)", "the cache may not be written to", 1),
+    ],
+)
+def test_runtime_error_that_xet_raises_is_explained_and_tried_again_if_it_may_pass(
+    hub, pushed, cache, answers, quick, monkeypatch, text, advice, tries
+):
+    model = load(pushed, cache_dir=cache, retry=quick)
+    calls = []
+
+    def fail(*_, **__) -> None:
+        calls.append(1)
+        raise RuntimeError(text)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("huggingface_hub.file_download.http_get", fail)
+        with pytest.raises(FetchError, match=f"'{encoder(1)}' could not be fetched: {advice}.*Task error"):
+            model.load_next_stage()
+    assert len(calls) == tries
+    is_at(model, 0, answers)
+    model.load_next_stage()
+    is_at(model, 1, answers)
+
+
 @pytest.mark.parametrize("error", [READ_ONLY, PermissionError(errno.EACCES, "Permission denied")])
 def test_read_only_cache_serves_what_it_has_and_says_so_for_the_rest(
     hub, pushed, cache, answers, quick, monkeypatch, error

@@ -250,7 +250,7 @@ def test_weights_changed_without_the_manifest_are_never_read(model, copied, only
 def test_converter_of_the_right_hash_is_refused_or_read_as_an_independent_reader_does(model, copied, only_inside):
     expected = {"weight": (16, 24), "bias": (16,)}
     read, refused = 0, 0
-    for name, content in cases("converter", header_changed, 2000):
+    for name, content in cases("converter", header_changed, 1500):
         (copied / encoder(1)).write_bytes(content)
         store = store_for(model, copied, encoder(1), content)
         tensors, error = outcome(lambda: store.piece(ENCODER))  # noqa: B023
@@ -267,8 +267,8 @@ def test_converter_of_the_right_hash_is_refused_or_read_as_an_independent_reader
         for n, tensor in tensors.items():
             # Bit for bit, as a changed byte may make a NaN.
             assert tensor.numpy().tobytes() == independent[n].numpy().tobytes(), name
-    assert read > 20
-    assert refused > 1000
+    assert read > 15
+    assert refused > 800
 
 
 @pytest.mark.parametrize("path", [STUDENT, "teacher/model-00001-of-00002.safetensors"])
@@ -300,7 +300,7 @@ def test_networks_file_of_the_right_hash_is_refused_or_has_every_tensor_as_it_mu
 
 def test_manifest_of_arbitrary_bytes_is_refused_or_says_the_same_when_written_again(copied, only_inside):
     read = refused = 0
-    for name, content in cases("pwl_index", document_changed, 2500):
+    for name, content in cases("pwl_index", document_changed, 1500):
         (copied / INDEX).write_bytes(content)
         manifest, error = outcome(Repository.open(copied).manifest)
         if error is not None:
@@ -311,8 +311,8 @@ def test_manifest_of_arbitrary_bytes_is_refused_or_says_the_same_when_written_ag
         read += 1
         assert Manifest.from_json(manifest.to_json()) == manifest, name
         assert all(not entry.path.startswith("/") and ".." not in entry.path for entry in manifest.files), name
-    assert read > 50
-    assert refused > 1500
+    assert read > 30
+    assert refused > 900
 
 
 def test_config_of_arbitrary_bytes_is_refused_or_builds_a_network(copied, only_inside):

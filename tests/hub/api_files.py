@@ -51,7 +51,7 @@ def paths_info(call: Call) -> Reply:
     """The files and folders of a list that exist. The client sends it as a form.
 
     LFS files carry an Xet hash here, without which the client refuses to copy them to another repository.
-    Neither the tree nor a file's headers have one, so that downloads never try to go through Xet.
+    The headers of a file have one only if it came through Xet, so that all others are downloaded without.
     """
     repo = call.repo()
     commit = repo.resolve(call.revision)
@@ -84,6 +84,12 @@ def resolve(call: Call) -> Reply:
     if entry.lfs:
         headers |= {"X-Linked-Etag": f'"{entry.sha256}"', "X-Linked-Size": str(entry.size)}
     path = call.store.blobs.path(entry.sha256)
+    if entry.lfs and (xet_hash := call.store.xet.hash_of(entry.sha256)):
+        refresh = f"{call.url}/api/{repo.repo_type}s/{repo.repo_id}/xet-read-token/{commit.oid}"
+        headers |= {"X-Xet-Hash": xet_hash, "X-Xet-Refresh-Route": refresh}
+        if not path.exists():
+            # It is nowhere but in the client's storage.
+            return Reply(200, headers)
     span = _span(call.headers.get("Range"), entry.size)
     if span is None:
         return Reply(200, headers, path)

@@ -2,9 +2,10 @@
 
 import base64
 import json
+import time
 from typing import Any
 
-from .commits import Delete, Edit, Put, make_entry, needs_lfs
+from .commits import Delete, Edit, Put, describe, make_entry, needs_lfs
 from .errors import HubError
 from .repository import Repository
 from .routing import Call, Reply, Router
@@ -82,6 +83,23 @@ def lfs_duplicate(call: Call) -> Reply:
     return Reply.json({"failed": failed})
 
 
+@router.route("GET", "/api/{kind}/{repo}/xet-{access}-token/{rev}")
+def xet_token(call: Call) -> Reply:
+    """Where Xet content goes to and comes from; the client asks for it unless HF_HUB_DISABLE_XET is set."""
+    if call.params["access"] == "write":
+        _writable(call)
+    else:
+        call.repo(files=True)
+    expires = int(time.time()) + 3600
+    address, token = call.store.xet.url, "xet"
+    headers = {
+        "X-Xet-Cas-Url": address,
+        "X-Xet-Access-Token": token,
+        "X-Xet-Token-Expiration": str(expires),
+    }
+    return Reply.json({"casUrl": address, "accessToken": token, "exp": expires}, headers=headers)
+
+
 @router.route("POST", "/api/{kind}/{repo}/commit/{rev}")
 def commit(call: Call) -> Reply:
     """Take a commit: a header, then one line for each operation."""
@@ -120,6 +138,8 @@ def _edit(call: Call, repo: Repository, key: str, value: dict[str, Any]) -> Edit
         sha256 = call.store.blobs.add(base64.b64decode(value["content"]))
         return Put(make_entry(path, call.store.blobs, sha256, lfs=False), "added")
     if key == "lfsFile":
+        if value["oid"] not in repo.lfs_objects and call.store.xet.hash_of(value["oid"]):
+            return Put(describe(path, value["oid"], value["size"]), "lfs")
         if value["oid"] not in repo.lfs_objects:
             raise HubError(400, f"LFS pointer of {path} points to content that was not uploaded to {repo.repo_id}")
         return Put(make_entry(path, call.store.blobs, value["oid"], lfs=True), "lfs" if "size" in value else "copied")

@@ -97,9 +97,14 @@ def make_entry(path: str, blobs: Blobs, sha256: str, lfs: bool) -> FileEntry:
     if path.startswith("/") or not path or any(part in ("", ".", "..", ".git") for part in path.split("/")):
         raise HubError(400, f"invalid path in commit: {path!r}")
     size = blobs.path(sha256).stat().st_size
-    content = lfs_pointer(sha256, size) if lfs else blobs.read(sha256)
-    oid = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
-    return FileEntry(path, size, sha256, oid, lfs)
+    return describe(path, sha256, size, None if lfs else blobs.read(sha256))
+
+
+def describe(path: str, sha256: str, size: int, content: bytes | None = None) -> FileEntry:
+    """A file of a commit; without content, git holds a pointer."""
+    held = lfs_pointer(sha256, size) if content is None else content
+    oid = hashlib.sha1(b"blob %d\0" % len(held) + held).hexdigest()
+    return FileEntry(path, size, sha256, oid, lfs=content is None)
 
 
 def apply(files: Mapping[str, FileEntry], edits: Iterable[Edit]) -> dict[str, FileEntry]:

@@ -23,6 +23,7 @@ _PARTS = {
     "path": ".+",
     "name": ".+",
     "oid": "[0-9a-f]{64}",
+    "access": "read|write",
 }
 
 

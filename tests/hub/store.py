@@ -9,6 +9,7 @@ from .blobs import Blobs
 from .commits import Commit, Delete, Edit, FileEntry, Put, make_entry, needs_lfs
 from .errors import HubError, repo_not_found
 from .repository import Repository
+from .xet import XetStorage
 
 GITATTRIBUTES = b"".join(
     f"*{suffix} filter=lfs diff=lfs merge=lfs -text\n".encode() for suffix in (".bin", ".png", ".safetensors")
@@ -27,6 +28,7 @@ class Store:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.blobs = Blobs(root / "blobs")
+        self.xet = XetStorage(root / "xet")
         self._lock = threading.RLock()
         self._repos: dict[tuple[str, str], Repository] = {}
         for file in sorted(root.glob("repos/*/*/*/repo.json")):
