@@ -27,13 +27,11 @@ import torch
 from pwl_hf import PWLForImageClassification
 
 torch.set_num_threads(1)
-folder, cycles = sys.argv[1], int(sys.argv[2])
-
 def anonymous():
     with open("/proc/self/smaps_rollup") as file:
         return 1024 * sum(int(line.split()[1]) for line in file if line.startswith("Anonymous:"))
 
-def measure():
+def measure(folder):
     while any(t.name.startswith("pwl-") for t in threading.enumerate()):
         time.sleep(0.001)
     gc.collect()
@@ -41,11 +39,10 @@ def measure():
         maps = sum(folder in line for line in file)
     return [anonymous(), threading.active_count(), len(os.listdir("/proc/self/fd")), maps]
 
-images = torch.zeros(2, 3, *map(int, sys.argv[3:5]))
-# In another dtype than the stored one, weights are private bytes: what is kept is seen.
-model = PWLForImageClassification.from_pretrained(folder, dtype=torch.float64)
-found = []
-with torch.no_grad():
+def soak(folder, side, cycles):
+    images, found = torch.zeros(2, 3, side, side), []
+    # In another dtype than the stored one, weights are private bytes: what is kept is seen.
+    model = PWLForImageClassification.from_pretrained(folder, dtype=torch.float64)
     for cycle in range(cycles):
         with model.stream_stages():
             model(images)
@@ -54,16 +51,22 @@ with torch.no_grad():
             model.set_stage(stage)
             model(images)
         if cycle % 5 == 4:
-            found.append(measure())
+            found.append(measure(folder))
+    return found
+
+with torch.no_grad():
+    found = [soak(folder, side, int(sys.argv[1])) for folder, side in json.loads(sys.argv[2])]
 print(json.dumps(found))
 """
 
 
-def soak(folder: Path, cycles: int, side: int, cwd: Path) -> list[list[int]]:
-    code = f"import sys\nsys.argv[1:] = {[str(folder), str(cycles), str(side), str(side)]!r}\n{_SOAK}"
+def soak(folders: dict[str, Path], cycles: int, cwd: Path) -> list[list[list[int]]]:
+    """Every five cycles: private bytes, threads, descriptors and mappings; for each family."""
+    places = json.dumps([[str(folder), tiny_images(family).shape[-1]] for family, folder in folders.items()])
+    code = f"import sys\nsys.argv[1:] = {[str(cycles), places]!r}\n{_SOAK}"
     # A fixed threshold: every larger tensor is a mapping of its own, given back when it is freed.
     env = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "2"}
-    found: list[list[int]] = json.loads(run_python(code, env, cwd).splitlines()[-1])
+    found: list[list[list[int]]] = json.loads(run_python(code, env, cwd).splitlines()[-1])
     return found
 
 
@@ -85,21 +88,18 @@ def check(found: list[list[int]], folder: Path) -> None:
 
 
 @on_linux
-@pytest.mark.parametrize("family", ["vit", "resnet"])
-def test_sixty_cycles_keep_memory_threads_and_descriptors_flat(saved, tmp_path: Path, family: str) -> None:
-    folder = saved(family)
-    side = tiny_images(family).shape[-1]
-    found = soak(folder, 60, side, tmp_path)
-    assert len(found) == 12
-    check(found, folder)
-
-
-@pytest.mark.slow
-@on_linux
-@pytest.mark.parametrize("family", ["vit", "resnet", "swin"])
-def test_a_thousand_cycles_keep_memory_threads_and_descriptors_flat(saved, tmp_path: Path, family: str) -> None:
-    folder = saved(family)
-    check(soak(folder, 1000, tiny_images(family).shape[-1], tmp_path), folder)
+@pytest.mark.parametrize(
+    ("families", "cycles"),
+    [(("vit", "resnet"), 60), pytest.param(("vit", "resnet", "swin"), 1000, marks=pytest.mark.slow)],
+    ids=["sixty", "a_thousand"],
+)
+def test_cycles_keep_memory_threads_and_descriptors_flat(
+    saved, tmp_path: Path, families: tuple[str, ...], cycles: int
+) -> None:
+    folders = {family: saved(family) for family in families}
+    for folder, found in zip(folders.values(), soak(folders, cycles, tmp_path), strict=True):
+        assert len(found) == cycles // 5
+        check(found, folder)
 
 
 def test_thirty_streams_of_new_models_leave_no_thread_and_no_object(load) -> None:
