@@ -83,7 +83,7 @@ def test_disk_full_in_the_middle_of_a_file_keeps_no_part_of_it(hub, pushed, cach
 @pytest.mark.parametrize(
     ("text", "advice", "tries"),
     [
-        ("Task error: CAS Client Error: Request error", "the network or the Hub failed in every try; the same call later", 2),
+        ("Task error: CAS Client Error", "the network or the Hub failed in every try; the same call later", 2),
         ("Task error: IO Error: No space left on device (os error 28)", "the disk of the cache is full", 1),
         ("Task error: IO Error: Read-only file system (os error 30)", "the cache may not be written to", 1),
     ],
