@@ -1,0 +1,1 @@
+"""Labelled images, from wherever they lie, as networks take them."""
