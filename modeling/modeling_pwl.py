@@ -26,6 +26,7 @@ from .repository import Repository
 from .retrying import RetryPolicy
 from .route import statistics_at_rest
 from .saving import save_repository
+from .shared_paths import SharedPaths
 from .sources import Role, Sources
 from .staged_model import PWLPreTrainedModel
 from .weights import WeightStore
@@ -111,6 +112,29 @@ class PWLForImageClassification(PWLPreTrainedModel):
         output = ImageClassifierOutput(loss=loss, logits=logits, hidden_states=outputs if wants_hidden else None)
         return_dict = self.config.return_dict if return_dict is None else return_dict
         return output if return_dict else output.to_tuple()
+
+    def shared_paths(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool | None = None) -> SharedPaths:
+        """Paths of several masks over the same images, each run when asked for, common blocks once.
+
+        Args:
+            pixel_values: (B, C, H, W), floating.
+            interpolate_pos_encoding: As in `forward`.
+
+        Returns:
+            A callable: `paths("TTSS")` gives the `logits` and `hidden_states` of that mask.
+
+        Example:
+
+            >>> paths = model.shared_paths(pixel_values)  # doctest: +SKIP
+            >>> {mask: paths(mask).logits for mask in ("TTTT", "TSSS", "STTS")}  # doctest: +SKIP
+        """
+        return SharedPaths(
+            self._route_for,
+            pixel_values,
+            self.num_stages,
+            training=self.training,
+            interpolate_pos_encoding=interpolate_pos_encoding,
+        )
 
     # --- Loading, joining, saving -------------------------------------------------------------------------------
 

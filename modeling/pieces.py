@@ -86,6 +86,8 @@ class PiecedModel(PreTrainedModel):
         self._compiling: Compiling | None = None
         # Shape and `interpolate_pos_encoding` of the images answered last: what a new block is warmed on.
         self._seen: tuple[tuple[int, ...], bool | None] | None = None
+        # Whether mixed passes in training mode leave the networks' running statistics alone.
+        self._isolates_statistics = True
         self.encoders = nn.ModuleDict()
         self.decoders = nn.ModuleDict()
         if vacant:
@@ -280,7 +282,7 @@ class PiecedModel(PreTrainedModel):
             statistics,
             made=ahead,
             compiling=self._compiling,
-            training=self.training,
+            training=self.training and self._isolates_statistics,
             estimate=estimate,
         )
 

@@ -30,6 +30,7 @@ class Route:
         blocks: For each block, its units in order.
         converters: After each block, the converter to the next, or None.
         head: Features -> logits.
+        has_own_statistics: Whether the blocks behind the first converter have BatchNorm statistics of the mask's.
     """
 
     sources: Sources
@@ -37,6 +38,7 @@ class Route:
     blocks: tuple[tuple[Callable[[Features], Features], ...], ...]
     converters: tuple[nn.Module | None, ...]
     head: Callable[[Features], torch.Tensor]
+    has_own_statistics: bool = False
 
     def __call__(
         self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool | None = None
@@ -52,13 +54,19 @@ class Route:
         """
         features = self.embedder(pixel_values, interpolate_pos_encoding)
         outputs = []
-        for units, converter in zip(self.blocks, self.converters, strict=True):
-            for unit in units:
-                features = unit(features)
+        for block in range(1, len(self.blocks) + 1):
+            features = self.run_block(block, features)
             outputs.append(features.tensor)
-            if converter is not None:
-                features = features._replace(tensor=converter(features.tensor))
         return self.head(features), tuple(outputs)
+
+    def run_block(self, block: int, features: Features) -> Features:
+        """Run block `block` (from 1) on the output of the block before it, through the converter between them."""
+        converter = self.converters[block - 2] if block > 1 else None
+        if converter is not None:
+            features = features._replace(tensor=converter(features.tensor))
+        for unit in self.blocks[block - 1]:
+            features = unit(features)
+        return features
 
 
 def build_route(
@@ -121,6 +129,7 @@ def build_route(
         blocks=tuple(blocks),
         converters=tuple(at_boundary.get(i) for i in range(1, len(plans) + 1)),
         head=last.family.head(last.config, getter(len(plans))),
+        has_own_statistics=bool(statistics),
     )
 
 

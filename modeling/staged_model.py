@@ -235,6 +235,16 @@ class PWLPreTrainedModel(PiecedModel):
             self._reroute()
         return self
 
+    def isolate_statistics(self, isolate: bool = True) -> None:
+        """Whether passes of mixed paths in training mode leave the networks' BatchNorm statistics alone.
+
+        They do unless told otherwise: the student's statistics fit its own features. The method's own code
+        (arXiv 2509.22319) lets every pass update them; `isolate=False` is for comparisons with it.
+        """
+        with self._lock:
+            self._isolates_statistics = isolate
+            self._reroute()
+
     def requires_grad_(self, requires_grad: bool = True) -> PWLPreTrainedModel:
         """Let the student and the converters require gradients, or not; the teacher never does."""
         with self._lock:

@@ -1,0 +1,87 @@
+"""Several paths over the same images, for training and for measuring many masks: what they have in common runs once.
+
+Notation: N blocks; B images of C channels, H x W pixels; K labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from transformers.modeling_outputs import ImageClassifierOutput
+
+if TYPE_CHECKING:
+    import torch
+
+    from .family import Features
+    from .route import Route
+
+
+class SharedPaths:
+    """The paths of one batch, each run when first asked for.
+
+    A T->S path begins with what the teacher computes anyway, so all stages together cost one pass of the
+    teacher and the student's last blocks; all 2^N masks cost 2^(N+1) - 2 blocks in place of N 2^N.
+
+    Blocks that two masks begin with are common to them, as long as their BatchNorm statistics are: those of a
+    mask with statistics of its own are, outside training, common up to its first converter.
+
+    Args:
+        route_for: The route of a mask.
+        pixel_values: (B, C, H, W), floating.
+        num_stages: N.
+        training: Whether BatchNorms take the batch's statistics, so that paths differ in none.
+        interpolate_pos_encoding: As in the model's `forward`.
+    """
+
+    def __init__(
+        self,
+        route_for: Callable[[str], Route],
+        pixel_values: torch.Tensor,
+        num_stages: int,
+        *,
+        training: bool,
+        interpolate_pos_encoding: bool | None = None,
+    ) -> None:
+        self._route_for = route_for
+        self._pixel_values = pixel_values
+        self._num_stages = num_stages
+        self._training = training
+        self._interpolate = interpolate_pos_encoding
+        self._reached: dict[tuple[str, str | None], Features] = {}
+        self._outputs: dict[str, ImageClassifierOutput] = {}
+
+    def __call__(self, sources: str) -> ImageClassifierOutput:
+        """The path of a mask.
+
+        Returns:
+            `logits` (B, K) and `hidden_states`, the output of each of the N blocks in its own width.
+
+        Raises:
+            StageError: If the mask needs what is not resident.
+            ValueError: If it is malformed.
+        """
+        if sources not in self._outputs:
+            student = "S" * self._num_stages
+            if self._training and sources.startswith("S") and sources != student:
+                # Its pass comes first, as it is the one that may update the student's running statistics.
+                self(student)
+            self._outputs[sources] = self._run(self._route_for(sources))
+        return self._outputs[sources]
+
+    def _run(self, route: Route) -> ImageClassifierOutput:
+        mask = route.sources.mask
+        features: Features | None = None
+        outputs = []
+        for block in range(1, self._num_stages + 1):
+            # With statistics of its own, a mask shares nothing behind its first converter.
+            alone = route.has_own_statistics and not self._training and block in route.sources.converted_blocks
+            key = (mask[:block], mask if alone else None)
+            if key not in self._reached:
+                if features is None:
+                    features = route.embedder(self._pixel_values, self._interpolate)
+                self._reached[key] = route.run_block(block, features)
+            features = self._reached[key]
+            outputs.append(features.tensor)
+        assert features is not None
+        return ImageClassifierOutput(logits=route.head(features), hidden_states=tuple(outputs))
