@@ -124,7 +124,7 @@ def _grow(directory: Path, console: Console) -> tuple[DemoStage, ...]:
     from transformers import AutoImageProcessor, AutoModelForImageClassification
 
     from pwl_hf import PWLForImageClassification
-    from pwl_hf.training.digits import load_splits, to_tensor
+    from pwl_hf.data.digits import load_splits, to_tensor
     from pwl_hf.training.measure import accuracy, predict
 
     manifest = Manifest.from_json((directory / MANIFEST_FILE).read_bytes())

@@ -16,7 +16,7 @@ from transformers import get_cosine_schedule_with_warmup
 
 from pwl_hf.modeling import PWLForImageClassification
 from pwl_hf.training.arguments import DigitsArguments
-from pwl_hf.training.digits import augment
+from pwl_hf.training.augmentation import augment
 
 
 def parameter_groups(model: PWLForImageClassification, arguments: DigitsArguments) -> list[dict[str, Any]]:

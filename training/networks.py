@@ -16,8 +16,8 @@ from transformers import (
     ViTForImageClassification,
 )
 
+from pwl_hf.data.digits import LABELS, SIZE
 from pwl_hf.training.arguments import DigitsArguments
-from pwl_hf.training.digits import LABELS, SIZE
 
 # 16 patches of 2x2 pixels: with the class token, sequences of 17.
 _PATCH = 2

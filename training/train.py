@@ -43,10 +43,10 @@ def train(arguments: DigitsArguments) -> list[float]:
     from transformers import PreTrainedModel
 
     from pwl_hf import PWLForImageClassification
+    from pwl_hf.data.digits import DATASET, image_processor, load_splits, to_tensor
     from pwl_hf.model_card import write_card
     from pwl_hf.modeling import Metric
     from pwl_hf.modeling.saving import write_metrics
-    from pwl_hf.training.digits import DATASET, image_processor, load_splits, to_tensor
     from pwl_hf.training.loop import fit, parameter_groups
     from pwl_hf.training.measure import stage_accuracies
     from pwl_hf.training.networks import load_processor, load_teacher, new_student, new_teacher

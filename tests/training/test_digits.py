@@ -10,7 +10,8 @@ import torch
 from sklearn.datasets import load_digits
 from transformers import AutoImageProcessor
 
-from pwl_hf.training.digits import augment, image_processor, load_splits, to_tensor
+from pwl_hf.data.digits import image_processor, load_splits, to_tensor
+from pwl_hf.training.augmentation import augment
 
 
 @pytest.fixture(scope="module")

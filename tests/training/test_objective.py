@@ -8,8 +8,8 @@ from accelerate import Accelerator
 from torch.utils.data import TensorDataset
 
 from pwl_hf import PWLForImageClassification
+from pwl_hf.data.digits import image_processor, load_splits, to_tensor
 from pwl_hf.training.arguments import DigitsArguments
-from pwl_hf.training.digits import image_processor, load_splits, to_tensor
 from pwl_hf.training.loop import fit, parameter_groups
 from pwl_hf.training.losses import distillation_loss, feature_distance
 from pwl_hf.training.masks import sample_mask

@@ -13,8 +13,8 @@ import torch
 from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
 
 from pwl_hf import Manifest, PWLForImageClassification
+from pwl_hf.data.digits import image_processor, load_splits, to_tensor
 from pwl_hf.training.arguments import DigitsArguments
-from pwl_hf.training.digits import image_processor, load_splits, to_tensor
 from pwl_hf.training.measure import predict, stage_accuracies
 from pwl_hf.training.train import main, train
 from tests.tiny import tiny_model
