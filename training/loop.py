@@ -12,11 +12,28 @@ from accelerate import Accelerator
 from accelerate.utils import tqdm
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
-from transformers import get_cosine_schedule_with_warmup
+from transformers import PreTrainedModel, get_cosine_schedule_with_warmup
 
 from pwl_hf.modeling import PWLForImageClassification
 from pwl_hf.training.arguments import DigitsArguments
 from pwl_hf.training.augmentation import augment
+from pwl_hf.training.losses import hard_loss
+
+
+class Supervised(nn.Module):
+    """Labels alone, for the teacher.
+
+    Args:
+        model: An image classifier of transformers.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixel_values: torch.Tensor, labels: torch.Tensor, step: int) -> dict[str, torch.Tensor]:
+        """The loss of a batch: images (B, C, H, W), labels (B,) int64; `step` plays no part."""
+        return {"loss": hard_loss(self.model(pixel_values=pixel_values).logits, labels)}
 
 
 def parameter_groups(model: PWLForImageClassification, arguments: DigitsArguments) -> list[dict[str, Any]]:

@@ -35,22 +35,30 @@ def soft_loss(logits: torch.Tensor, teacher_logits: torch.Tensor, temperature: f
 
 
 def distillation_loss(
-    logits: torch.Tensor, labels: torch.Tensor, teacher_logits: torch.Tensor, alpha: float, temperature: float
+    logits: torch.Tensor,
+    labels: torch.Tensor | None,
+    teacher_logits: torch.Tensor | None,
+    alpha: float,
+    temperature: float,
 ) -> torch.Tensor:
     """Weighted sum, alpha hard + (1 - alpha) soft: what the student and every mixed path are trained on.
 
     Args:
         logits: (B, K), floating.
-        labels: (B,), int64.
-        teacher_logits: (B, K).
+        labels: (B,), int64; may be None if alpha is 0.
+        teacher_logits: (B, K); may be None if alpha is 1.
         alpha: The weight of the labels, 0 to 1.
         temperature: T > 0.
     """
-    soft = soft_loss(logits, teacher_logits, temperature)
-    return alpha * hard_loss(logits, labels) + (1 - alpha) * soft
+    loss = torch.zeros((), device=logits.device)
+    if labels is not None and alpha > 0:
+        loss = loss + alpha * hard_loss(logits, labels)
+    if teacher_logits is not None and alpha < 1:
+        loss = loss + (1 - alpha) * soft_loss(logits, teacher_logits, temperature)
+    return loss
 
 
-def feature_distance(features: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+def feature_distance(features: torch.Tensor, target: torch.Tensor, normalize: bool = False) -> torch.Tensor:
     """D(a, b) = MSE(a, b) + 1 - cosine(a, b), the cosine over each image's features as one vector.
 
     The feature distance of Progressive Weight Loading (arXiv 2509.22319, the authors' code).
@@ -58,6 +66,11 @@ def feature_distance(features: torch.Tensor, target: torch.Tensor) -> torch.Tens
     Args:
         features: (B, ...), floating.
         target: The same shape; no gradient flows into it unless it requires one.
+        normalize: Divide the squared error by the target's mean square (without gradient), so that layers of great
+            features weigh no more than others. Ours.
     """
     cosine = functional.cosine_similarity(features.flatten(1), target.flatten(1), dim=1)
-    return functional.mse_loss(features, target) + 1 - cosine.mean()
+    error = functional.mse_loss(features, target)
+    if normalize:
+        error = error / target.detach().square().mean().clamp_min(torch.finfo(target.dtype).tiny)
+    return error + 1 - cosine.mean()

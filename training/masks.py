@@ -1,4 +1,4 @@
-"""Which of the paths that are no stage is trained at a step (pure Python).
+"""Which masks are trained at a step: declared distributions, drawn alike in every process (pure Python).
 
 Notation: N blocks; a mask has one letter a block, `T` for the teacher and `S` for the student.
 """
@@ -6,8 +6,12 @@ Notation: N blocks; a mask has one letter a block, `T` for the teacher and `S` f
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
 from pwl_hf.modeling import Sources
+
+# Groups of masks: a group is drawn first, each alike, then a mask of it, each alike.
+Distribution = Sequence[Sequence[str]]
 
 
 def prefix_masks(num_stages: int) -> list[str]:
@@ -20,26 +24,50 @@ def suffix_masks(num_stages: int) -> list[str]:
     return ["S" * (num_stages - k) + "T" * k for k in range(1, num_stages)]
 
 
-def scattered_masks(num_stages: int) -> list[str]:
-    """The masks of both networks that are neither prefix nor suffix."""
-    known = {*prefix_masks(num_stages), *suffix_masks(num_stages)}
-    return [s.mask for s in Sources.all(num_stages) if s.is_mixed and s.mask not in known]
+def mixed_masks(num_stages: int) -> list[str]:
+    """All masks with blocks of both networks."""
+    return [source.mask for source in Sources.all(num_stages) if source.is_mixed]
 
 
-def sample_mask(num_stages: int, seed: int, step: int) -> str | None:
-    """The non-prefix mask to train at a step: a suffix half of the time, any scattered one otherwise.
-
-    The method's code draws so too, prefixes apart, which are trained at every step. It depends on seed and
-    step alone: all processes draw the same, and so does a run that is continued.
+def distribution(name: str, num_stages: int) -> Distribution:
+    """What masks are drawn from.
 
     Args:
+        name: `"suffix-scattered"`: half of the time a suffix, half any other mask that is no stage.
+            `"uniform"`: any mask that is no stage. `"method"`: half of the time a stage or a suffix, half any
+            mixed mask, as in the code of arXiv 2509.22319.
         num_stages: N.
+
+    Raises:
+        ValueError: For another name.
+    """
+    prefixes, suffixes, mixed = prefix_masks(num_stages), suffix_masks(num_stages), mixed_masks(num_stages)
+    groups = {
+        "suffix-scattered": [suffixes, [mask for mask in mixed if mask not in {*prefixes, *suffixes}]],
+        "uniform": [[mask for mask in mixed if mask not in prefixes]],
+        "method": [prefixes + suffixes, mixed],
+    }
+    if name not in groups:
+        raise ValueError(f"mask distribution must be one of {', '.join(groups)}, got {name!r}")
+    return [group for group in groups[name] if group]
+
+
+def draw_masks(groups: Distribution, count: int, seed: int, step: int) -> list[str]:
+    """The masks of a step, no one twice.
+
+    They depend on seed and step alone: all processes draw the same, and so does a run that is continued.
+
+    Args:
+        groups: What they are drawn from.
+        count: How many; fewer if there are no more.
         seed: The run's seed.
         step: The step's number.
-
-    Returns:
-        The mask; None if there is only one block, and so no such mask.
     """
     draw = random.Random(f"{seed}/{step}")
-    wanted = [group for group in (suffix_masks(num_stages), scattered_masks(num_stages)) if group]
-    return draw.choice(draw.choice(wanted)) if wanted else None
+    left = [list(group) for group in groups if group]
+    found: list[str] = []
+    while left and len(found) < count:
+        mask = draw.choice(draw.choice(left))
+        found.append(mask)
+        left = [kept for group in left if (kept := [other for other in group if other != mask])]
+    return found

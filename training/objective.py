@@ -1,124 +1,148 @@
-"""What a step minimises, as modules: one forward pass a step, as distributed training needs it.
-
-Notation: N blocks, boundaries 1..N-1; B images of C channels, H x W pixels; t_i and s_i are the features that
-teacher and student have at boundary i, e_i and d_i the converters there.
-"""
+"""What a step minimises, as a module: one forward pass a step, as distributed training needs it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 
 from pwl_hf.modeling import PWLForImageClassification
-from pwl_hf.training.losses import distillation_loss, feature_distance, hard_loss
-from pwl_hf.training.masks import prefix_masks, sample_mask
+from pwl_hf.training.masks import distribution
+from pwl_hf.training.objective_arguments import ObjectiveArguments
+from pwl_hf.training.passes import Passes
+from pwl_hf.training.terms import MaskLoss, PathLoss, PrefixLoss, Reconstruction, StudentLoss, Synchronisation, Term
 
 Losses = dict[str, torch.Tensor]
 
 
-@dataclass(frozen=True)
-class Weights:
-    """The weights of the terms of `Distillation`.
-
-    Args:
-        alpha: The labels' part in the loss of each path.
-        temperature: T of the distillation.
-        prefix: The mean loss of the stages' paths.
-        mask: The loss of one random path that is no stage.
-        features: The feature terms, sync and recon.
-    """
-
-    alpha: float = 0.4
-    temperature: float = 2.0
-    prefix: float = 1.0
-    mask: float = 0.5
-    features: float = 0.0
-
-
-class Supervised(nn.Module):
-    """Labels alone, for the teacher.
-
-    Args:
-        model: An image classifier of transformers.
-    """
-
-    def __init__(self, model: PreTrainedModel) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, pixel_values: torch.Tensor, labels: torch.Tensor, step: int) -> Losses:
-        """The loss of a batch: images (B, C, H, W), labels (B,) int64; `step` plays no part."""
-        return {"loss": hard_loss(self.model(pixel_values=pixel_values).logits, labels)}
-
-
 class Distillation(nn.Module):
-    """All stages at every step, and one other path.
+    """A weighted sum of terms over the paths of a PWL model.
 
-    loss = student + w_prefix mean_k path(T^k S^(N-k)) + w_mask path(random other mask)
-         + w_features (sync + recon), where a path's loss is `distillation_loss` and
-
-    sync  = mean_i D(e_i(t_i), s_i) + D(d_i(s_i), t_i)
-    recon = mean_i D(d_i(e_i(t_i)), t_i) + D(e_i(d_i(s_i)), s_i)
-
-    After arXiv 2509.22319; that all stages are trained at every step and that every path is given the
-    labels is ours. The teacher answers without gradients, and being in eval mode always it never changes.
+    The teacher runs once a step, without gradients and in eval mode; paths that begin alike share what they have in
+    common; and mixed paths leave the student's BatchNorm statistics alone.
 
     Args:
         model: A PWL model with everything resident.
-        weights: The weights of the terms.
-        seed: The seed of the random masks.
+        terms: Weights and terms.
+        seed: The seed of what is drawn at random.
+        shared_statistics: Let mixed paths update the networks' BatchNorm statistics, and run each by itself.
+        teacher_drift: Put the teacher into training mode with the model. Both are of the method's own code.
+
+    Example:
+
+        >>> objective = build_objective(model, ObjectiveArguments(prefix_weight=2.0), seed=0)  # doctest: +SKIP
+        >>> losses = objective(pixel_values, labels, step=0)  # doctest: +SKIP
+        >>> losses["loss"].backward()  # doctest: +SKIP
     """
 
-    def __init__(self, model: PWLForImageClassification, weights: Weights, seed: int) -> None:
+    def __init__(
+        self,
+        model: PWLForImageClassification,
+        terms: Sequence[tuple[float, Term]],
+        seed: int = 0,
+        *,
+        shared_statistics: bool = False,
+        teacher_drift: bool = False,
+    ) -> None:
         super().__init__()
         self.model = model
-        self.weights = weights
+        self.terms = tuple((weight, term) for weight, term in terms if weight)
         self.seed = seed
+        self.shared_statistics = shared_statistics
+        self.teacher_drift = teacher_drift
+        model.isolate_statistics(not shared_statistics)
 
-    def forward(self, pixel_values: torch.Tensor, labels: torch.Tensor, step: int) -> Losses:
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        step: int = 0,
+        sample_ids: torch.Tensor | None = None,
+    ) -> Losses:
         """The loss of a batch.
 
         Args:
             pixel_values: (B, C, H, W), floating.
-            labels: (B,), int64.
-            step: The step's number, for the random mask.
+            labels: (B,), int64; not needed where every alpha is 0.
+            step: The step's number, for what is drawn at random: the same in every process.
+            sample_ids: (B,), int64: which images these are, for terms that know something of each.
 
         Returns:
-            The scalar `loss`, and its terms without gradients.
+            The scalar `loss`, and the terms that applied, by name and without gradients.
+
+        Raises:
+            ValueError: If labels are needed and missing.
         """
-        num_stages, weights = self.model.num_stages, self.weights
-        with torch.no_grad():
-            teacher = self.model(pixel_values, sources="T" * num_stages, output_hidden_states=True)
-        student = self.model(pixel_values, sources="S" * num_stages, output_hidden_states=True)
+        if self.teacher_drift:
+            self.model.teacher.train(self.training)
+        passes = Passes(
+            self.model,
+            pixel_values,
+            labels=labels,
+            step=step,
+            seed=self.seed,
+            sample_ids=sample_ids,
+            shared=not self.shared_statistics,
+        )
+        loss, found = torch.zeros((), device=pixel_values.device), {}
+        for weight, term in self.terms:
+            value = term(passes)
+            if value is not None:
+                loss = loss + weight * value
+                found[term.name] = value.detach()
+        return {"loss": loss, **found}
 
-        def path_loss(logits: torch.Tensor) -> torch.Tensor:
-            return distillation_loss(logits, labels, teacher.logits, weights.alpha, weights.temperature)
 
-        terms = {"student": path_loss(student.logits)}
-        loss = terms["student"]
-        if weights.prefix and num_stages > 1:
-            paths = [path_loss(self.model(pixel_values, sources=mask).logits) for mask in prefix_masks(num_stages)]
-            terms["prefix"] = torch.stack(paths).mean()
-            loss = loss + weights.prefix * terms["prefix"]
-        mask = sample_mask(num_stages, self.seed, step)
-        if weights.mask and mask is not None:
-            terms["mask"] = path_loss(self.model(pixel_values, sources=mask).logits)
-            loss = loss + weights.mask * terms["mask"]
-        if weights.features and num_stages > 1:
-            terms["features"] = self._feature_loss(teacher.hidden_states, student.hidden_states)
-            loss = loss + weights.features * terms["features"]
-        return {"loss": loss} | {name: term.detach() for name, term in terms.items()}
+def build_objective(model: PWLForImageClassification, arguments: ObjectiveArguments, seed: int = 0) -> Distillation:
+    """The objective that the options ask for.
 
-    def _feature_loss(self, teacher: tuple[torch.Tensor, ...], student: tuple[torch.Tensor, ...]) -> torch.Tensor:
-        found = []
-        for i in range(1, self.model.num_stages):
-            encode, decode = self.model.encoders[str(i)], self.model.decoders[str(i)]
-            t, s = teacher[i - 1], student[i - 1]
-            encoded, decoded = encode(t), decode(s)
-            sync = feature_distance(encoded, s) + feature_distance(decoded, t)
-            recon = feature_distance(decode(encoded), t) + feature_distance(encode(decoded), s)
-            found.append(sync + recon)
-        return torch.stack(found).mean()
+    Args:
+        model: A PWL model with everything resident; its converters are fixed with `identity_converters`.
+        arguments: The options.
+        seed: The seed of what is drawn at random.
+
+    Raises:
+        ValueError: If `identity_converters` is asked for and the widths differ.
+    """
+    if arguments.identity_converters:
+        _fix_converters(model)
+    return Distillation(
+        model,
+        build_terms(arguments, model.num_stages),
+        seed,
+        shared_statistics=arguments.shared_statistics,
+        teacher_drift=arguments.teacher_drift,
+    )
+
+
+def build_terms(arguments: ObjectiveArguments, num_stages: int) -> list[tuple[float, Term]]:
+    """The weights and terms that the options ask for, for N blocks."""
+    path = PathLoss(arguments.alpha, arguments.temperature)
+    mask_alpha = arguments.alpha if arguments.mask_alpha is None else arguments.mask_alpha
+    masks = MaskLoss(
+        PathLoss(mask_alpha, arguments.temperature),
+        distribution(arguments.mask_distribution, num_stages),
+        count=arguments.mask_count,
+        every=arguments.mask_every,
+    )
+    return [
+        (arguments.student_weight, StudentLoss(path)),
+        (arguments.prefix_weight, PrefixLoss(path)),
+        (arguments.mask_weight, masks),
+        (arguments.sync_weight, Synchronisation(arguments.normalize_features)),
+        (arguments.recon_weight, Reconstruction(arguments.normalize_features)),
+    ]
+
+
+@torch.no_grad()
+def _fix_converters(model: PWLForImageClassification) -> None:
+    for boundary, converter in [*model.encoders.items(), *model.decoders.items()]:
+        rows, columns = converter.weight.shape
+        if rows != columns:
+            raise ValueError(
+                f"identity_converters needs equal widths: at boundary {boundary} they are {columns} and {rows}"
+            )
+        converter.weight.copy_(torch.eye(rows))
+        converter.bias.zero_()
+        converter.requires_grad_(False)

@@ -47,10 +47,11 @@ def train(arguments: DigitsArguments) -> list[float]:
     from pwl_hf.model_card import write_card
     from pwl_hf.modeling import Metric
     from pwl_hf.modeling.saving import write_metrics
-    from pwl_hf.training.loop import fit, parameter_groups
+    from pwl_hf.training.loop import Supervised, fit, parameter_groups
     from pwl_hf.training.measure import stage_accuracies
     from pwl_hf.training.networks import load_processor, load_teacher, new_student, new_teacher
-    from pwl_hf.training.objective import Distillation, Supervised, Weights
+    from pwl_hf.training.objective import build_objective
+    from pwl_hf.training.objective_arguments import ObjectiveArguments
 
     # Not every step uses every converter: only one random mask runs through decoders.
     accelerator = Accelerator(kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)])
@@ -72,14 +73,15 @@ def train(arguments: DigitsArguments) -> list[float]:
     set_seed(arguments.seed)
     student = new_student(arguments, teacher.config, teacher.device)
     model = PWLForImageClassification.from_teacher_student(teacher, student, num_stages=arguments.num_stages)
-    weights = Weights(
+    options = ObjectiveArguments(
         alpha=arguments.alpha,
         temperature=arguments.temperature,
-        prefix=arguments.prefix_weight,
-        mask=arguments.mask_weight,
-        features=arguments.feature_weight,
+        prefix_weight=arguments.prefix_weight,
+        mask_weight=arguments.mask_weight,
+        sync_weight=arguments.feature_weight,
+        recon_weight=arguments.feature_weight,
     )
-    objective = Distillation(model, weights, arguments.seed)
+    objective = build_objective(model, options, arguments.seed)
     groups = parameter_groups(model, arguments)
     fit(accelerator, objective, groups, data, epochs=arguments.epochs, arguments=arguments, title="student")
 

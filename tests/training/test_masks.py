@@ -1,39 +1,62 @@
-"""Which paths are trained, and how often."""
+"""The distributions that masks are drawn from."""
 
 from __future__ import annotations
 
 from collections import Counter
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pwl_hf.modeling import Sources
-from pwl_hf.training.masks import prefix_masks, sample_mask, scattered_masks, suffix_masks
+from pwl_hf.training.masks import distribution, draw_masks, mixed_masks, prefix_masks, suffix_masks
+from pwl_hf.training.objective_arguments import MASK_DISTRIBUTIONS
 
 
-def test_three_groups_are_all_mixed_masks():
+def test_groups_of_four_blocks():
     assert prefix_masks(4) == ["TSSS", "TTSS", "TTTS"]
     assert suffix_masks(4) == ["SSST", "SSTT", "STTT"]
-    together = prefix_masks(4) + suffix_masks(4) + scattered_masks(4)
-    assert sorted(together) == sorted(s.mask for s in Sources.all(4) if s.is_mixed)
+    assert len(mixed_masks(4)) == 14
 
 
-def test_half_of_the_draws_are_suffixes_the_others_are_even():
-    steps = 8000
-    drawn = Counter(sample_mask(4, 0, step) for step in range(steps))
-    assert set(drawn) == {*suffix_masks(4), *scattered_masks(4)}
-    for group in (suffix_masks(4), scattered_masks(4)):
-        for mask in group:
-            expected = steps / 2 / len(group)
-            # Five standard deviations.
-            assert abs(drawn[mask] - expected) < 5 * expected**0.5
+@pytest.mark.parametrize("name", MASK_DISTRIBUTIONS)
+@pytest.mark.parametrize("num_stages", range(1, 7))
+def test_every_distribution_covers_what_it_says(name, num_stages):
+    mixed, prefixes = set(mixed_masks(num_stages)), set(prefix_masks(num_stages))
+    expected = mixed if name == "method" else mixed - prefixes
+    assert {mask for group in distribution(name, num_stages) for mask in group} == expected
 
 
-def test_mask_depends_on_seed_and_step_alone():
-    draws = [sample_mask(4, 3, step) for step in range(50)]
-    assert draws == [sample_mask(4, 3, step) for step in range(50)]
-    assert draws != [sample_mask(4, 4, step) for step in range(50)]
+def test_an_unknown_distribution_is_refused():
+    with pytest.raises(ValueError, match="must be one of suffix-scattered, uniform, method, got 'all'"):
+        distribution("all", 4)
 
 
-@pytest.mark.parametrize(("num_stages", "masks"), [(1, {None}), (2, {"ST"}), (3, {"SST", "STT", "STS", "TST"})])
-def test_few_blocks_have_few_other_paths(num_stages, masks):
-    assert {sample_mask(num_stages, 0, step) for step in range(100)} == masks
+def test_groups_are_drawn_alike_and_so_are_their_masks():
+    counts = Counter(draw_masks(distribution("method", 4), 1, seed=0, step=step)[0] for step in range(14_000))
+    # Half over six stages and suffixes, half over fourteen mixed masks: 7000/6 + 500 and 500.
+    for mask in mixed_masks(4):
+        end = mask in prefix_masks(4) + suffix_masks(4)
+        assert abs(counts[mask] - (7000 / 6 + 500 if end else 500)) < 150, mask
+
+
+@given(
+    st.sampled_from(MASK_DISTRIBUTIONS),
+    st.integers(1, 6),
+    st.integers(1, 70),
+    st.integers(0, 2**40),
+    st.integers(0, 10**7),
+)
+def test_draws_are_of_the_distribution_distinct_and_repeatable(name, num_stages, count, seed, step):
+    groups = distribution(name, num_stages)
+    drawn = draw_masks(groups, count, seed, step)
+    assert drawn == draw_masks(groups, count, seed, step)
+    assert len(drawn) == len(set(drawn)) == min(count, len({mask for group in groups for mask in group}))
+    assert {mask for group in groups for mask in group}.issuperset(drawn)
+    assert all(Sources(mask).is_mixed for mask in drawn)
+
+
+def test_steps_and_seeds_draw_differently():
+    groups = distribution("uniform", 4)
+    assert len({tuple(draw_masks(groups, 4, 0, step)) for step in range(50)}) > 25
+    assert draw_masks(groups, 4, 0, 0) != draw_masks(groups, 4, 1, 0)

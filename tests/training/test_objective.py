@@ -4,126 +4,177 @@ from __future__ import annotations
 
 import pytest
 import torch
-from accelerate import Accelerator
-from torch.utils.data import TensorDataset
 
 from pwl_hf import PWLForImageClassification
-from pwl_hf.data.digits import image_processor, load_splits, to_tensor
-from pwl_hf.training.arguments import DigitsArguments
-from pwl_hf.training.loop import fit, parameter_groups
 from pwl_hf.training.losses import distillation_loss, feature_distance
-from pwl_hf.training.masks import sample_mask
-from pwl_hf.training.networks import new_student, new_teacher
-from pwl_hf.training.objective import Distillation, Weights
-from tests.tiny import tiny_images, tiny_model
+from pwl_hf.training.masks import distribution, draw_masks
+from pwl_hf.training.objective import build_objective
+from pwl_hf.training.objective_arguments import ObjectiveArguments
+from tests.tiny import WITH_BATCH_NORM, tiny_images, tiny_model, tiny_pair
 
 LABELS = torch.tensor([0, 3, 1, 2])
-WEIGHTS = Weights(alpha=0.3, temperature=3.0, prefix=0.5, mask=0.25, features=0.125)
+OPTIONS = {
+    "alpha": 0.3,
+    "temperature": 3.0,
+    "student_weight": 0.75,
+    "prefix_weight": 0.5,
+    "mask_weight": 0.25,
+    "mask_count": 2,
+    "sync_weight": 0.125,
+    "recon_weight": 0.0625,
+}
 
 
-def test_loss_is_the_weighted_sum_of_its_terms():
+def _equal_widths(family: str = "resnet") -> PWLForImageClassification:
+    teacher, student = tiny_pair(family)
+    student.hidden_sizes, student.embedding_size = teacher.hidden_sizes, teacher.embedding_size
+    networks = [PWLForImageClassification.config_class(teacher_config=teacher, student_config=student, num_stages=4)]
+    torch.manual_seed(0)
+    return PWLForImageClassification(networks[0])
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_loss_is_the_weighted_sum_of_its_terms(normalize):
     model, images = tiny_model("vit"), tiny_images("vit", 4)
-    found = Distillation(model, WEIGHTS, seed=5)(images, LABELS, step=7)
+    options = ObjectiveArguments(**OPTIONS, mask_alpha=0.9, normalize_features=normalize)
+    found = build_objective(model, options, seed=5)(images, LABELS, step=7)
 
     teacher = model(images, sources="TTTT", output_hidden_states=True)
     student = model(images, sources="SSSS", output_hidden_states=True)
 
-    def path(mask: str) -> torch.Tensor:
-        return distillation_loss(model(images, sources=mask).logits, LABELS, teacher.logits, 0.3, 3.0)
+    def path(mask: str, alpha: float = 0.3) -> torch.Tensor:
+        return distillation_loss(model(images, sources=mask).logits, LABELS, teacher.logits, alpha, 3.0)
 
-    features = torch.zeros(())
+    sync, recon = torch.zeros(()), torch.zeros(())
     for i in (1, 2, 3):
         t, s = teacher.hidden_states[i - 1], student.hidden_states[i - 1]
         encode, decode = model.encoders[str(i)], model.decoders[str(i)]
-        features = features + feature_distance(encode(t), s) + feature_distance(decode(s), t)
-        features = features + feature_distance(decode(encode(t)), t) + feature_distance(encode(decode(s)), s)
+        sync = sync + feature_distance(encode(t), s, normalize) + feature_distance(decode(s), t, normalize)
+        recon = recon + feature_distance(decode(encode(t)), t, normalize)
+        recon = recon + feature_distance(encode(decode(s)), s, normalize)
+    first, second = draw_masks(distribution("suffix-scattered", 4), 2, seed=5, step=7)
     expected = {
         "student": path("SSSS"),
         "prefix": (path("TSSS") + path("TTSS") + path("TTTS")) / 3,
-        "mask": path(sample_mask(4, 5, 7)),
-        "features": features / 3,
+        "mask": (path(first, 0.9) + path(second, 0.9)) / 2,
+        "sync": sync / 3,
+        "recon": recon / 3,
     }
-    weighted = zip((1, 0.5, 0.25, 0.125), expected.values(), strict=True)
+    weighted = zip((0.75, 0.5, 0.25, 0.125, 0.0625), expected.values(), strict=True)
     expected["loss"] = torch.stack([weight * term for weight, term in weighted]).sum()
     torch.testing.assert_close(found, expected)
     assert found["loss"].requires_grad
     assert not any(found[name].requires_grad for name in found if name != "loss")
 
 
-def test_terms_of_no_weight_are_left_out():
-    weights = Weights(prefix=0, mask=0, features=0)
-    found = Distillation(tiny_model("vit"), weights, seed=0)(tiny_images("vit", 4), LABELS, step=0)
+def test_terms_of_no_weight_are_left_out_and_masks_come_when_they_are_due():
+    options = ObjectiveArguments(prefix_weight=0, sync_weight=0, recon_weight=0, mask_every=3)
+    objective = build_objective(tiny_model("vit"), options)
+    names = [set(objective(tiny_images("vit", 4), LABELS, step=step)) for step in range(4)]
+    assert names == [{"loss", "student", "mask"}, {"loss", "student"}, {"loss", "student"}, {"loss", "student", "mask"}]
+
+
+def test_one_block_has_the_student_alone():
+    found = build_objective(tiny_model("vit", num_stages=1), ObjectiveArguments())(tiny_images("vit", 4), LABELS)
     assert set(found) == {"loss", "student"}
     assert found["loss"] == found["student"]
 
 
-def test_one_block_has_the_student_alone():
-    model = tiny_model("vit", num_stages=1)
-    found = Distillation(model, WEIGHTS, seed=0)(tiny_images("vit", 4), LABELS, step=0)
-    assert set(found) == {"loss", "student"}
-    assert len(parameter_groups(model, DigitsArguments(output_dir="unused"))) == 1
+def test_without_the_labels_weight_they_are_not_looked_at():
+    objective, images = build_objective(tiny_model("vit"), ObjectiveArguments(alpha=0.0)), tiny_images("vit", 4)
+    without = objective(images, None, step=3)
+    assert all(torch.equal(without[name], value) for name, value in objective(images, LABELS, step=3).items())
+    with pytest.raises(ValueError, match=r"alpha=0.4 weighs labels, but the images have none: set alpha to 0"):
+        build_objective(tiny_model("vit"), ObjectiveArguments())(images)
 
 
 def test_every_parameter_but_the_teachers_learns():
     model = tiny_model("vit").train()
-    objective = Distillation(model, WEIGHTS, seed=0)
-    objective(tiny_images("vit", 4), LABELS, step=0)["loss"].backward()
+    build_objective(model, ObjectiveArguments())(tiny_images("vit", 4), LABELS)["loss"].backward()
     for name, parameter in model.named_parameters():
         assert (parameter.grad is None) == name.startswith("teacher."), name
 
 
-@pytest.mark.parametrize("family", ["vit", "resnet"])
+def _steps(model: PWLForImageClassification, family: str, options: ObjectiveArguments) -> None:
+    objective = build_objective(model, options)
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.SGD(learning, lr=0.01)
+    for step in range(4):
+        objective.train()
+        objective(tiny_images(family, 4), LABELS, step=step)["loss"].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    objective.eval()
+
+
+@pytest.mark.parametrize("family", ["vit", *WITH_BATCH_NORM])
 def test_training_leaves_all_tensors_of_the_teacher_bit_identical(family):
     model = tiny_model(family)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    arguments = DigitsArguments(output_dir="unused", max_steps=4, batch_size=2, disable_tqdm=True)
-    data = TensorDataset(tiny_images(family, 4), LABELS)
-    fit(
-        Accelerator(),
-        Distillation(model, WEIGHTS, seed=0),
-        parameter_groups(model, arguments),
-        data,
-        epochs=2,
-        arguments=arguments,
-        title="test",
-    )
+    _steps(model, family, ObjectiveArguments())
     after = model.state_dict()
-    teacher = [name for name in before if name.startswith("teacher.")]
-    assert any("running" in name for name in teacher) == (family == "resnet")
-    for name in before:
-        assert torch.equal(before[name], after[name].cpu()) == name.startswith("teacher."), name
-    assert not model.training
+    assert any(name.startswith("teacher.") and "running" in name for name in before) == (family != "vit")
+    changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"student", "encoders", "decoders"}
 
 
-def test_training_lowers_the_loss_of_every_path():
-    size = {"teacher_layers": 2, "teacher_width": 16, "student_layers": 2, "student_width": 16}
-    arguments = DigitsArguments(output_dir="unused", batch_size=16, learning_rate=0.01, disable_tqdm=True, **size)
-    torch.manual_seed(0)
-    teacher = new_teacher(arguments)
-    student = new_student(arguments, teacher.config, teacher.device)
-    model = PWLForImageClassification.from_teacher_student(teacher, student, num_stages=2)
-    # An untrained teacher has nothing to say: labels alone.
-    objective = Distillation(model, Weights(alpha=1.0), seed=0)
-    digits = load_splits()[0]
-    images, labels = to_tensor(digits.images[:64], image_processor()), torch.tensor(digits.labels[:64])
-
-    def losses() -> dict[str, float]:
-        with torch.no_grad():
-            return {name: value.item() for name, value in objective.eval()(images, labels, step=0).items()}
-
-    before = losses()
-    groups, data = parameter_groups(model, arguments), TensorDataset(images, labels)
-    fit(Accelerator(), objective, groups, data, epochs=40, arguments=arguments, title="test")
-    after = losses()
-    assert after.keys() == {"loss", "student", "prefix", "mask"}
-    for name in after:
-        assert after[name] < 0.8 * before[name], name
+def test_mixed_paths_leave_the_students_statistics_alone():
+    model, alone = tiny_model("resnet").train(), tiny_model("resnet").train()
+    with torch.no_grad():
+        build_objective(model, ObjectiveArguments(mask_count=3))(tiny_images("resnet", 4), LABELS)
+        alone(tiny_images("resnet", 4), sources="SSSS")
+    for (name, found), expected in zip(model.named_buffers(), alone.buffers(), strict=True):
+        assert torch.equal(found, expected), name
 
 
-def test_converters_have_their_own_learning_rate():
-    model = tiny_model("vit")
-    arguments = DigitsArguments(output_dir="unused", learning_rate=0.01, converter_lr_scale=0.5)
-    student, converters = parameter_groups(model, arguments)
-    assert (student["lr"], converters["lr"]) == (0.01, 0.005)
-    assert len(student["params"]) == len(list(model.student.parameters()))
-    assert len(converters["params"]) == 12
+def test_the_methods_own_defects_can_be_had():
+    options = ObjectiveArguments(
+        prefix_weight=0,
+        mask_weight=2,
+        mask_alpha=0,
+        mask_distribution="method",
+        shared_statistics=True,
+        teacher_drift=True,
+        identity_converters=True,
+    )
+    model = _equal_widths()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    _steps(model, "resnet", options)
+    after = model.state_dict()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    # The teacher's statistics drift, its parameters do not; the converters stay what they are.
+    assert {name for name in changed if name.startswith("teacher.")} == {
+        name for name in before if name.startswith("teacher.") and ("running" in name or "num_batches" in name)
+    }
+    assert torch.equal(after["decoders.1.weight"], torch.eye(8))
+    assert not any(parameter.requires_grad for parameter in model.encoders.parameters())
+    assert not any(module.training for module in model.modules())
+
+    # With the teacher in eval mode its statistics stay, the student's are everyone's.
+    model = _equal_widths()
+    options.teacher_drift = False
+    _steps(model, "resnet", options)
+    assert all(torch.equal(before[n], t) for n, t in model.state_dict().items() if n.startswith("teacher."))
+
+
+def test_identity_converters_need_equal_widths():
+    with pytest.raises(ValueError, match="at boundary 1 they are 8 and 4"):
+        build_objective(tiny_model("resnet"), ObjectiveArguments(identity_converters=True))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"alpha": 1.5}, "alpha must be from 0 to 1, got 1.5"),
+        ({"mask_alpha": -1}, "mask_alpha must be from 0 to 1, got -1"),
+        ({"temperature": 0}, "temperature must be positive, got 0"),
+        ({"sync_weight": float("nan")}, "sync_weight must not be negative, got nan"),
+        ({"mask_count": 0}, "mask_count must be at least 1, got 0"),
+        ({"mask_distribution": "all"}, "mask_distribution must be one of suffix-scattered, uniform, method, got 'all'"),
+        ({"student_weight": 0, "prefix_weight": 0, "mask_weight": 0}, "nothing would be trained to answer"),
+        ({"teacher_drift": True}, "give both"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        ObjectiveArguments(**options)

@@ -1,0 +1,172 @@
+"""The terms of the objective, each a small thing to be called on a step's passes.
+
+Notation: N blocks, boundaries 1..N-1; t_i and s_i are the features that teacher and student have at boundary i,
+e_i and d_i the converters there; D is `feature_distance`; a path's loss is `distillation_loss`.
+
+Most are after arXiv 2509.22319 (Progressive Weight Loading) and its authors' code; where ours differ, it is said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+import torch
+
+from pwl_hf.training.losses import distillation_loss, feature_distance
+from pwl_hf.training.masks import Distribution, draw_masks, prefix_masks
+from pwl_hf.training.passes import Passes
+
+
+class Term(Protocol):
+    """A part of the loss.
+
+    Attributes:
+        name: What it is called in logs.
+    """
+
+    name: ClassVar[str]
+
+    def __call__(self, passes: Passes) -> torch.Tensor | None:
+        """The term's value, a scalar; None where it does not apply (at this step, to this model)."""
+
+
+@dataclass(frozen=True)
+class PathLoss:
+    """The loss of a path: alpha times the labels' cross entropy, 1 - alpha times the teacher's soft answers.
+
+    Args:
+        alpha: The weight of the labels, 0 to 1; with 0, labels are not looked at and need not be there.
+        temperature: T > 0.
+    """
+
+    alpha: float
+    temperature: float
+
+    def __call__(self, passes: Passes, logits: torch.Tensor) -> torch.Tensor:
+        """The loss of a path's logits (B, K).
+
+        Raises:
+            ValueError: If the batch has no labels and alpha is not 0.
+        """
+        if self.alpha and passes.labels is None:
+            raise ValueError(f"alpha={self.alpha} weighs labels, but the images have none: set alpha to 0")
+        teacher = passes.teacher.logits if self.alpha < 1 else None
+        return distillation_loss(logits, passes.labels, teacher, self.alpha, self.temperature)
+
+
+@dataclass(frozen=True)
+class StudentLoss:
+    """The student's own path."""
+
+    loss: PathLoss
+    name: ClassVar[str] = "student"
+
+    def __call__(self, passes: Passes) -> torch.Tensor:
+        """The loss of S^N."""
+        return self.loss(passes, passes.student.logits)
+
+
+@dataclass(frozen=True)
+class PrefixLoss:
+    """The mean loss of all stages between the student and the teacher, at every step.
+
+    Ours: the method trains one of them at some steps. The teacher's features are there already, so a step costs
+    little more than the student's own.
+    """
+
+    loss: PathLoss
+    name: ClassVar[str] = "prefix"
+
+    def __call__(self, passes: Passes) -> torch.Tensor | None:
+        """mean_k of the loss of T^k S^(N-k), 0 < k < N; None if there is one block."""
+        losses = [self.loss(passes, passes.path(mask).logits) for mask in prefix_masks(passes.num_stages)]
+        return torch.stack(losses).mean() if losses else None
+
+
+@dataclass(frozen=True)
+class MaskLoss:
+    """The mean loss of masks drawn for the step.
+
+    That these are given the labels as well is ours (`alpha` 0 is the method's own).
+
+    Args:
+        loss: Of each path.
+        groups: What the masks are drawn from.
+        count: How many at once.
+        every: At every such step.
+    """
+
+    loss: PathLoss
+    groups: Distribution
+    count: int = 1
+    every: int = 1
+    name: ClassVar[str] = "mask"
+
+    def __call__(self, passes: Passes) -> torch.Tensor | None:
+        """The mean over the masks of the step; None at other steps, or where there is no such mask."""
+        if passes.step % self.every:
+            return None
+        masks = draw_masks(self.groups, self.count, passes.seed, passes.step)
+        losses = [self.loss(passes, passes.path(mask).logits) for mask in masks]
+        return torch.stack(losses).mean() if losses else None
+
+
+@dataclass(frozen=True)
+class Synchronisation:
+    """mean_i D(e_i(t_i), s_i) + D(d_i(s_i), t_i): converted features are those they stand for.
+
+    Args:
+        normalize: See `feature_distance`.
+    """
+
+    normalize: bool = False
+    name: ClassVar[str] = "sync"
+
+    def __call__(self, passes: Passes) -> torch.Tensor | None:
+        """The term; None if there is one block."""
+        return _over_boundaries(
+            passes,
+            lambda t, s, encode, decode: (
+                feature_distance(encode(t), s, self.normalize) + feature_distance(decode(s), t, self.normalize)
+            ),
+        )
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """mean_i D(d_i(e_i(t_i)), t_i) + D(e_i(d_i(s_i)), s_i): there and back again changes nothing.
+
+    Args:
+        normalize: See `feature_distance`.
+    """
+
+    normalize: bool = False
+    name: ClassVar[str] = "recon"
+
+    def __call__(self, passes: Passes) -> torch.Tensor | None:
+        """The term; None if there is one block."""
+        return _over_boundaries(
+            passes,
+            lambda t, s, encode, decode: (
+                feature_distance(decode(encode(t)), t, self.normalize)
+                + feature_distance(encode(decode(s)), s, self.normalize)
+            ),
+        )
+
+
+_Convert = Callable[[torch.Tensor], torch.Tensor]
+
+
+def _over_boundaries(
+    passes: Passes, distance: Callable[[torch.Tensor, torch.Tensor, _Convert, _Convert], torch.Tensor]
+) -> torch.Tensor | None:
+    model, teacher, student = passes.model, passes.teacher.hidden_states, passes.student.hidden_states
+    assert teacher is not None
+    assert student is not None
+    found = [
+        distance(teacher[i - 1], student[i - 1], model.encoders[str(i)], model.decoders[str(i)])
+        for i in range(1, passes.num_stages)
+    ]
+    return torch.stack(found).mean() if found else None
