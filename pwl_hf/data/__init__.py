@@ -1,1 +1,29 @@
-"""Labelled images, from wherever they lie, as networks take them."""
+"""Labelled images, from wherever they lie, as networks take them.
+
+from pwl_hf.data import DataSource, open_split
+
+split = open_split(DataSource("uoft-cs/cifar10", max_samples=2000), "test")
+dataset = split.pixels(processor)  # pixel_values, labels and sample_ids of each image
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pwl_hf.data.errors import DataError
+    from pwl_hf.data.opening import open_split
+    from pwl_hf.data.source import DataSource
+    from pwl_hf.data.split import ImageSplit
+
+# Lazy, for a command line that names a source must not wait for torch.
+_EXPORTS = {"DataError": "errors", "DataSource": "source", "ImageSplit": "split", "open_split": "opening"}
+
+__all__ = ["DataError", "DataSource", "ImageSplit", "open_split"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_EXPORTS[name]}"), name)

@@ -1,21 +1,19 @@
 """The digits of scikit-learn: 1797 real 8x8 greyscale images that come with the library, so nothing is downloaded.
 
 Source: E. Alpaydin and C. Kaynak, "Optical Recognition of Handwritten Digits", UCI (1998), its test part.
-
-Notation: B images of C channels, H x W pixels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
-from transformers import BaseImageProcessor, ViTImageProcessorPil
+from transformers import ViTImageProcessorPil
+
+from pwl_hf.data.processing import to_tensor as to_tensor
 
 DATASET = "scikit-learn digits"
 LABELS = tuple("0123456789")
@@ -56,13 +54,3 @@ def _digits(grey: np.ndarray, labels: np.ndarray) -> Digits:
 def image_processor() -> ViTImageProcessorPil:
     """The processor of the digits: three equal channels, 8x8, from -1 to 1; greyscale images may be given too."""
     return ViTImageProcessorPil(size={"height": SIZE, "width": SIZE}, do_convert_rgb=True)
-
-
-def to_tensor(images: Sequence[Image.Image], processor: BaseImageProcessor) -> torch.Tensor:
-    """Images as a model takes them, (B, C, H, W) float32: training and use share the one processor.
-
-    They become RGB first, as in transformers' pipelines: not every processor does that.
-    """
-    rgb = [image.convert("RGB") for image in images]
-    pixel_values: torch.Tensor = processor(images=rgb, return_tensors="pt")["pixel_values"]
-    return pixel_values

@@ -1,0 +1,192 @@
+"""Which column holds the images, which the labels, and what the labels are called."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from datasets import ClassLabel, Features, Image, Value
+
+from pwl_hf.data.errors import DataError
+
+_IMAGE_NAMES = ("image", "img")
+_LABEL_NAMES = ("label", "labels", "fine_label", "class")
+
+
+def find_image_column(features: Features, given: str | None, where: str) -> str:
+    """The column of the images.
+
+    The one given; else the only column of images; else, of several, the only one called image or img. A column of
+    encoded images that is not marked as such (bytes, or a struct with bytes, as in a parquet file that
+    `datasets` did not write) counts if no column is.
+
+    Args:
+        features: The columns and their types.
+        given: A name, or None to find it.
+        where: What an error calls the data.
+
+    Raises:
+        DataError: If there is none, or several.
+    """
+    if given is not None:
+        if given not in features:
+            raise DataError(f"{where} has no column {given!r} for image_column; it has {_columns(features)}")
+        if not (isinstance(features[given], Image) or _is_encoded(features[given])):
+            raise DataError(f"image_column {given!r} of {where} holds no images; its type is {features[given]}")
+        return given
+    marked = [name for name, feature in features.items() if isinstance(feature, Image)]
+    found = marked or [name for name, feature in features.items() if _is_encoded(feature)]
+    return _only(found, _IMAGE_NAMES, "images", "image_column", features, where)
+
+
+def find_label_column(features: Features, image_column: str, given: str | None, where: str) -> str | None:
+    """The column of the labels.
+
+    The one given; else the only `ClassLabel`; else, of several, the only one with a usual name (label, labels,
+    fine_label, class); else the only column of numbers or strings with such a name.
+
+    Returns:
+        The name, or None if there is nothing beside the images that could be a label.
+
+    Raises:
+        DataError: If several could be meant, or if there are columns of numbers or strings and none is known as
+            the labels': whether they are labels has to be said.
+    """
+    if given is not None:
+        if given not in features:
+            raise DataError(f"{where} has no column {given!r} for label_column; it has {_columns(features)}")
+        if not _is_label(features[given]):
+            raise DataError(
+                f"label_column {given!r} of {where} must hold ClassLabels, whole numbers or strings; "
+                f"its type is {features[given]}"
+            )
+        return given
+    classes = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
+    if classes:
+        return _only(classes, _LABEL_NAMES, "labels", "label_column", features, where)
+    others = [name for name, feature in features.items() if name != image_column and _is_label(feature)]
+    if not others:
+        return None
+    named = [name for name in others if name in _LABEL_NAMES]
+    return _only(named, _LABEL_NAMES, "labels", "label_column", features, where, "; for the images alone, unlabelled")
+
+
+def _only(
+    found: Sequence[str],
+    usual: Sequence[str],
+    what: str,
+    option: str,
+    features: Features,
+    where: str,
+    otherwise: str = "",
+) -> str:
+    candidates = list(found)
+    if len(candidates) > 1:
+        candidates = [name for name in candidates if name in usual]
+    if len(candidates) == 1:
+        return candidates[0]
+    seen = f"several columns of {what}, {', '.join(map(repr, found))}" if found else f"no column known to hold {what}"
+    raise DataError(f"{where} has {seen}; its columns are {_columns(features)}: give {option}{otherwise}")
+
+
+def _is_encoded(feature: Any) -> bool:
+    if isinstance(feature, dict):
+        feature = feature.get("bytes")
+    return isinstance(feature, Value) and feature.dtype in ("binary", "large_binary")
+
+
+def _is_label(feature: Any) -> bool:
+    if isinstance(feature, ClassLabel):
+        return True
+    return isinstance(feature, Value) and feature.dtype.lstrip("u").startswith(("int", "string", "large_string"))
+
+
+def _columns(features: Features) -> str:
+    return ", ".join(f"{name!r} ({_kind(feature)})" for name, feature in features.items())
+
+
+def _kind(feature: Any) -> str:
+    return feature.dtype if isinstance(feature, Value) else type(feature).__name__
+
+
+@dataclass(frozen=True)
+class LabelEncoding:
+    """From what stands in the data to a label's number.
+
+    Args:
+        names: The labels' names in the order of their numbers; None if they are not known.
+        numbers: The number of each value. None takes every whole number from 0 on as itself.
+    """
+
+    names: tuple[str, ...] | None
+    numbers: Mapping[Any, int] | None
+
+    def __call__(self, value: Any, row: int, where: str) -> int:
+        """The number of the label `value` that stands in a row.
+
+        Raises:
+            DataError: If it is none of the labels.
+        """
+        number = self.numbers.get(value) if self.numbers is not None else value
+        if number is None or number < 0:
+            raise DataError(
+                f"row {row} of {where} has the label {value!r}, which is {_none_of(self)}; "
+                "give other label_names, or take the images alone with unlabelled"
+            )
+        return int(number)
+
+
+def _none_of(encoding: LabelEncoding) -> str:
+    if encoding.numbers is None:
+        return "no label"
+    values = [repr(value) for value in encoding.numbers]
+    return "none of " + ", ".join(values if len(values) <= 12 else [*values[:10], f"... ({len(values)} in all)"])
+
+
+def label_encoding(
+    feature: Any, given: Sequence[str] | None, values: Iterable[Any] | None, where: str
+) -> LabelEncoding:
+    """How the labels of a column are numbered.
+
+    Args:
+        feature: The column's type.
+        given: The names in the wanted order, or None.
+        values: All values of the column; None for a stream.
+        where: What an error calls the data.
+
+    Raises:
+        DataError: If the names cannot be known, or those given do not fit those in the features.
+    """
+    if isinstance(feature, ClassLabel) and feature.names:
+        return _encode_classes(feature.names, given, where)
+    if getattr(feature, "dtype", "") in ("string", "large_string"):
+        if given is None and values is None:
+            raise DataError(f"the labels of {where} are strings, and a stream does not tell all: give label_names")
+        names = tuple(given if given is not None else sorted({value for value in values or () if value is not None}))
+        return LabelEncoding(names, {name: number for number, name in enumerate(names)})
+    if given is None and values is None:
+        return LabelEncoding(None, None)
+    if given is None:
+        count = 1 + max((value for value in values or () if value is not None), default=-1)
+        given = [str(number) for number in range(count)]
+    return LabelEncoding(tuple(given), {number: number for number in range(len(given))})
+
+
+def _encode_classes(names: Sequence[str], given: Sequence[str] | None, where: str) -> LabelEncoding:
+    if given is None:
+        return LabelEncoding(tuple(names), {number: number for number in range(len(names))})
+    known = set(names) & set(given)
+    if known == set(names):
+        place = {name: number for number, name in enumerate(given)}
+        return LabelEncoding(tuple(given), {number: place[name] for number, name in enumerate(names)})
+    if not known and len(given) == len(names):
+        return LabelEncoding(tuple(given), {number: number for number in range(len(names))})
+    raise DataError(
+        f"{where} has {len(names)} labels, {_some(names)}; the {len(given)} label_names given, {_some(given)}, are "
+        "neither these in another order nor as many new ones"
+    )
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names[:5])) + (", ..." if len(names) > 5 else "")

@@ -1,0 +1,9 @@
+"""What is said when data cannot be read as labelled images."""
+
+from __future__ import annotations
+
+from pwl_hf.modeling.errors import PWLError
+
+
+class DataError(PWLError, ValueError):
+    """Data that is not there, or not as asked for: names the source, what was found, and the option to give."""

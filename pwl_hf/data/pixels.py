@@ -1,0 +1,119 @@
+"""Images as datasets of tensors: decoded and processed as they are asked for, or once for all.
+
+Every item is `{"pixel_values": (C, H, W) float, "labels": int, "sample_ids": int}`, without `labels` if the data has
+none. An image becomes RGB first, as in transformers' pipelines: not every processor does that.
+
+Notation: B images of C channels, H x W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import datasets
+import torch
+from PIL import Image
+from torch.utils.data import Dataset
+from transformers import BaseImageProcessor
+
+from pwl_hf.data.errors import DataError
+from pwl_hf.data.processing import to_tensor
+
+if TYPE_CHECKING:
+    from pwl_hf.data.split import ImageSplit
+
+Item = dict[str, Any]
+
+# How many images are processed at once where all of them are.
+_CHUNK = 256
+
+
+def decode(encoded: Any, row: int, where: str) -> Image.Image:
+    """An image from what stands in a row, in RGB.
+
+    Args:
+        encoded: A dict with `bytes` or `path`.
+        row: The row's number, for the error.
+        where: What an error calls the data.
+
+    Raises:
+        DataError: If it cannot be read, whatever the reason.
+    """
+    try:
+        return datasets.Image().decode_example(encoded).convert("RGB")
+    # Decoders raise what they like: OSError, SyntaxError, ValueError, struct.error and more.
+    except Exception as error:
+        raise DataError(f"the image in row {row} of {where} cannot be read: {type(error).__name__}: {error}") from error
+
+
+def batch_of(
+    encoded: Sequence[Any], rows: Sequence[int], labels: Sequence[int] | None, where: str, processor: BaseImageProcessor
+) -> list[Item]:
+    """Encoded images as items."""
+    pixel_values = to_tensor([decode(*pair, where) for pair in zip(encoded, rows, strict=True)], processor)
+    items: list[Item] = [
+        {"pixel_values": image, "sample_ids": row} for image, row in zip(pixel_values, rows, strict=True)
+    ]
+    for item, label in zip(items, labels or (), strict=labels is not None):
+        item["labels"] = label
+    return items
+
+
+class PixelDataset(Dataset[Item]):
+    """The images of a split, decoded and processed when they are fetched; a loader fetches a batch at once.
+
+    It can be sent to a loader's workers.
+
+    Args:
+        split: The split, not streamed.
+        processor: What makes tensors of images.
+    """
+
+    def __init__(self, split: ImageSplit, processor: BaseImageProcessor) -> None:
+        self.split = split
+        self.processor = processor
+
+    def __len__(self) -> int:
+        return len(self.split.data)
+
+    def __getitem__(self, row: int) -> Item:
+        return self.__getitems__([row])[0]
+
+    def __getitems__(self, rows: Sequence[int]) -> list[Item]:
+        """The items of several rows, with one call of the processor."""
+        rows = [int(row) for row in rows]
+        split = self.split
+        encoded = split.data[rows][split.image_column]
+        labels = None if split.labels is None else split.labels[rows].tolist()
+        return batch_of(encoded, rows, labels, split.title, self.processor)
+
+
+class PixelsInMemory(Dataset[Item]):
+    """The images of a split in one tensor, decoded and processed once.
+
+    Args:
+        split: The split, not streamed.
+        processor: What makes tensors of images.
+    """
+
+    def __init__(self, split: ImageSplit, processor: BaseImageProcessor) -> None:
+        lazy = PixelDataset(split, processor)
+        self.labels = split.labels
+        self.pixel_values = torch.empty(0)
+        for start in range(0, len(lazy), _CHUNK):
+            rows = range(start, min(start + _CHUNK, len(lazy)))
+            chunk = torch.stack([item["pixel_values"] for item in lazy.__getitems__(rows)])
+            if start == 0:
+                # Written into place, so that the whole never lies in memory twice.
+                self.pixel_values = chunk.new_empty((len(lazy), *chunk.shape[1:]))
+            self.pixel_values[start : start + len(chunk)] = chunk
+
+    def __len__(self) -> int:
+        return len(self.pixel_values)
+
+    def __getitem__(self, row: int) -> Item:
+        item: Item = {"pixel_values": self.pixel_values[row], "sample_ids": range(len(self))[row]}
+        if self.labels is not None:
+            item["labels"] = int(self.labels[row])
+        return item

@@ -1,0 +1,71 @@
+"""Where images come from, in words: nothing is opened here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from pwl_hf.data.errors import DataError
+
+# The data that comes with scikit-learn.
+DIGITS = "digits"
+TRAIN, VALIDATION = "train", "validation"
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """Labelled images: where they lie, which columns they are, and how many are used.
+
+    Args:
+        name: `"digits"` (scikit-learn's handwritten digits, which need no download), a folder of images or of any
+            files that `datasets.load_dataset` reads (parquet, say), a parquet file, a glob of parquet files, or the
+            id of a data set on the Hub.
+        config: The configuration of a data set on the Hub.
+        revision: Its branch, tag or commit.
+        image_column: The column of the images; found from the features by default.
+        label_column: The column of the labels; found from the features by default.
+        label_names: The names of the labels in the order of their numbers. By default those of the features, the
+            sorted values of a column of strings, or the numbers themselves. Names that are those of the features in
+            another order number the labels anew, so that they can be brought into a model's own order.
+        unlabelled: Take the images alone, whatever other columns there are.
+        streaming: Read rows as they are needed, without a copy on disk.
+        max_samples: Use this many rows of a split: a random choice that is the same in every run, and a part of what
+            a greater number would choose. Of a stream, the first rows.
+        holdout: The part of the split "train" (above 0, below 1) that is held out of it as the split "validation".
+            It is stratified by label, and the same in every run.
+        token: The token for a private data set; the stored one by default.
+
+    Raises:
+        DataError: If the values contradict one another.
+    """
+
+    name: str
+    config: str | None = None
+    revision: str | None = None
+    image_column: str | None = None
+    label_column: str | None = None
+    label_names: Sequence[str] | None = None
+    unlabelled: bool = False
+    streaming: bool = False
+    max_samples: int | None = None
+    holdout: float | None = None
+    token: str | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            raise DataError('the data has no name: give "digits", a folder, a parquet file or a data set on the Hub')
+        if self.label_names is not None:
+            # A tuple, so that sources can be compared and hashed.
+            object.__setattr__(self, "label_names", tuple(self.label_names))
+            if len(set(self.label_names)) != len(self.label_names) or not self.label_names:
+                raise DataError(f"label_names must be different names, got {list(self.label_names)}")
+        if self.unlabelled and (self.label_column is not None or self.label_names is not None):
+            raise DataError("unlabelled data has no label_column and no label_names: leave them out")
+        if self.max_samples is not None and self.max_samples < 1:
+            raise DataError(f"max_samples must be 1 or more, got {self.max_samples}")
+        if self.holdout is not None and not 0 < self.holdout < 1:
+            raise DataError(f"holdout is a part of the training rows: above 0 and below 1, got {self.holdout}")
+        if self.streaming and self.holdout is not None:
+            raise DataError("nothing can be held out of a stream, whose end is unknown: leave out holdout or streaming")
+        if self.streaming and self.name == DIGITS:
+            raise DataError("the digits are in memory already: leave out streaming")

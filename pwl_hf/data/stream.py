@@ -1,0 +1,101 @@
+"""Images read as they come, in their order or nearly so."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from torch.utils.data import IterableDataset, get_worker_info
+from transformers import BaseImageProcessor
+
+from pwl_hf.data.pixels import Item, batch_of
+
+if TYPE_CHECKING:
+    from pwl_hf.data.split import ImageSplit
+
+# A row's number is its number in its file, plus this times the file's number: known without reading other files.
+FILE_STRIDE = 1 << 32
+
+# How many rows are read and processed at once.
+_CHUNK = 32
+
+_Row = tuple[int, dict[str, Any]]
+
+
+class PixelStream(IterableDataset[Item]):
+    """The images of a streamed split, decoded and processed as they are read.
+
+    Workers of a loader share the files out among themselves, and where there are more workers than files, the rows
+    of a file: each row comes once, with the same number, whatever their count. Between processes, accelerate
+    shares out the rows of the one stream.
+
+    Args:
+        split: The split, streamed.
+        processor: What makes tensors of images.
+        shuffle_buffer: Draw each row at random out of this many, and read the files in random order; 0 keeps the
+            order.
+        seed: The seed of that, together with the epoch.
+    """
+
+    def __init__(self, split: ImageSplit, processor: BaseImageProcessor, *, shuffle_buffer: int = 0, seed: int = 0):
+        self.split = split
+        self.processor = processor
+        self.shuffle_buffer = shuffle_buffer
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Shuffle in another order from the next iteration on; loaders call it."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[Item]:
+        info = get_worker_info()
+        worker, workers = (0, 1) if info is None else (info.id, info.num_workers)
+        rows = self._rows(worker, workers)
+        if self.shuffle_buffer:
+            rows = _shuffled(rows, self.shuffle_buffer, random.Random(f"{self.seed}/{self.epoch}/{worker}"))
+        while chunk := list(islice(rows, _CHUNK)):
+            numbers = [number for number, _ in chunk]
+            labels = [label for number, row in chunk if (label := self.split.encode(row, number)) is not None]
+            encoded = [row[self.split.image_column] for _, row in chunk]
+            yield from batch_of(encoded, numbers, labels or None, self.split.title, self.processor)
+
+    def _rows(self, worker: int, workers: int) -> Iterator[_Row]:
+        """A worker's rows and their numbers, still encoded."""
+        data = self.split.data
+        files = data.num_shards
+        groups = min(files, workers)
+        # The workers whose number leaves the same remainder read the same files, each its own rows of them.
+        group, member = worker % groups, worker // groups
+        members = len(range(group, workers, groups))
+        mine = list(range(group, files, groups))
+        if self.shuffle_buffer:
+            random.Random(f"{self.seed}/{self.epoch}/files").shuffle(mine)
+        for file in mine:
+            for number, row in islice(enumerate(self._file(file, files)), member, None, members):
+                yield file * FILE_STRIDE + number, row
+
+    def _file(self, file: int, files: int) -> Iterator[dict[str, Any]]:
+        limit = self.split.max_samples
+        # The first rows of every file, as many of each: how long a file is, is not known.
+        limit = None if limit is None else limit // files + (file < limit % files)
+        # `iter` rather than `__iter__`, which would share out the rows among a loader's workers once more.
+        batches = self.split.data.shard(files, file).iter(_CHUNK)
+        return islice((row for batch in batches for row in _unzip(batch)), limit)
+
+
+def _unzip(batch: dict[str, list[Any]]) -> Iterator[dict[str, Any]]:
+    for values in zip(*batch.values(), strict=True):
+        yield dict(zip(batch, values, strict=True))
+
+
+def _shuffled(rows: Iterator[_Row], size: int, chance: random.Random) -> Iterator[_Row]:
+    buffer = list(islice(rows, size))
+    for row in rows:
+        place = chance.randrange(size)
+        yield buffer[place]
+        buffer[place] = row
+    chance.shuffle(buffer)
+    yield from buffer
