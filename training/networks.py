@@ -1,10 +1,16 @@
-"""The teacher and the student of the digits: two ViTs of a few thousand parameters."""
+"""The networks of a training: teachers and students from names, configs and sizes, and what prepares their images."""
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import RemoteEntryNotFoundError
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -12,79 +18,218 @@ from transformers import (
     BaseImageProcessor,
     PreTrainedConfig,
     PreTrainedModel,
-    ViTConfig,
-    ViTForImageClassification,
+    ViTImageProcessorPil,
 )
+from transformers.image_utils import (
+    IMAGENET_DEFAULT_MEAN,
+    IMAGENET_DEFAULT_STD,
+    IMAGENET_STANDARD_MEAN,
+    IMAGENET_STANDARD_STD,
+)
+from transformers.utils import IMAGE_PROCESSOR_NAME
 
-from pwl_hf.data.digits import LABELS, SIZE
-from pwl_hf.training.arguments import DigitsArguments
+from pwl_hf.modeling.families import family_of
+from pwl_hf.training.command_line import parse_pairs
+from pwl_hf.training.network_arguments import NetworkArguments, TeacherArguments
+from pwl_hf.training.presets import preset_overrides
 
-# 16 patches of 2x2 pixels: with the class token, sequences of 17.
-_PATCH = 2
-_FEED_FORWARD = 2
-# At these widths ViT's usual 0.02 learns slowly: in a trial of 40 epochs a teacher came to 87 %, with this to 97 %.
-_INITIALIZER_RANGE = 0.1
+logger = logging.getLogger(__name__)
 
-
-def new_teacher(arguments: DigitsArguments) -> ViTForImageClassification:
-    """A teacher with fresh weights, of the size that the arguments ask for."""
-    config = ViTConfig(
-        image_size=SIZE,
-        patch_size=_PATCH,
-        num_channels=3,
-        initializer_range=_INITIALIZER_RANGE,
-        id2label=dict(enumerate(LABELS)),
-        label2id={name: i for i, name in enumerate(LABELS)},
-        **_size(arguments.teacher_width, arguments.teacher_layers, arguments.teacher_heads),
-    )
-    return ViTForImageClassification(config)
+# Of a config, what follows from the rest of it or belongs to one checkpoint.
+_NOT_INHERITED = frozenset({"architectures", "dtype", "transformers_version", "pooler_output_size"})
 
 
-def load_teacher(name: str) -> PreTrainedModel:
-    """A teacher from a folder or the Hub, in eval mode.
+def read_config(name: str) -> PreTrainedConfig:
+    """A config from a JSON file, a folder or the Hub.
 
     Raises:
-        ValueError: If it is no ViT, or does not have ten labels.
-    """
-    config = AutoConfig.from_pretrained(name)
-    if config.model_type != "vit":
-        raise ValueError(f"teacher {name!r} is of model_type {config.model_type!r}; this script trains ViTs: give one")
-    if config.num_labels != len(LABELS):
-        raise ValueError(f"teacher {name!r} has {config.num_labels} labels, the digits have {len(LABELS)}")
-    model: PreTrainedModel = AutoModelForImageClassification.from_pretrained(name)
-    return model
-
-
-def load_processor(name: str) -> BaseImageProcessor:
-    """A teacher's image processor: the student and every stage see images as the teacher does.
-
-    Raises:
+        ValueError: If a JSON file names no `model_type` that can be cut.
         OSError: If there is none.
     """
-    processor: BaseImageProcessor = AutoImageProcessor.from_pretrained(name)  # type: ignore[no-untyped-call]
-    return processor
+    path = Path(name)
+    if path.suffix != ".json":
+        return AutoConfig.from_pretrained(name)
+    values = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(values, dict) or not isinstance(values.get("model_type"), str):
+        raise ValueError(f"{path} must be a config with a model_type")
+    config: PreTrainedConfig = AutoConfig.for_model(**values)
+    family_of(config)
+    return config
+
+
+def derived_config(base: PreTrainedConfig, overrides: Mapping[str, Any]) -> PreTrainedConfig:
+    """A config that differs from another in some values, and in what follows from them.
+
+    Args:
+        base: Stays as it is.
+        overrides: Field -> value.
+
+    Raises:
+        ValueError: For a field that configs of this `model_type` do not have.
+        huggingface_hub.errors.StrictDataclassError: For values that cannot be.
+    """
+    names = [field.name for field in dataclasses.fields(base) if field.init and not field.name.startswith("_")]
+    for name in overrides:
+        if name not in names or name in _NOT_INHERITED:
+            raise ValueError(f"a config of model_type {base.model_type!r} has no {name!r} to be set")
+    kept = {name: getattr(base, name) for name in names if name not in _NOT_INHERITED}
+    return type(base)(**(kept | dict(overrides)))
+
+
+def with_labels(config: PreTrainedConfig, label_names: Sequence[str]) -> PreTrainedConfig:
+    """A config with these labels."""
+    return derived_config(
+        config,
+        {"id2label": dict(enumerate(label_names)), "label2id": {name: i for i, name in enumerate(label_names)}},
+    )
+
+
+def fresh(config: PreTrainedConfig) -> PreTrainedModel:
+    """A network with fresh weights.
+
+    Raises:
+        ValueError: If its family cannot be cut.
+    """
+    return family_of(config).model_class()(config)
+
+
+def load_network(name: str, label_names: Sequence[str] | None, *, replace_head: bool) -> PreTrainedModel:
+    """A network with its weights, from a folder or the Hub.
+
+    Args:
+        name: Folder or Hub id.
+        label_names: The labels of the data, if it has any.
+        replace_head: Give it a fresh head if its labels are others in number; refuse it otherwise.
+
+    Raises:
+        ValueError: If its family cannot be cut; if it has another number of labels, or the same labels in another
+            order.
+    """
+    config = AutoConfig.from_pretrained(name)
+    family_of(config)
+    if label_names is None or config.num_labels == len(label_names):
+        if label_names is not None:
+            check_labels(name, config, label_names)
+        return AutoModelForImageClassification.from_pretrained(name)
+    if not replace_head:
+        raise ValueError(
+            f"{name!r} has {config.num_labels} labels, the data has {len(label_names)}: fine-tune it with "
+            "train_teacher.py first"
+        )
+    logger.info("%s has %d labels, the data %d: its head is fresh", name, config.num_labels, len(label_names))
+    return AutoModelForImageClassification.from_pretrained(
+        name, config=with_labels(config, label_names), ignore_mismatched_sizes=True
+    )
+
+
+def check_labels(name: str, config: PreTrainedConfig, label_names: Sequence[str]) -> None:
+    """Refuse a network whose labels are the data's in another order; tell if they have other names.
+
+    Raises:
+        ValueError: With the first label that is elsewhere.
+    """
+    own = [str(config.id2label[i]) for i in range(len(label_names))]
+    different = [i for i, label in enumerate(label_names) if own[i] != label]
+    if not different:
+        return
+    i = different[0]
+    if set(own) == set(label_names):
+        raise ValueError(
+            f"{name!r} has the data's labels in another order: label {i} is {own[i]!r} there and {label_names[i]!r} in "
+            "the data; order class_names as the network has them"
+        )
+    if own[i] != f"LABEL_{i}":
+        logger.warning(
+            "label names differ: label %d is %r in %s and %r in the data, and %d more",
+            *(i, own[i], name, label_names[i], len(different) - 1),
+        )
+
+
+def new_teacher(arguments: TeacherArguments, label_names: Sequence[str]) -> PreTrainedModel:
+    """The network that `train_teacher.py` is to train: one to fine-tune, or one with fresh weights.
+
+    Raises:
+        ValueError: For overrides that the family does not have; as `load_network`.
+    """
+    if arguments.model is not None:
+        return load_network(arguments.model, label_names, replace_head=True)
+    base = AutoConfig.for_model(arguments.model_type) if arguments.config is None else read_config(arguments.config)
+    overrides = parse_pairs(arguments.config_overrides or (), "config_overrides")
+    return fresh(with_labels(derived_config(base, overrides), label_names))
 
 
 def new_student(
-    arguments: DigitsArguments, teacher: PreTrainedConfig, device: torch.device
-) -> ViTForImageClassification:
-    """A student with fresh weights, of the size that the arguments ask for.
+    arguments: NetworkArguments, teacher: PreTrainedConfig, label_names: Sequence[str] | None
+) -> PreTrainedModel:
+    """The student that the options ask for, with fresh weights unless it is a folder or on the Hub.
 
     Args:
-        arguments: The arguments.
-        teacher: The teacher's config: images, patches and labels are as it says.
-        device: Where the student is made.
+        arguments: The options.
+        teacher: The teacher's config: what the student's is derived from, and whose labels it has.
+        label_names: The labels of the data, if it has any.
+
+    Raises:
+        ValueError: For an unknown preset, or overrides that the family does not have or that do not go with weights.
     """
-    size = _size(arguments.student_width, arguments.student_layers, arguments.student_heads)
-    config = ViTConfig.from_dict(teacher.to_dict() | size | {"initializer_range": _INITIALIZER_RANGE})
-    with device:
-        return ViTForImageClassification(config)
+    overrides = parse_pairs(arguments.student_config_overrides or (), "student_config_overrides")
+    name = arguments.student
+    if name is not None and not name.endswith(".json"):
+        if overrides:
+            raise ValueError(f"student_config_overrides do not go with the weights of {name!r}: leave one out")
+        return load_network(name, label_names, replace_head=True)
+    if name is not None:
+        base = read_config(name)
+    elif arguments.student_preset is not None:
+        base = derived_config(teacher, preset_overrides(arguments.student_preset, teacher))
+    else:
+        base = teacher
+    return fresh(with_labels(derived_config(base, overrides), [teacher.id2label[i] for i in sorted(teacher.id2label)]))
 
 
-def _size(width: int, layers: int, heads: int) -> dict[str, Any]:
-    return {
-        "hidden_size": width,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "intermediate_size": _FEED_FORWARD * width,
-    }
+def image_processor(name: str | None, config: PreTrainedConfig, image_size: int | None) -> BaseImageProcessor:
+    """What prepares a network's images: its own processor, or else a plain one of its family.
+
+    The plain one makes RGB of every image, resizes it to a square and normalises it as the family's published
+    networks do.
+
+    Args:
+        name: Folder or Hub id of the network, if it has one.
+        config: The network's config.
+        image_size: Pixels a side, for a network that has no processor; the config's own by default.
+
+    Raises:
+        ValueError: If the network has a processor and `image_size` is another; if there is no size.
+    """
+    if name is not None and (own := _own_processor(name)) is not None:
+        if image_size is not None and not _gives(own, image_size):
+            raise ValueError(f"image_size={image_size}, but {name!r} has an image processor of its own: leave it out")
+        return own
+    size = image_size if image_size is not None else getattr(config, "image_size", None)
+    if size is None:
+        raise ValueError(f"networks of model_type {config.model_type!r} take images of any size: give image_size")
+    height, width = (size, size) if isinstance(size, int) else size
+    is_vit = config.model_type == "vit"
+    return ViTImageProcessorPil(
+        size={"height": height, "width": width},
+        do_convert_rgb=True,
+        image_mean=IMAGENET_STANDARD_MEAN if is_vit else IMAGENET_DEFAULT_MEAN,
+        image_std=IMAGENET_STANDARD_STD if is_vit else IMAGENET_DEFAULT_STD,
+    )
+
+
+def _own_processor(name: str) -> BaseImageProcessor | None:
+    # Asked for first: transformers raises the same for a file that is not there and a Hub that does not answer.
+    if Path(name).is_dir():
+        exists = Path(name, IMAGE_PROCESSOR_NAME).is_file()
+    else:
+        try:
+            exists = bool(hf_hub_download(name, IMAGE_PROCESSOR_NAME))
+        except RemoteEntryNotFoundError:
+            exists = False
+    return AutoImageProcessor.from_pretrained(name) if exists else None  # type: ignore[no-untyped-call]
+
+
+def _gives(processor: BaseImageProcessor, image_size: int) -> bool:
+    sizes = (getattr(processor, "crop_size", None), getattr(processor, "size", None))
+    size = next((dict(found) for found in sizes if found is not None), {})
+    return set(size.values()) == {image_size}

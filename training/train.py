@@ -49,7 +49,7 @@ def train(arguments: DigitsArguments) -> list[float]:
     from pwl_hf.modeling.saving import write_metrics
     from pwl_hf.training.loop import Supervised, fit, parameter_groups
     from pwl_hf.training.measure import stage_accuracies
-    from pwl_hf.training.networks import load_processor, load_teacher, new_student, new_teacher
+    from pwl_hf.training.digits_networks import load_processor, load_teacher, new_student, new_teacher
     from pwl_hf.training.objective import build_objective
     from pwl_hf.training.objective_arguments import ObjectiveArguments
 

@@ -1,0 +1,230 @@
+"""Teachers and students from names, configs and sizes, and the processors of their images."""
+
+from __future__ import annotations
+
+import json
+import logging
+
+import pytest
+import torch
+from PIL import Image
+from transformers import ResNetConfig, SwinConfig, ViTConfig, ViTImageProcessorPil
+
+from pwl_hf import PWLForImageClassification, VGGConfig
+from pwl_hf.training.network_arguments import NetworkArguments, TeacherArguments
+from pwl_hf.training.networks import (
+    check_labels,
+    derived_config,
+    fresh,
+    image_processor,
+    load_network,
+    new_student,
+    new_teacher,
+    read_config,
+    with_labels,
+)
+from pwl_hf.training.presets import PRESETS, preset_overrides
+from tests.tiny import FAMILIES, tiny_images, tiny_pair
+
+NAMES = ["ant", "bee", "cat", "dog", "elk"]
+
+
+def arguments(**kwargs: object) -> NetworkArguments:
+    return NetworkArguments(**{"teacher": "teacher", **kwargs})
+
+
+# --- Sizes ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("preset", PRESETS)
+def test_preset_of_every_family_joins_with_its_teacher(model_type, preset):
+    teacher, _ = tiny_pair(model_type)
+    student = new_student(arguments(student_preset=preset), teacher, None)
+    stages = min(len(getattr(student.config, "depths", [0] * student.config.to_dict().get("num_hidden_layers", 4))), 4)
+    model = PWLForImageClassification.from_teacher_student(fresh(teacher), student, num_stages=stages).eval()
+    assert model(tiny_images(model_type)).logits.shape == (2, 5)
+    sizes = {role: sum(p.numel() for p in getattr(model, role).parameters()) for role in ("teacher", "student")}
+    assert sizes["student"] < sizes["teacher"]
+
+
+@pytest.mark.parametrize(
+    ("teacher", "preset", "expected"),
+    [
+        (
+            ViTConfig(),
+            "slim",
+            {"hidden_size": 192, "num_attention_heads": 3, "num_hidden_layers": 6, "intermediate_size": 768},
+        ),
+        (ResNetConfig(), "half-depth", {"depths": [2, 2, 3, 2], "hidden_sizes": [256, 512, 1024, 2048]}),
+        (ResNetConfig(), "half-width", {"depths": [3, 4, 6, 3], "hidden_sizes": [128, 256, 512, 1024]}),
+        (SwinConfig(), "half", {"embed_dim": 64, "num_heads": [2, 2, 4, 8], "depths": [1, 1, 3, 1]}),
+        (VGGConfig(), "quarter", {"depths": [1, 1, 1, 1, 1], "hidden_sizes": [16, 32, 64, 128, 128]}),
+    ],
+)
+def test_preset_sizes(teacher, preset, expected):
+    found = preset_overrides(preset, teacher)
+    assert {name: found[name] for name in expected} == expected
+
+
+def test_unknown_preset_names_those_that_exist():
+    with pytest.raises(ValueError, match=r"student_preset must be one of half-depth, .*, got 'tiny'"):
+        new_student(arguments(student_preset="tiny"), ViTConfig(), None)
+
+
+def test_overrides_come_after_the_preset_and_labels_are_the_teacher_s():
+    teacher, _ = tiny_pair("vit")
+    given = arguments(student_preset="half-depth", student_config_overrides=["num_hidden_layers=2", "hidden_act=relu"])
+    config = new_student(given, teacher, NAMES).config
+    assert (config.num_hidden_layers, config.hidden_act, config.hidden_size) == (2, "relu", teacher.hidden_size)
+    assert config.id2label == dict(enumerate(NAMES))
+    assert config.label2id == {name: i for i, name in enumerate(NAMES)}
+    assert teacher.num_hidden_layers == 8
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_derived_config_follows_in_what_depends(model_type):
+    teacher, student = tiny_pair(model_type)
+    name = "num_hidden_layers" if hasattr(teacher, "num_hidden_layers") else "depths"
+    derived = derived_config(teacher, {name: getattr(student, name)})
+    assert getattr(derived, "stage_names", None) == getattr(student, "stage_names", None)
+    same = derived_config(teacher, {}).to_dict()
+    assert same == {key: teacher.to_dict()[key] for key in same}
+
+
+def test_unknown_override_is_refused_by_name():
+    with pytest.raises(ValueError, match="a config of model_type 'vit' has no 'depth' to be set"):
+        new_student(arguments(student_config_overrides=["depth=3"]), ViTConfig(), None)
+
+
+# --- Names ----------------------------------------------------------------------------------------------------------
+
+
+def test_student_from_a_json_file_has_its_size_and_the_teacher_s_labels(tmp_path):
+    teacher, _ = tiny_pair("pwl_vgg")
+    (tmp_path / "small.json").write_text(json.dumps({"model_type": "pwl_vgg", "hidden_sizes": [3], "depths": [1]}))
+    config = new_student(arguments(student=str(tmp_path / "small.json")), teacher, NAMES).config
+    assert (config.hidden_sizes, config.num_labels) == ([3], 5)
+    (tmp_path / "wrong.json").write_text("[]")
+    with pytest.raises(ValueError, match="must be a config with a model_type"):
+        read_config(str(tmp_path / "wrong.json"))
+
+
+def test_student_with_weights_keeps_them(tmp_path):
+    teacher, student = tiny_pair("vit")
+    saved = fresh(student)
+    saved.save_pretrained(tmp_path / "student")
+    loaded = new_student(arguments(student=str(tmp_path / "student")), teacher, NAMES)
+    assert all(torch.equal(a, b) for a, b in zip(saved.parameters(), loaded.parameters(), strict=True))
+    with pytest.raises(ValueError, match="student_config_overrides do not go with the weights"):
+        new_student(
+            arguments(student=str(tmp_path / "student"), student_config_overrides=["hidden_size=8"]), teacher, NAMES
+        )
+
+
+def test_network_from_the_hub_is_found(hub, repo_id):
+    fresh(tiny_pair("resnet")[1]).push_to_hub(repo_id)
+    assert load_network(repo_id, NAMES, replace_head=False).config.model_type == "resnet"
+    assert isinstance(image_processor(repo_id, tiny_pair("resnet")[1], 64), ViTImageProcessorPil)
+
+
+def test_other_number_of_labels_is_refused_or_gets_a_fresh_head(tmp_path, caplog):
+    saved = fresh(tiny_pair("vit")[1])
+    saved.save_pretrained(tmp_path / "five")
+    with pytest.raises(ValueError, match=r"has 5 labels, the data has 2: fine-tune it with train_teacher\.py"):
+        load_network(str(tmp_path / "five"), ["a", "b"], replace_head=False)
+    with caplog.at_level(logging.INFO, "pwl_hf.training"):
+        network = new_teacher(TeacherArguments(model=str(tmp_path / "five")), ["a", "b"])
+    assert "its head is fresh" in caplog.text
+    assert network.config.id2label == {0: "a", 1: "b"}
+    assert network.classifier.weight.shape[0] == 2
+    assert torch.equal(network.vit.layernorm.weight, saved.vit.layernorm.weight)
+    assert torch.equal(
+        network.vit.embeddings.patch_embeddings.projection.weight,
+        saved.vit.embeddings.patch_embeddings.projection.weight,
+    )
+
+
+def test_labels_in_another_order_are_refused_and_other_names_told(caplog):
+    config = with_labels(ViTConfig(), NAMES)
+    with pytest.raises(ValueError, match="labels in another order: label 0 is 'ant' there and 'bee' in the data"):
+        check_labels("teacher", config, ["bee", "ant", "cat", "dog", "elk"])
+    check_labels("teacher", config, NAMES)
+    check_labels("teacher", ViTConfig(), ["a", "b"])
+    assert caplog.text == ""
+    check_labels("teacher", config, ["ant", "bee", "Katze", "dog", "elk"])
+    assert "label 2 is 'cat' in teacher and 'Katze' in the data, and 0 more" in caplog.text
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_teacher_of_every_family_has_the_data_s_labels(model_type, tmp_path):
+    config, _ = tiny_pair(model_type)
+    config.save_pretrained(tmp_path)
+    network = new_teacher(TeacherArguments(config=str(tmp_path)), ["a", "b", "c"])
+    assert network.config.label2id == {"a": 0, "b": 1, "c": 2}
+    assert network.eval()(tiny_images(model_type)).logits.shape == (2, 3)
+
+
+def test_family_that_cannot_be_cut_is_refused():
+    with pytest.raises(ValueError, match="model_type 'bert' cannot be cut"):
+        new_teacher(TeacherArguments(model_type="bert"), NAMES)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "no student: give student"),
+        ({"student_preset": "slim"}, "no teacher: give teacher, or teacher_recipe"),
+        ({"model": "m", "teacher": "t"}, "teacher does not go with model"),
+        ({"model": "m", "num_stages": 2}, "num_stages does not go with model"),
+        ({"teacher": "t", "student": "s", "student_preset": "slim"}, "exclude each other"),
+        ({"teacher": "t", "student": "s", "num_stages": 0}, "num_stages must be at least 1, got 0"),
+    ],
+)
+def test_options_that_exclude_each_other_are_told(options, message):
+    with pytest.raises(ValueError, match=message):
+        NetworkArguments(**options)
+
+
+@pytest.mark.parametrize("options", [{}, {"model": "m", "config": "c"}])
+def test_teacher_is_one_of_three(options):
+    with pytest.raises(ValueError, match="give exactly one of model, config and model_type"):
+        TeacherArguments(**options)
+
+
+def test_overrides_of_weights_are_refused():
+    with pytest.raises(ValueError, match="config_overrides do not go with model"):
+        TeacherArguments(model="m", config_overrides=["depths=[1]"])
+
+
+# --- Processors -----------------------------------------------------------------------------------------------------
+
+
+def test_own_processor_comes_first(tmp_path):
+    ViTImageProcessorPil(size={"height": 12, "width": 12}).save_pretrained(tmp_path)
+    assert dict(image_processor(str(tmp_path), ViTConfig(), None).size) == {"height": 12, "width": 12}
+    assert dict(image_processor(str(tmp_path), ViTConfig(), 12).size) == {"height": 12, "width": 12}
+    with pytest.raises(ValueError, match=r"image_size=16, but .* has an image processor of its own"):
+        image_processor(str(tmp_path), ViTConfig(), 16)
+
+
+def test_plain_processor_makes_rgb_of_the_config_s_size(tmp_path):
+    grey = Image.new("L", (9, 5), 255)
+    for config, size, expected in (
+        (ViTConfig(image_size=16), None, 16),
+        (ViTConfig(image_size=16), 8, 8),
+        (ResNetConfig(), 64, 64),
+    ):
+        pixels = image_processor(str(tmp_path), config, size)(grey, return_tensors="pt")["pixel_values"]
+        assert pixels.shape == (1, 3, expected, expected)
+
+
+def test_network_of_any_size_needs_one():
+    with pytest.raises(ValueError, match="'resnet' take images of any size: give image_size"):
+        image_processor(None, ResNetConfig(), None)
+
+
+def test_hub_that_does_not_answer_is_no_missing_processor(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(OSError, match=r"offline|cannot find|disabled"):
+        image_processor("org/never-seen", ViTConfig(), None)

@@ -1,0 +1,253 @@
+"""The command line of the training scripts: options from recipes, and from the line itself, which wins.
+
+A recipe is a YAML or JSON file whose keys are the options' names. Several may be given; a later one wins.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from argparse import Action, ArgumentTypeError
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from enum import Enum
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+import yaml
+from transformers import HfArgumentParser
+from transformers.hf_argparser import string_to_bool
+
+RECIPES = Path(__file__).resolve().parent / "recipes"
+# What a run was given, in its output folder; a recipe itself.
+RUN_FILE = "training_args.yaml"
+_SUFFIXES = (".yaml", ".yml", ".json")
+_SECRET = frozenset({"hub_token"})
+_LIBRARIES = ("torch", "transformers", "accelerate", "datasets", "huggingface_hub", "safetensors", "captum", "numpy")
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """What a command line says.
+
+    Args:
+        parts: The dataclasses, in the order they were asked for.
+        options: Every option by name, as a recipe would give it: no defaults are left to guess, no token is in it.
+    """
+
+    parts: tuple[Any, ...]
+    options: dict[str, Any]
+
+
+class CommandLine:
+    """Reads `[RECIPE ...] [--option value ...]` into dataclasses.
+
+    Args:
+        parts: The dataclasses; no two have a field in common.
+        program: What the script is called.
+        description: A sentence about it.
+        recipes: Where recipes are that are given by name, such as `vit-digits`.
+        required: Options that must be given, in a recipe or on the line.
+
+    Example:
+
+        >>> from pwl_hf.training.objective_arguments import ObjectiveArguments
+        >>> line = CommandLine([ObjectiveArguments], "train.py", "Train.")
+        >>> (objective,) = line.parse(["--alpha", "0.1"]).parts
+        >>> objective.alpha
+        0.1
+    """
+
+    def __init__(
+        self,
+        parts: Sequence[type],
+        program: str,
+        description: str,
+        *,
+        recipes: Path = RECIPES,
+        required: Sequence[str] = (),
+    ) -> None:
+        self.recipes = recipes
+        self.required = tuple(required)
+        names = ", ".join(self._known_recipes())
+        self.parser = HfArgumentParser(
+            list(parts),
+            prog=program,
+            # argparse would list all options a second time.
+            usage="%(prog)s [RECIPE ...] [--option value ...]",
+            description=description,
+            epilog=f"RECIPE is a YAML or JSON file of options, or one of: {names}. Later ones win, the line over all.",
+            allow_abbrev=False,
+        )
+        self._actions = {action.dest: action for action in reversed(self.parser._actions) if action.dest != "help"}
+        self._mappings = {
+            name
+            for part in parts
+            for name, hint in get_type_hints(part).items()
+            if any(get_origin(kind) is dict or kind is dict for kind in (hint, *get_args(hint)))
+        }
+
+    def parse(self, argv: Sequence[str]) -> Parsed:
+        """The dataclasses of a command line; what is wrong with it ends the program with a message and status 2."""
+        words = list(argv)
+        count = next((i for i, word in enumerate(words) if word.startswith("-")), len(words))
+        try:
+            given: dict[str, list[str]] = {}
+            for recipe in words[:count]:
+                path = self.find(recipe)
+                for key, value in read_recipe(path).items():
+                    given[key] = self._words(path, key, value)
+            recipe_words = [word for value in given.values() for word in value]
+            namespace = vars(self.parser.parse_args([*recipe_words, *words[count:]]))
+            for name in self.required:
+                if namespace[name] is None:
+                    raise ValueError(f"--{name} is needed: give it on the line or in a recipe")
+            options = {
+                name: value.value if isinstance(value, Enum) else value
+                for name, value in namespace.items()
+                if value is not None and value != [] and name not in _SECRET
+            }
+            parts = self.parser.parse_dict(dict(namespace))
+        except (OSError, ValueError) as error:
+            self.parser.error(str(error))
+        return Parsed(tuple(parts), options)
+
+    def find(self, recipe: str) -> Path:
+        """The file of a recipe given by path or by name.
+
+        Raises:
+            FileNotFoundError: If there is none, with the names that exist.
+        """
+        path = Path(recipe)
+        if path.is_file():
+            return path
+        for suffix in _SUFFIXES if path.name == recipe else ():
+            if (found := self.recipes / f"{path.name.removesuffix(suffix)}{suffix}").is_file():
+                return found
+        raise FileNotFoundError(
+            f"recipe {recipe!r} is no file, and no recipe of that name exists; there are "
+            f"{', '.join(self._known_recipes()) or 'none'}"
+        )
+
+    def _known_recipes(self) -> list[str]:
+        return sorted(path.stem for path in self.recipes.glob("*") if path.suffix in _SUFFIXES)
+
+    def _words(self, path: Path, key: str, value: Any) -> list[str]:
+        """A key and its value as the command line would have them."""
+        action = self._actions.get(key)
+        if action is None:
+            raise ValueError(f"{path}: {key!r} is no option of this script; --help lists them")
+        if value is None:
+            return []
+        is_list = action.nargs == "+"
+        if is_list and isinstance(value, Mapping):
+            value = [f"{name}={json.dumps(entry)}" for name, entry in value.items()]
+        if isinstance(value, Mapping) and key not in self._mappings:
+            raise ValueError(f"{path}: {key} takes no mapping, got {dict(value)!r}")
+        if isinstance(value, list) and not is_list:
+            raise ValueError(f"{path}: {key} takes one value, got the list {value!r}")
+        values = value if isinstance(value, list) else [value]
+        found = [self._word(path, key, action, entry) for entry in values]
+        if is_list:
+            return [f"--{key}", *found] if found else []
+        return [f"--{key}={found[0]}"]
+
+    def _word(self, path: Path, key: str, action: Action, value: Any) -> str:
+        is_switch = isinstance(value, bool)
+        word = json.dumps(value) if isinstance(value, Mapping) or is_switch else str(value)
+        try:
+            if is_switch and action.type is not string_to_bool:
+                raise ValueError
+            parsed = action.type(word) if callable(action.type) else word
+            if action.choices is not None and parsed not in action.choices:
+                raise ValueError
+        except (ValueError, TypeError, ArgumentTypeError):
+            allowed = None if action.choices is None else ", ".join(map(str, action.choices))
+            names = {string_to_bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+            expected = f"one of {allowed}" if allowed else names.get(action.type, str(action.type))  # type: ignore[call-overload]
+            hint = " (YAML reads yes, no, on and off without quotes as true and false)" if is_switch else ""
+            raise ValueError(f"{path}: {key} must be {expected}, got {value!r}{hint}") from None
+        return word
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which a key given twice is an error, not a riddle."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """A mapping.
+
+        Raises:
+            ValueError: If a key is there twice.
+        """
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise ValueError(f"key {key!r} is given twice, again in line {key_node.start_mark.line + 1}")
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """The options of a recipe, unchecked.
+
+    Raises:
+        ValueError: If it is no mapping of options, or not readable as YAML or JSON, with the file's name.
+    """
+    try:
+        # JSON is YAML.
+        read = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except (ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"{path} is not readable as a recipe: {error}") from error
+    if not isinstance(read, dict) or not all(isinstance(key, str) for key in read):
+        raise ValueError(f"{path} must map options to values, got {type(read).__name__}")
+    return read
+
+
+def write_options(options: Mapping[str, Any], folder: Path, program: str) -> Path:
+    """Write down what was run, as a recipe that runs it again.
+
+    Args:
+        options: Every option (see `Parsed`).
+        folder: The run's folder.
+        program: The script that runs it.
+
+    Returns:
+        The file: the options, and in comments the versions of Python and of the libraries.
+    """
+    versions = ["Python " + platform.python_version()]
+    for library in ("pwl-hf", *_LIBRARIES):
+        try:
+            versions.append(f"{library} {version(library)}")
+        except PackageNotFoundError:
+            continue
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / RUN_FILE
+    text = yaml.safe_dump(dict(options), sort_keys=False, allow_unicode=True, width=1000)
+    head = f"# What was run; accelerate launch {program} {RUN_FILE} runs it again.\n# With {', '.join(versions)}.\n"
+    path.write_text(head + text, encoding="utf-8")
+    return path
+
+
+def parse_pairs(pairs: Sequence[str], option: str) -> dict[str, Any]:
+    """`NAME=VALUE` words as a mapping; a value is JSON if it can be read so, and text otherwise.
+
+    Raises:
+        ValueError: For a word without a name and `=`, naming the option.
+    """
+    found = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not equals or not name:
+            raise ValueError(f"--{option} takes NAME=VALUE, got {pair!r}")
+        try:
+            found[name] = json.loads(text)
+        except ValueError:
+            found[name] = text
+    return found
+
+
+def option_names(part: type) -> list[str]:
+    """The options of a dataclass."""
+    return [field.name for field in fields(part) if field.init]

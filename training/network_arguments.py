@@ -1,0 +1,119 @@
+"""The options of the networks (no torch, so that wrong ones are told at once)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+_OVERRIDES = "as NAME=VALUE ..., VALUE in JSON (in a recipe: a mapping)"
+
+
+@dataclass
+class NetworkArguments:
+    """The teacher, the student, and how both are cut.
+
+    Raises:
+        ValueError: For options that exclude each other, by name.
+    """
+
+    model: str | None = field(
+        default=None, metadata={"help": "A PWL repository (folder or Hub id) to train further, in place of a pair."}
+    )
+    teacher: str | None = field(
+        default=None, metadata={"help": "The teacher: folder or Hub id. Without one, teacher_recipe trains it first."}
+    )
+    teacher_recipe: str | None = field(
+        default=None,
+        metadata={"help": "Recipe of train_teacher.py by which a teacher is trained on the same data first."},
+    )
+    teacher_options: list[str] | None = field(
+        default=None, metadata={"help": f"Options over that recipe, {_OVERRIDES}."}
+    )
+    student: str | None = field(
+        default=None,
+        metadata={
+            "help": "The student: a JSON file of its config, for fresh weights; a folder or Hub id, with weights."
+        },
+    )
+    student_preset: str | None = field(
+        default=None,
+        metadata={
+            "help": "A student with fresh weights, by its part of the teacher's layers and channels: half-depth, "
+            "half-width, half (of both), slim (half, a quarter), quarter (of both)."
+        },
+    )
+    student_config_overrides: list[str] | None = field(
+        default=None,
+        metadata={"help": f"What differs in the student's config from the preset's, or the teacher's, {_OVERRIDES}."},
+    )
+    init_student_from_teacher: Literal["spread", "first"] | None = field(
+        default=None,
+        metadata={
+            "help": "Copy the teacher's layers into the student where shapes allow: spread evenly over each block, or "
+            "the first ones of it."
+        },
+    )
+    num_stages: int | None = field(
+        default=None,
+        metadata={"help": "Number of blocks N; stages go from 0 to N. By default 4, or as many as cuts."},
+    )
+    teacher_cuts: list[int] | None = field(
+        default=None, metadata={"help": "Where the teacher's blocks end, in layers; equal depth if not given."}
+    )
+    student_cuts: list[int] | None = field(default=None, metadata={"help": "Where the student's blocks end."})
+    fit_converters: Literal["before", "after"] | None = field(
+        default=None,
+        metadata={
+            "help": "Solve the converters by least squares on training images, before training (of two trained "
+            "networks only: for a student with fresh weights it is harmful) or after it."
+        },
+    )
+    image_size: int | None = field(
+        default=None, metadata={"help": "Pixels a side that images are resized to, if the teacher has no processor."}
+    )
+
+    def __post_init__(self) -> None:
+        sources = ("teacher", "student", "student_preset", "student_config_overrides", "init_student_from_teacher")
+        if self.model is not None:
+            for name in (*sources, "num_stages", "teacher_cuts", "student_cuts"):
+                if getattr(self, name) is not None:
+                    raise ValueError(f"{name} does not go with model: the PWL repository {self.model!r} has its own")
+        elif self.student is None and self.student_preset is None and self.student_config_overrides is None:
+            raise ValueError("no student: give student, student_preset or student_config_overrides (or model)")
+        elif self.teacher is None and self.teacher_recipe is None:
+            raise ValueError("no teacher: give teacher, or teacher_recipe to train one first (or model)")
+        if self.student is not None and self.student_preset is not None:
+            raise ValueError("student and student_preset exclude each other: give one")
+        if self.num_stages is not None and self.num_stages < 1:
+            raise ValueError(f"num_stages must be at least 1, got {self.num_stages}")
+
+
+@dataclass
+class TeacherArguments:
+    """The network that `train_teacher.py` trains.
+
+    Raises:
+        ValueError: If not exactly one of `model`, `config` and `model_type` is given; for overrides of weights.
+    """
+
+    model: str | None = field(default=None, metadata={"help": "Folder or Hub id of a network to fine-tune."})
+    config: str | None = field(
+        default=None, metadata={"help": "JSON file, folder or Hub id of a config, for fresh weights."}
+    )
+    model_type: str | None = field(
+        default=None, metadata={"help": "A family (vit, resnet, pwl_vgg, ...) in its default size, for fresh weights."}
+    )
+    config_overrides: list[str] | None = field(
+        default=None, metadata={"help": f"What differs in the config, {_OVERRIDES}."}
+    )
+    image_size: int | None = field(
+        default=None,
+        metadata={"help": "Pixels a side that images are resized to, if the network has no image processor."},
+    )
+
+    def __post_init__(self) -> None:
+        given = [name for name in ("model", "config", "model_type") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"give exactly one of model, config and model_type, got {', '.join(given) or 'none'}")
+        if self.model is not None and self.config_overrides:
+            raise ValueError(f"config_overrides do not go with model: the weights of {self.model!r} have their config")
