@@ -7,12 +7,16 @@ from typing import Annotated
 
 import typer
 
+from benchmarks.recipes.command import cards, recipes
+
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app.command()(recipes)
+app.command()(cards)
 
 
 @app.callback()
 def benchmarks() -> None:
-    """Measure PWL against transformers' own loader."""
+    """Measure PWL against transformers' own loader, and recipes of training against each other."""
 
 
 @app.command()

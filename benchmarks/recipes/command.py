@@ -1,0 +1,135 @@
+"""The commands `recipes` and `cards`."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from benchmarks.recipes.costs import measure_rounds, render_costs
+from benchmarks.recipes.definitions import FOLDER, Definitions, Table, load_definitions
+from benchmarks.recipes.engine import check_files, fill
+from benchmarks.recipes.processes import ChildFailed, Children
+from benchmarks.recipes.runs import runs_of
+from benchmarks.recipes.store import Store
+from benchmarks.recipes.tables import render
+from benchmarks.recipes.workplace import Workplace
+
+_TABLE = Annotated[str, typer.Argument(help="A table of the definitions: headline, objective, cost.")]
+_STORE = Annotated[Path, typer.Option(help="The JSON file of all results; tables are written beside it.")]
+_DATA = Annotated[Path | None, typer.Option(help="The folder of the data's files, such as train.parquet.")]
+_WORK = Annotated[Path, typer.Option(help="Where teachers and models are trained and kept.")]
+_ONLY = Annotated[list[str] | None, typer.Option(help="PAIR/RECIPE, with * and ?; may be given several times.")]
+_SEEDS = Annotated[str, typer.Option(help="Seeds, with commas between them.")]
+_DEFINITIONS = Annotated[Path, typer.Option(help="The folder of the definitions.")]
+_WORK_FOLDER = Path("benchmarks-data/recipes")
+
+
+def recipes(
+    table: _TABLE,
+    store: _STORE = Path("model_cards/results.json"),
+    data: _DATA = None,
+    work: _WORK = _WORK_FOLDER,
+    seeds: _SEEDS = "0,1,2",
+    only: _ONLY = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Runs side by side.")] = 2,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of each.")] = 1,
+    table_only: Annotated[bool, typer.Option("--table-only", help="Run nothing.")] = False,
+    again: Annotated[bool, typer.Option("--again", help="Run what is stored too, and replace it.")] = False,
+    definitions: _DEFINITIONS = FOLDER,
+) -> None:
+    """Train what a table lacks, one process a run, and write the table; a run that is stored is not repeated.
+
+    Ends with status 1 if a run failed; the others are stored and in the table.
+    """
+    defined = load_definitions(definitions)
+    asked = _table(defined, table)
+    numbers = _numbers(seeds)
+    results = Store(store)
+    failed: dict[str, str] = {}
+    if not table_only:
+        for section in asked.sections:
+            _refused_as_option(check_files, defined.data[defined.pairs[section.pair].data].files, data)
+        # Asked to end, a process must end its children too.
+        signal.signal(signal.SIGTERM, _interrupt)
+        with Children(threads) as children:
+            workplace = Workplace(work, data, children)
+            if asked.form == "cost":
+                try:
+                    measure_rounds(defined, asked, results, workplace, only or [], _report)
+                except ChildFailed as error:
+                    failed["a round"] = str(error)
+            else:
+                runs = runs_of(defined, asked, numbers, only or [])
+                failed = fill(runs, results, workplace, jobs=jobs, report=_report, again=again)
+    command = f"python -m benchmarks recipes {table} --store {store} --data DATA --seeds {seeds}"
+    if asked.form == "cost":
+        text = render_costs(defined, asked, results.read("rounds"), command)
+    else:
+        text = render(defined, asked, results.read("runs"), numbers, command)
+    path = store.with_name(f"{table}.md")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    typer.echo(text)
+    if failed:
+        _report(f"{len(failed)} failed:")
+        for name, reason in failed.items():
+            _report(f"  {name}: {reason}")
+        raise typer.Exit(1)
+
+
+def cards(
+    table: _TABLE,
+    store: _STORE = Path("model_cards/results.json"),
+    work: _WORK = _WORK_FOLDER,
+    seeds: _SEEDS = "0",
+    only: _ONLY = None,
+    definitions: _DEFINITIONS = FOLDER,
+) -> None:
+    """Copy the model cards of a table's stored runs to a folder each beside the store, with what made them."""
+    from benchmarks.recipes.cards import publish_card
+
+    defined = load_definitions(definitions)
+    stored = Store(store).read("runs")
+    for run in runs_of(defined, _table(defined, table), _numbers(seeds), only or []):
+        if run.key not in stored:
+            _report(f"{run.training.name}: not stored, no card")
+            continue
+        titles = {"pair": defined.pairs[run.pair].title, "recipe": defined.recipes[run.recipe].title}
+        command = f"python -m benchmarks recipes {table} --only {run.pair}/{run.recipe} --seeds {run.seed} --data DATA"
+        path = publish_card(run, stored[run.key], titles, command, Workplace(work, None, _nothing), store.parent)
+        typer.echo(path)
+
+
+def _table(definitions: Definitions, name: str) -> Table:
+    if name not in definitions.tables:
+        raise typer.BadParameter(f"{name!r} is none of {', '.join(definitions.tables)}", param_hint="TABLE")
+    return definitions.tables[name]
+
+
+def _numbers(seeds: str) -> list[int]:
+    try:
+        return [int(seed) for seed in seeds.split(",")]
+    except ValueError:
+        raise typer.BadParameter(f"seeds are whole numbers with commas, got {seeds!r}", param_hint="--seeds") from None
+
+
+def _refused_as_option(check: Any, *arguments: Any) -> None:
+    try:
+        check(*arguments)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--data") from None
+
+
+def _report(line: str) -> None:
+    typer.echo(line, err=True)
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _nothing(*_: object) -> None:
+    raise ChildFailed("nothing is run for a card")

@@ -1,0 +1,68 @@
+"""What the store holds for a section of a table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from benchmarks.recipes import masks
+from benchmarks.recipes.definitions import Definitions, Section
+from benchmarks.recipes.estimates import Accuracies
+from benchmarks.recipes.runs import run_of
+from benchmarks.recipes.store import Entry
+
+
+@dataclass(frozen=True)
+class Results:
+    """The results of a section: those of the runs as they are defined now, whatever else the store holds.
+
+    Args:
+        num_stages: The number of blocks N.
+        seeds: The seeds that are wanted.
+        runs: The store's entries by recipe and seed; those that are missing are not in it.
+    """
+
+    num_stages: int
+    seeds: tuple[int, ...]
+    runs: Mapping[str, Mapping[int, Entry]]
+
+    @classmethod
+    def of(
+        cls, definitions: Definitions, section: Section, seeds: Sequence[int], stored: Mapping[str, Entry]
+    ) -> Results:
+        """Find what is stored."""
+        runs: dict[str, dict[int, Entry]] = {}
+        for recipe in section.recipes:
+            keys = {seed: run_of(definitions, section.pair, recipe, seed).key for seed in seeds}
+            runs[recipe] = {seed: stored[key] for seed, key in keys.items() if key in stored}
+        return cls(definitions.pairs[section.pair].num_stages, tuple(seeds), runs)
+
+    def accuracies(self, recipe: str) -> Accuracies:
+        """The accuracy of each mask by seed.
+
+        Of runs that measured the stages alone, only the student's: nobody trained their converters.
+        """
+        student = masks.student(self.num_stages)
+        found = {seed: entry["accuracy"] for seed, entry in self.runs[recipe].items()}
+        return {
+            seed: measured if len(measured) == 2**self.num_stages else {student: measured[student]}
+            for seed, measured in found.items()
+        }
+
+    def entries(self) -> Iterator[Entry]:
+        """All entries."""
+        for by_seed in self.runs.values():
+            yield from by_seed.values()
+
+    def about(self) -> str:
+        """What was measured on, how often and on what: to stand beside the numbers."""
+        entries = list(self.entries())
+        if not entries:
+            return f"Seeds {_listed(self.seeds)}; not measured yet."
+        data = _listed({f"{entry['data']}, {entry['test_images']:,} test images" for entry in entries})
+        devices = _listed({entry["device"] for entry in entries})
+        return f"{data}; mean ± standard deviation over the seeds {_listed(self.seeds)}, in percent; {devices}."
+
+
+def _listed(values: object) -> str:
+    return ", ".join(str(value) for value in sorted(values))  # type: ignore[call-overload]

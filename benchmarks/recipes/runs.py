@@ -1,0 +1,149 @@
+"""What a run is, and what makes two runs the same one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from benchmarks.recipes.definitions import Definitions, Options, Table
+
+
+@dataclass(frozen=True)
+class Training:
+    """A training of a teacher, of a student, or of a few steps for their speed: what decides its outcome.
+
+    Args:
+        name: What it is called in logs and as a folder.
+        script: The module that trains: `train_teacher` or `train`.
+        options: All options given to it, without paths: `{data}` stands for the data's folder.
+        files: The SHA-256 of the data's files.
+        teacher: The training of its teacher, if the script needs one.
+    """
+
+    name: str
+    script: str
+    options: Options
+    files: dict[str, str]
+    teacher: Training | None = None
+
+    @property
+    def key(self) -> str:
+        """The name and a digest of everything that decides the outcome."""
+        return f"{self.name}-{digest(self.identity())}"
+
+    def identity(self) -> dict[str, Any]:
+        """What the digest is of."""
+        return {
+            "script": self.script,
+            "options": self.options,
+            "files": self.files,
+            "teacher": self.teacher.identity() if self.teacher else None,
+        }
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training and the measurement of what it made: one cell of a table, one seed.
+
+    Args:
+        pair: The pair's name.
+        recipe: The recipe's name.
+        seed: The seed.
+        training: The training.
+        evaluate: Options of `pwl-hf evaluate`.
+        data: What is said of the data beside every number.
+    """
+
+    pair: str
+    recipe: str
+    seed: int
+    training: Training
+    evaluate: Options
+    data: str
+
+    @property
+    def key(self) -> str:
+        """What the store files the result under."""
+        return f"{self.training.name}-{digest(self.training.identity() | {'evaluate': self.evaluate})}"
+
+
+def teacher_of(definitions: Definitions, pair: str) -> Training:
+    """The training of a pair's teacher: one for all recipes and seeds."""
+    data = definitions.data[definitions.pairs[pair].data]
+    return Training(f"{pair}-teacher", "train_teacher", data.options | definitions.pairs[pair].teacher, data.files)
+
+
+def run_of(definitions: Definitions, pair: str, recipe: str, seed: int, extra: Mapping[str, Any] | None = None) -> Run:
+    """The run of a recipe on a pair with a seed.
+
+    Args:
+        definitions: What is defined.
+        pair: The pair's name.
+        recipe: The recipe's name.
+        seed: The seed.
+        extra: Options on top of all others.
+    """
+    entry = definitions.pairs[pair]
+    data = definitions.data[entry.data]
+    options = data.options | entry.training | definitions.recipe_options(recipe, pair) | dict(extra or {})
+    name = f"{pair}-{recipe}-seed{seed}"
+    return Run(
+        pair=pair,
+        recipe=recipe,
+        seed=seed,
+        training=Training(name, "train", options | {"seed": seed}, data.files, teacher_of(definitions, pair)),
+        evaluate=data.evaluate | entry.evaluate | {"orders": definitions.recipes[recipe].orders},
+        data=data.title,
+    )
+
+
+def runs_of(definitions: Definitions, table: Table, seeds: Iterable[int], only: Sequence[str] = ()) -> list[Run]:
+    """The runs of a table, each once, the first seed of everything first.
+
+    Args:
+        definitions: What is defined.
+        table: The table.
+        seeds: The seeds.
+        only: If given, patterns such as `resnet/ours` or `*/paper*`; the others are left out.
+    """
+    found: dict[str, Run] = {}
+    for seed in seeds:
+        for section in table.sections:
+            for recipe in section.recipes:
+                if chosen(section.pair, recipe, only):
+                    run = run_of(definitions, section.pair, recipe, seed)
+                    found.setdefault(run.key, run)
+    return list(found.values())
+
+
+def chosen(pair: str, recipe: str, only: Sequence[str]) -> bool:
+    """Whether `pair/recipe` is of one of the patterns; without patterns everything is."""
+    return not only or any(fnmatch(f"{pair}/{recipe}", pattern) for pattern in only)
+
+
+def digest(value: Any) -> str:
+    """Ten hexadecimal digits of a value's canonical JSON."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+def filled(value: Any, data: Path | None) -> Any:
+    """A value with the data's folder for `{data}`, in strings at any depth.
+
+    Raises:
+        ValueError: If the folder is needed and not given.
+    """
+    if isinstance(value, Mapping):
+        return {name: filled(inner, data) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [filled(inner, data) for inner in value]
+    if isinstance(value, str) and "{data}" in value:
+        if data is None:
+            raise ValueError(f"{value!r} needs the data's folder: give --data DIR")
+        return value.replace("{data}", str(data))
+    return value

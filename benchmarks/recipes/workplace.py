@@ -1,0 +1,167 @@
+"""A folder in which teachers and runs are trained and measured, each once, by child processes.
+
+`teachers/<key>/` and `runs/<key>/` hold the options as `recipe.yaml`, the scripts' output as `log.txt`, the model in a
+folder of its own, figures as `done.json` once it is trained, and of runs `evaluation.json`.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+from filelock import FileLock
+
+from benchmarks.recipes.definitions import Options
+from benchmarks.recipes.outputs import read_evaluation, read_training
+from benchmarks.recipes.processes import Execute
+from benchmarks.recipes.runs import Run, Training, filled
+from benchmarks.recipes.store import Entry
+
+_PACKAGES = ("pwl-hf", "torch", "transformers", "accelerate", "datasets", "huggingface_hub")
+
+
+class Workplace:
+    """Trains and measures in a folder; what is finished there is not done again.
+
+    Args:
+        folder: The folder.
+        data: The folder of the data's files, for `{data}` in options.
+        execute: Runs a command.
+    """
+
+    def __init__(self, folder: Path, data: Path | None, execute: Execute) -> None:
+        self._folder = folder.resolve()
+        self._data = data.resolve() if data is not None else None
+        self._execute = execute
+
+    def train(self, training: Training, *, again: bool = False) -> Path:
+        """Train, unless that has been finished here, and return the model's folder.
+
+        Args:
+            training: What to train; its teacher is trained before.
+            again: Train even if that has been finished; the teacher is not trained again.
+
+        Raises:
+            ChildFailed: If the script does not succeed.
+            OutputError: If it wrote no figures of the training.
+        """
+        place = self._place(training)
+        model = place / training.name
+        place.mkdir(parents=True, exist_ok=True)
+        with FileLock(place / ".lock"):
+            if (place / "done.json").is_file() and not again:
+                return model
+            (place / "done.json").unlink(missing_ok=True)
+            shutil.rmtree(model, ignore_errors=True)
+            options = filled(training.options, self._data) | {"output_dir": str(model)}
+            if training.teacher is not None:
+                options["teacher"] = str(self.train(training.teacher))
+            recipe = place / "recipe.yaml"
+            recipe.write_text(yaml.safe_dump(options, sort_keys=False), encoding="utf-8")
+            command = [sys.executable, "-m", f"pwl_hf.training.{training.script}", str(recipe)]
+            self._execute(command, place / "log.txt")
+            result = read_training(model) | {"command": self._shown(command)}
+            _write_json(place / "done.json", result)
+        return model
+
+    def trained(self, training: Training) -> Entry:
+        """What is known of a finished training: `seconds`, `images_per_second`, `command`."""
+        found: Entry = json.loads((self._place(training) / "done.json").read_text(encoding="utf-8"))
+        return found
+
+    def model_folder(self, training: Training) -> Path | None:
+        """The folder of a finished training's model; None if there is none here."""
+        place = self._place(training)
+        return place / training.name if (place / "done.json").is_file() else None
+
+    def measure(self, run: Run) -> Entry:
+        """Train and evaluate a run.
+
+        Returns:
+            The entry for the store.
+
+        Raises:
+            ChildFailed: If a process does not succeed.
+            OutputError: If one leaves no result.
+        """
+        model = self.train(run.training)
+        place = self._place(run.training)
+        output = place / "evaluation.json"
+        options = filled(run.evaluate, self._data) | {"output": str(output)}
+        command = [sys.executable, "-m", "pwl_hf.cli", "evaluate", str(model), *flags(options)]
+        with FileLock(place / ".lock"):
+            output.unlink(missing_ok=True)
+            self._execute(command, place / "log.txt")
+            accuracy, images = read_evaluation(output)
+        done = self.trained(run.training)
+        commands = {"train": done["command"], "evaluate": self._shown(command)}
+        if run.training.teacher is not None:
+            commands = {"teacher": self.trained(run.training.teacher)["command"]} | commands
+        return {
+            "pair": run.pair,
+            "recipe": run.recipe,
+            "seed": run.seed,
+            "data": run.data,
+            "test_images": images,
+            "accuracy": accuracy,
+            "seconds": done["seconds"],
+            "images_per_second": done["images_per_second"],
+            "options": run.training.options,
+            "teacher_options": run.training.teacher.options if run.training.teacher else None,
+            "evaluate_options": run.evaluate,
+            "files": run.training.files,
+            "commands": commands,
+            **circumstances(),
+        }
+
+    def _place(self, training: Training) -> Path:
+        return self._folder / ("runs" if training.teacher is not None else "teachers") / training.key
+
+    def _shown(self, command: Sequence[str]) -> str:
+        """A command as it can be published: the folders by what they are."""
+        text = shlex.join(["python", *command[1:]]).replace(str(self._folder), "WORK")
+        return text.replace(str(self._data), "DATA") if self._data is not None else text
+
+
+def flags(options: Options) -> list[str]:
+    """Options as arguments of a typer command: `{"max_samples": 5}` is `--max-samples 5`, true is the flag alone."""
+    found: list[str] = []
+    for name, value in options.items():
+        flag = "--" + name.replace("_", "-")
+        if value is True:
+            found.append(flag)
+        elif isinstance(value, list):
+            found += [part for item in value for part in (flag, str(item))]
+        elif value is not None and value is not False:
+            found += [flag, str(value)]
+    return found
+
+
+def circumstances() -> dict[str, Any]:
+    """When, with which versions of the code and its libraries, and on what a result came about."""
+    import torch
+
+    cuda = torch.cuda.is_available()
+    git = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=False)
+    return {
+        "versions": {package: version(package) for package in _PACKAGES} | {"python": platform.python_version()},
+        "commit": git.stdout.strip() or None,
+        "device": torch.cuda.get_device_name(0) if cuda else f"CPU, {platform.machine()}",
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _write_json(path: Path, value: Any) -> None:
+    beside = path.with_suffix(".new")
+    beside.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    beside.replace(path)
