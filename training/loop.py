@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,7 +15,7 @@ from transformers import PreTrainedModel, get_cosine_schedule_with_warmup
 
 from pwl_hf.modeling import PWLForImageClassification
 from pwl_hf.training.arguments import DigitsArguments
-from pwl_hf.training.augmentation import augment
+from pwl_hf.training.augmentation import AUGMENTATIONS
 from pwl_hf.training.losses import hard_loss
 
 
@@ -85,8 +84,10 @@ def fit(
         while step < steps:
             for pixel_values, labels in loader:
                 # Each process augments its own images, the same way in every run of the seed.
-                noise = torch.Generator().manual_seed(_seed(arguments.seed, step, accelerator.process_index))
-                losses = objective(augment(pixel_values, noise), labels, step)
+                first = accelerator.process_index * len(labels)
+                places = torch.arange(first, first + len(labels), device=labels.device)
+                moved = AUGMENTATIONS["digits"].augment(pixel_values, places, arguments.seed, step)
+                losses = objective(moved, labels, step)
                 loss = losses["loss"]
                 accelerator.backward(loss)
                 accelerator.clip_grad_norm_(objective.parameters(), arguments.max_grad_norm)
@@ -101,7 +102,3 @@ def fit(
     objective.eval()
     accelerator.free_memory()
     return loss.item()
-
-
-def _seed(*numbers: int) -> int:
-    return random.Random("/".join(map(str, numbers))).getrandbits(63)

@@ -1,4 +1,4 @@
-"""The data, its one preprocessing, and its augmentation."""
+"""The digits, and their one preprocessing."""
 
 from __future__ import annotations
 
@@ -11,16 +11,11 @@ from sklearn.datasets import load_digits
 from transformers import AutoImageProcessor
 
 from pwl_hf.data.digits import image_processor, load_splits, to_tensor
-from pwl_hf.training.augmentation import augment
 
 
 @pytest.fixture(scope="module")
 def splits():
     return load_splits()
-
-
-def noise(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def test_splits_are_stratified_and_hold_every_image_once(splits):
@@ -55,29 +50,3 @@ def test_saved_processor_gives_the_training_tensors_also_for_greyscale(splits, t
     loaded = AutoImageProcessor.from_pretrained(tmp_path)
     expected = to_tensor(test.images[:20], image_processor())
     assert torch.equal(loaded(images=test.images[:20], return_tensors="pt")["pixel_values"], expected)
-
-
-def test_augmentation_depends_on_the_generator_alone(splits):
-    pixel_values = to_tensor(splits[0].images[:5], image_processor())
-    once = augment(pixel_values, noise(0))
-    assert once.shape == pixel_values.shape
-    assert torch.equal(once, augment(pixel_values, noise(0)))
-    assert not torch.equal(once, augment(pixel_values, noise(1)))
-
-
-def test_augmentation_moves_each_image_its_own_way_and_adds_no_ink(splits):
-    pixel_values = to_tensor(splits[0].images[:1] * 2, image_processor())
-    first, second = augment(pixel_values, noise(0))
-    assert not torch.equal(first, second)
-    assert first.min() >= -1
-    assert first.max() <= 1
-    # What comes in from outside is background: an empty image stays empty.
-    empty = torch.full((2, 3, 8, 8), -1.0)
-    assert torch.equal(augment(empty, noise(0)), empty)
-
-
-def test_augmentation_is_small(splits):
-    pixel_values = to_tensor(splits[0].images[:200], image_processor())
-    change = (augment(pixel_values, noise(0)) - pixel_values).square().mean().sqrt()
-    between = (pixel_values[1:] - pixel_values[:-1]).square().mean().sqrt()
-    assert 0 < change < between / 2
