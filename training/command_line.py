@@ -9,7 +9,7 @@ import json
 import platform
 from argparse import Action, ArgumentTypeError
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from enum import Enum
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -228,26 +228,3 @@ def write_options(options: Mapping[str, Any], folder: Path, program: str) -> Pat
     head = f"# What was run; accelerate launch {program} {RUN_FILE} runs it again.\n# With {', '.join(versions)}.\n"
     path.write_text(head + text, encoding="utf-8")
     return path
-
-
-def parse_pairs(pairs: Sequence[str], option: str) -> dict[str, Any]:
-    """`NAME=VALUE` words as a mapping; a value is JSON if it can be read so, and text otherwise.
-
-    Raises:
-        ValueError: For a word without a name and `=`, naming the option.
-    """
-    found = {}
-    for pair in pairs:
-        name, equals, text = pair.partition("=")
-        if not equals or not name:
-            raise ValueError(f"--{option} takes NAME=VALUE, got {pair!r}")
-        try:
-            found[name] = json.loads(text)
-        except ValueError:
-            found[name] = text
-    return found
-
-
-def option_names(part: type) -> list[str]:
-    """The options of a dataclass."""
-    return [field.name for field in fields(part) if field.init]

@@ -1,4 +1,4 @@
-"""The options of the networks (no torch, so that wrong ones are told at once)."""
+"""The options of the networks."""
 
 from __future__ import annotations
 

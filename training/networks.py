@@ -29,8 +29,8 @@ from transformers.image_utils import (
 from transformers.utils import IMAGE_PROCESSOR_NAME
 
 from pwl_hf.modeling.families import family_of
-from pwl_hf.training.command_line import parse_pairs
 from pwl_hf.training.network_arguments import NetworkArguments, TeacherArguments
+from pwl_hf.training.pairs import parse_pairs
 from pwl_hf.training.presets import preset_overrides
 
 logger = logging.getLogger(__name__)

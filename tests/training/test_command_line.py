@@ -11,7 +11,8 @@ from typing import Literal
 import pytest
 import yaml
 
-from pwl_hf.training.command_line import RUN_FILE, CommandLine, parse_pairs, read_recipe, write_options
+from pwl_hf.training.command_line import RUN_FILE, CommandLine, read_recipe, write_options
+from pwl_hf.training.pairs import parse_pairs
 
 
 class Schedule(Enum):
