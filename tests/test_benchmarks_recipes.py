@@ -124,10 +124,8 @@ class Scripts:
         rows = masks.prefixes(n)
         if given["--orders"] == "all":
             rows = ["".join(mask) for mask in itertools.product("ST", repeat=n)]
-        value = {
-            row: 0.5 + 0.1 * row.count("T") / n + 0.01 * options["weight"] + 0.001 * options["seed"] for row in rows
-        }
-        Path(given["--output"]).write_text(evaluation(value))
+        base = 0.5 + 0.01 * options["weight"] + 0.001 * options["seed"]
+        Path(given["--output"]).write_text(evaluation({row: base + 0.1 * row.count("T") / n for row in rows}))
 
 
 def evaluation(accuracies: dict[str, float]) -> str:
@@ -386,9 +384,8 @@ def test_table_shows_what_is_missing_and_how_many_seeds_there_are(definitions, t
 def test_orders_table_has_every_row_the_best_in_bold_and_the_goals(definitions, tmp_path):
     run_all(definitions, "orders", tmp_path, Scripts())
     text = render(definitions, definitions.tables["orders"], Store(tmp_path / "results.json").read("runs"), [0, 1], "")
-    assert [line.split("|")[2].strip(" `") for line in text.split("## Other")[0].splitlines() if "± " in line] == [
-        *("SSS", "TSS", "TTS", "TTT", "SST", "STT", "STS")
-    ]
+    rows = [line.split("|")[2].strip(" `") for line in text.split("## Other")[0].splitlines() if line.startswith("|")]
+    assert rows[2:] == ["SSS", "TSS", "TTS", "TTT", "SST", "STT", "STS"]
     assert "| suffix | `STT` | 57.7 ± 0.1 | **58.7 ± 0.1** |" in text
     assert "Above paper on every row: met" in text
     assert "Every stage at least as good as the one before: met" in text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -131,5 +132,5 @@ def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def _nothing(*_: object) -> None:
+def _nothing(command: Sequence[str], log: Path) -> None:
     raise ChildFailed("nothing is run for a card")
