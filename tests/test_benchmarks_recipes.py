@@ -129,7 +129,8 @@ class Scripts:
 
 
 def evaluation(accuracies: dict[str, float]) -> str:
-    return json.dumps({"images": 200, "paths": [{"mask": mask, "accuracy": a} for mask, a in accuracies.items()]})
+    rows = [{"sources": mask, "accuracy": value} for mask, value in accuracies.items()]
+    return json.dumps({"dataset": {"n": 200}, "masks": rows})
 
 
 def run_all(definitions, table, tmp_path, scripts, *, seeds=(0, 1), jobs=2, **options) -> dict[str, str]:

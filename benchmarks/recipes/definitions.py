@@ -179,7 +179,7 @@ class Definitions:
 
 
 def load_definitions(folder: Path = FOLDER) -> Definitions:
-    """Read all YAML files of a folder; an entry may stand in any of them.
+    """Read all YAML files of a folder; an entry may stand in any of them. What is under `anchors` is not looked at.
 
     Raises:
         ValueError: For keys that are unknown or given twice, and names that are not there.
@@ -191,6 +191,8 @@ def load_definitions(folder: Path = FOLDER) -> Definitions:
     entries: dict[str, Options] = {"data": {}, "pairs": {}, "recipes": {}, "tables": {}}
     for path in files:
         content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        # What entries have in common, as YAML anchors.
+        content.pop("anchors", None)
         for kind, named in content.items():
             _known(kind, entries, path.name)
             for name, values in named.items():

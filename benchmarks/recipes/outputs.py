@@ -41,7 +41,7 @@ def read_evaluation(path: Path) -> tuple[dict[str, float], int]:
     """
     content = _read(path)
     try:
-        return {row["mask"]: float(row["accuracy"]) for row in content["paths"]}, int(content["images"])
+        return {row["sources"]: float(row["accuracy"]) for row in content["masks"]}, int(content["dataset"]["n"])
     except (KeyError, TypeError) as error:
         raise OutputError(f"{path} has no {error}") from error
 

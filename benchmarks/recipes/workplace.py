@@ -97,7 +97,7 @@ class Workplace:
         model = self.train(run.training)
         place = self._place(run.training)
         output = place / "evaluation.json"
-        options = filled(run.evaluate, self._data) | {"output": str(output)}
+        options = filled(run.evaluate, self._data) | {"output": str(output), "quiet": True}
         command = [sys.executable, "-m", "pwl_hf.cli", "evaluate", str(model), *flags(options)]
         with FileLock(place / ".lock"):
             output.unlink(missing_ok=True)
