@@ -1,0 +1,151 @@
+"""Training a network on labels, with transformers' own Trainer: how teachers are made.
+
+Notation: B images of C channels, H x W pixels; K labels.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainingArguments, set_seed
+from transformers.trainer import TRAINING_ARGS_NAME
+
+from pwl_hf.data import DataError, ImageSplit, open_split
+from pwl_hf.training.augmentation import Augmentation
+from pwl_hf.training.data_arguments import DataArguments
+from pwl_hf.training.network_arguments import TeacherArguments
+from pwl_hf.training.networks import image_processor, new_teacher
+
+logger = logging.getLogger(__name__)
+
+
+class SupervisedTrainer(Trainer):
+    """transformers' Trainer with our data: images are augmented on their device, each by its number and the step.
+
+    Args:
+        augmentation: How training images are moved.
+        kwargs: The Trainer's own.
+    """
+
+    def __init__(self, *, augmentation: Augmentation, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.augmentation = augmentation
+        # The networks' forward takes any keyword, and so seems to scale its loss by the accumulated batch itself.
+        self.model_accepts_loss_kwargs = False
+
+    def compute_loss(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """The Trainer's own loss, of augmented images while the model trains."""
+        inputs = dict(inputs)
+        sample_ids = inputs.pop("sample_ids")
+        if model.training:
+            seed, step = self.args.seed, self.state.global_step
+            inputs["pixel_values"] = self.augmentation.augment(inputs["pixel_values"], sample_ids, seed, step)
+        return super().compute_loss(model, inputs, *args, **kwargs)
+
+    # transformers writes checkpoints under the names of its files and reads them as those of its modules, without a
+    # word about what did not fit: a resumed ViT would begin anew.
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
+        network = self.accelerator.unwrap_model(self.model if model is None else model)
+        network.load_state_dict(type(network).from_pretrained(resume_from_checkpoint).state_dict())
+
+    def _load_best_model(self) -> None:
+        self._load_from_checkpoint(str(self.state.best_model_checkpoint))
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        # A pickle, with the Hub's token in it; nothing reads it.
+        Path(output_dir or self.args.output_dir, TRAINING_ARGS_NAME).unlink(missing_ok=True)
+
+
+def open_training_split(data: DataArguments, token: str | None = None) -> ImageSplit:
+    """The split to train on, of the options."""
+    return open_split(data.train_source(token), data.train_split)
+
+
+def open_eval_split(data: DataArguments, label_names: list[str] | None, token: str | None = None) -> ImageSplit | None:
+    """The split to measure on, of the options; None if there is to be none.
+
+    Raises:
+        DataError: If its labels are not those of the training split.
+    """
+    if data.eval_split is None:
+        return None
+    split = open_split(data.eval_source(token), data.eval_split)
+    if label_names is not None and split.label_names is not None and split.label_names != label_names:
+        raise DataError(
+            f"{split.title} has the labels {split.label_names[:5]}, the training split {label_names[:5]} "
+            f"({len(split.label_names)} and {len(label_names)}): give class_names"
+        )
+    return split
+
+
+def pixels(split: ImageSplit, processor: Any, data: DataArguments, *, seed: int, training: bool) -> Any:
+    """The images of a split as the options say: in memory, read when needed, or as a stream."""
+    if split.streaming:
+        return split.pixels(processor, shuffle_buffer=data.shuffle_buffer if training else 0, seed=seed)
+    return split.pixels(processor, keep_in_memory=data.keep_in_memory)
+
+
+def fit_teacher(
+    teacher: TeacherArguments, data: DataArguments, args: TrainingArguments, resume: str | bool | None = None
+) -> tuple[SupervisedTrainer, dict[str, float]]:
+    """Train a teacher.
+
+    Args:
+        teacher: Which network.
+        data: On what, and how it is augmented.
+        args: How.
+        resume: A checkpoint to go on from, or true for the last one in the output folder.
+
+    Returns:
+        The trainer, with the trained `model` and its image processor as `processing_class`, and the training's
+        metrics.
+
+    Raises:
+        ValueError: If the images have no labels, or options do not fit the network or the data.
+    """
+    # Read by column, collated by name: what the model's forward takes says nothing of what is needed.
+    args.remove_unused_columns = False
+    args.label_names = ["labels"]
+    # torch warns of it where there is nothing to copy to.
+    args.dataloader_pin_memory = args.dataloader_pin_memory and torch.accelerator.is_available()
+    train = open_training_split(data, args.hub_token)
+    if train.label_names is None:
+        raise ValueError(f"{train.title} has no labels whose names are known: a teacher needs them; give class_names")
+    evaluation = open_eval_split(data, train.label_names, args.hub_token)
+    set_seed(args.seed)
+    model = new_teacher(teacher, train.label_names)
+    processor = image_processor(teacher.model, model.config, teacher.image_size)
+    trainer = SupervisedTrainer(
+        model=model,
+        args=args,
+        augmentation=data.augment(),
+        train_dataset=pixels(train, processor, data, seed=args.seed, training=True),
+        eval_dataset=None
+        if evaluation is None
+        else pixels(evaluation, processor, data, seed=args.seed, training=False),
+        processing_class=processor,
+        compute_metrics=_accuracy,
+        preprocess_logits_for_metrics=_winners,
+    )
+    result = trainer.train(resume_from_checkpoint=resume)
+    return trainer, result.metrics
+
+
+def trained(trainer: SupervisedTrainer) -> PreTrainedModel:
+    """The network of a trainer, in eval mode and without gradients left over."""
+    model: PreTrainedModel = trainer.accelerator.unwrap_model(trainer.model)
+    model.zero_grad(set_to_none=True)
+    return model.eval()
+
+
+def _winners(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    # What is gathered over all of the data: one number an image rather than K.
+    return logits.argmax(-1)
+
+
+def _accuracy(prediction: EvalPrediction) -> dict[str, float]:
+    return {"accuracy": float((prediction.predictions == prediction.label_ids).mean())}
