@@ -25,11 +25,12 @@ from benchmarks.recipes.definitions import Definitions, load_definitions
 from benchmarks.recipes.engine import check_files, fill
 from benchmarks.recipes.estimates import Estimate, accuracy, beyond_spread, difference
 from benchmarks.recipes.processes import ChildFailed, Children
-from benchmarks.recipes.runs import filled, run_of, runs_of
+from benchmarks.recipes.runs import Run, filled, run_of, runs_of
 from benchmarks.recipes.schedule import Task, perform
 from benchmarks.recipes.store import Store, StoreError
 from benchmarks.recipes.tables import render
 from benchmarks.recipes.workplace import Workplace, flags
+from pwl_hf.training import train_teacher
 
 DEFINITIONS = {
     "data": {
@@ -596,3 +597,20 @@ def test_command_refuses_what_it_does_not_know(tmp_path, arguments, message):
     done = CliRunner().invoke(app, ["recipes", *arguments, "--store", str(tmp_path / "results.json")])
     assert done.exit_code == 2
     assert message in done.output
+
+
+# What is defined
+
+
+def every_run() -> list[Run]:
+    definitions = load_definitions()
+    tables = definitions.tables.values()
+    return list({run.key: run for table in tables for run in runs_of(definitions, table, [0])}.values())
+
+
+def test_teachers_are_of_options_that_the_script_knows(tmp_path):
+    teachers = {run.training.teacher.key: run.training.teacher for run in every_run()}
+    for name, teacher in teachers.items():
+        recipe = tmp_path / f"{name}.yaml"
+        recipe.write_text(yaml.safe_dump(filled(teacher.options, tmp_path) | {"output_dir": str(tmp_path)}))
+        train_teacher.command_line().parse([str(recipe)])

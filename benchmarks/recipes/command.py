@@ -65,11 +65,11 @@ def recipes(
             else:
                 runs = runs_of(defined, asked, numbers, only or [])
                 failed = fill(runs, results, workplace, jobs=jobs, report=_report, again=again)
-    command = f"python -m benchmarks recipes {table} --store {store} --data DATA --seeds {seeds}"
+    command = f"python -m benchmarks recipes {table} --store {store} --data DATA"
     if asked.form == "cost":
         text = render_costs(defined, asked, results.read("rounds"), command)
     else:
-        text = render(defined, asked, results.read("runs"), numbers, command)
+        text = render(defined, asked, results.read("runs"), numbers, f"{command} --seeds {seeds}")
     path = store.with_name(f"{table}.md")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
