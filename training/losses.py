@@ -14,7 +14,7 @@ def hard_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
     Args:
         logits: (B, K), floating.
-        labels: (B,), int64.
+        labels: (B,), int64; or each image's probabilities, (B, K), floating.
     """
     return functional.cross_entropy(logits, labels)
 
@@ -45,7 +45,7 @@ def distillation_loss(
 
     Args:
         logits: (B, K), floating.
-        labels: (B,), int64; may be None if alpha is 0.
+        labels: (B,), int64, or (B, K), as in `hard_loss`; may be None if alpha is 0.
         teacher_logits: (B, K); may be None if alpha is 1.
         alpha: The weight of the labels, 0 to 1.
         temperature: T > 0.

@@ -8,9 +8,12 @@ import torch
 from torch import nn
 
 from pwl_hf.modeling import PWLForImageClassification
+from pwl_hf.training.attention import AttentionTransfer
 from pwl_hf.training.masks import distribution
+from pwl_hf.training.mixup import Mixup
 from pwl_hf.training.objective_arguments import ObjectiveArguments
 from pwl_hf.training.passes import Passes
+from pwl_hf.training.relations import RelationLoss
 from pwl_hf.training.terms import MaskLoss, PathLoss, PrefixLoss, Reconstruction, StudentLoss, Synchronisation, Term
 
 Losses = dict[str, torch.Tensor]
@@ -28,6 +31,7 @@ class Distillation(nn.Module):
         seed: The seed of what is drawn at random.
         shared_statistics: Let mixed paths update the networks' BatchNorm statistics, and run each by itself.
         teacher_drift: Put the teacher into training mode with the model. Both are of the method's own code.
+        mixup: Mix training images and their labels first.
 
     Example:
 
@@ -44,6 +48,7 @@ class Distillation(nn.Module):
         *,
         shared_statistics: bool = False,
         teacher_drift: bool = False,
+        mixup: Mixup | None = None,
     ) -> None:
         super().__init__()
         self.model = model
@@ -51,6 +56,7 @@ class Distillation(nn.Module):
         self.seed = seed
         self.shared_statistics = shared_statistics
         self.teacher_drift = teacher_drift
+        self.mixup = mixup
         model.isolate_statistics(not shared_statistics)
 
     def forward(
@@ -72,8 +78,12 @@ class Distillation(nn.Module):
             The scalar `loss`, and the terms that applied, by name and without gradients.
 
         Raises:
-            ValueError: If labels are needed and missing.
+            ValueError: If labels are needed and missing, or sample_ids are.
         """
+        if self.mixup is not None and self.training:
+            pixel_values, labels = self.mixup(
+                pixel_values, labels, sample_ids, num_labels=self.model.config.num_labels, seed=self.seed, step=step
+            )
         if self.teacher_drift:
             self.model.teacher.train(self.training)
         passes = Passes(
@@ -103,16 +113,22 @@ def build_objective(model: PWLForImageClassification, arguments: ObjectiveArgume
         seed: The seed of what is drawn at random.
 
     Raises:
-        ValueError: If `identity_converters` is asked for and the widths differ.
+        ValueError: If `identity_converters` is asked for and the widths differ, or a term cannot be had of the two
+            networks.
     """
+    terms = build_terms(arguments, model.num_stages)
+    for weight, term in terms:
+        if weight and isinstance(term, AttentionTransfer | RelationLoss):
+            term.check(model)
     if arguments.identity_converters:
         _fix_converters(model)
     return Distillation(
         model,
-        build_terms(arguments, model.num_stages),
+        terms,
         seed,
         shared_statistics=arguments.shared_statistics,
         teacher_drift=arguments.teacher_drift,
+        mixup=None if arguments.mixup_alpha is None else Mixup(arguments.mixup_alpha, arguments.mixup_probability),
     )
 
 
@@ -125,13 +141,18 @@ def build_terms(arguments: ObjectiveArguments, num_stages: int) -> list[tuple[fl
         distribution(arguments.mask_distribution, num_stages),
         count=arguments.mask_count,
         every=arguments.mask_every,
+        share=arguments.mask_share,
     )
+    attention_blocks = None if arguments.attention_blocks is None else tuple(arguments.attention_blocks)
     return [
+        # First, for it records the networks' passes.
+        (arguments.relation_weight, RelationLoss(tuple(arguments.relation_pairs), arguments.relation_heads)),
         (arguments.student_weight, StudentLoss(path)),
-        (arguments.prefix_weight, PrefixLoss(path)),
+        (arguments.prefix_weight, PrefixLoss(path, arguments.prefix_share)),
         (arguments.mask_weight, masks),
         (arguments.sync_weight, Synchronisation(arguments.normalize_features)),
         (arguments.recon_weight, Reconstruction(arguments.normalize_features)),
+        (arguments.attention_weight, AttentionTransfer(attention_blocks)),
     ]
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 MASK_DISTRIBUTIONS = ("suffix-scattered", "uniform", "method")
+# Of queries, keys and values: which are related to which.
+RELATIONS = ("QK", "QQ", "KK", "VV")
 
 
 @dataclass
@@ -24,9 +26,16 @@ class ObjectiveArguments:
     temperature: float = field(default=2.0, metadata={"help": "Temperature T of the distillation."})
     student_weight: float = field(default=1.0, metadata={"help": "Weight of the student's own loss."})
     prefix_weight: float = field(default=1.0, metadata={"help": "Weight of the mean loss of stages 1 to N-1."})
+    prefix_share: int = field(
+        default=1,
+        metadata={"help": "Each stage sees every so manieth image of a batch, another part at every step; saves time."},
+    )
     mask_weight: float = field(default=2.0, metadata={"help": "Weight of the mean loss of the drawn masks."})
     mask_count: int = field(default=1, metadata={"help": "Masks drawn for a step."})
     mask_every: int = field(default=1, metadata={"help": "Masks are drawn at every such step."})
+    mask_share: int = field(
+        default=1, metadata={"help": "Each drawn mask sees every so manieth image of a batch; saves time."}
+    )
     mask_distribution: str = field(
         default="suffix-scattered",
         metadata={
@@ -48,6 +57,35 @@ class ObjectiveArguments:
     normalize_features: bool = field(
         default=False, metadata={"help": "Divide each feature distance's squared error by the target's own power."}
     )
+    attention_weight: float = field(
+        default=0.0,
+        metadata={"help": "Weight of attention transfer: the student's features are strong where the teacher's are."},
+    )
+    attention_blocks: list[int] | None = field(
+        default=None, metadata={"help": "Ends of which blocks it compares, from 1 to N; all if not given."}
+    )
+    relation_weight: float = field(
+        default=0.0,
+        metadata={"help": "Weight of MiniLM's relations between tokens in the last layers (ViT, DeiT, DINOv2)."},
+    )
+    relation_pairs: list[str] = field(
+        default_factory=lambda: ["QK", "VV"],
+        metadata={
+            "help": "Which of queries, keys and values are related: QK VV is MiniLM, QQ KK VV is MiniLMv2.",
+            "choices": list(RELATIONS),
+        },
+    )
+    relation_heads: int | None = field(
+        default=None,
+        metadata={"help": "Heads that both networks' widths are split into; each network's own if not given."},
+    )
+    mixup_alpha: float | None = field(
+        default=None,
+        metadata={
+            "help": "Mix training images and their labels in pairs; the parts are drawn from Beta(alpha, alpha)."
+        },
+    )
+    mixup_probability: float = field(default=1.0, metadata={"help": "Part of the images that mixup mixes."})
     shared_statistics: bool = field(
         default=False,
         metadata={"help": "Let mixed passes update the networks' BatchNorm statistics, as the method's own code does."},
@@ -66,7 +104,7 @@ class ObjectiveArguments:
 
     def __post_init__(self) -> None:
         weights = ("student_weight", "prefix_weight", "mask_weight", "sync_weight", "recon_weight")
-        for name in weights:
+        for name in (*weights, "attention_weight", "relation_weight"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         if not any(getattr(self, name) for name in weights[:3]):
@@ -75,11 +113,15 @@ class ObjectiveArguments:
             )
         if not self.temperature > 0:
             raise ValueError(f"temperature must be positive, got {self.temperature}")
-        for name in ("alpha", "mask_alpha"):
+        for name in ("alpha", "mask_alpha", "mixup_probability"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
                 raise ValueError(f"{name} must be from 0 to 1, got {value}")
-        for name in ("mask_count", "mask_every"):
+        if self.mixup_alpha is not None and not 0 < self.mixup_alpha < float("inf"):
+            raise ValueError(f"mixup_alpha must be positive and finite, got {self.mixup_alpha}")
+        if not self.relation_pairs or not set(self.relation_pairs) <= set(RELATIONS):
+            raise ValueError(f"relation_pairs must be of {', '.join(RELATIONS)}, got {self.relation_pairs}")
+        for name in ("prefix_share", "mask_count", "mask_every", "mask_share"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.mask_distribution not in MASK_DISTRIBUTIONS:
