@@ -115,6 +115,87 @@ def download(
 
 
 @app.command()
+def evaluate(
+    repo: Repo,
+    dataset: Annotated[
+        str, typer.Option(help="'digits', an id on the Hub, a folder of images, or parquet files.", show_default=False)
+    ],
+    config: Annotated[str | None, typer.Option(help="The dataset's configuration.")] = None,
+    split: Annotated[str, typer.Option(help="The dataset's split.")] = "test",
+    dataset_revision: Annotated[str | None, typer.Option(help="The dataset's branch, tag or commit.")] = None,
+    image_column: Annotated[str | None, typer.Option(help="The column of the images, if it is not found.")] = None,
+    label_column: Annotated[str | None, typer.Option(help="The column of the labels, if it is not found.")] = None,
+    label_names: Annotated[
+        list[str] | None, typer.Option(help="The labels' names in the order of their numbers, once for each.")
+    ] = None,
+    streaming: Annotated[bool, typer.Option("--streaming", help="Read the dataset as it comes.")] = False,
+    max_samples: Annotated[int | None, typer.Option(min=1, help="Take so many images, always the same.")] = None,
+    orders: Annotated[
+        str, typer.Option(help="Which masks: prefix (the stages), suffix, contiguous or all.")
+    ] = "prefix",
+    batch_size: Annotated[int, typer.Option(min=1, help="How many images run at once.")] = 64,
+    num_workers: Annotated[int, typer.Option(min=0, help="Processes that read images.")] = 0,
+    device: Annotated[str | None, typer.Option(help="Where it runs; a GPU if there is one.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="The dtype of the weights; the stored one by default.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="A JSON file to write.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="A picture to draw: .png, .svg or .pdf.")] = None,
+    record: Annotated[
+        bool, typer.Option("--write-metrics", help="Enter the stages' accuracies into the folder's manifest and card.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars.")] = False,
+    revision: Revision = None,
+    subfolder: Subfolder = "",
+    token: Token = None,
+) -> None:
+    """Measure the accuracy of every stage, or of other masks, on a labelled dataset."""
+    from pwl_hf.data import DataSource
+
+    source = DataSource(
+        dataset,
+        config=config,
+        revision=dataset_revision,
+        image_column=image_column,
+        label_column=label_column,
+        label_names=label_names or None,
+        streaming=streaming,
+        max_samples=max_samples,
+        token=token,
+    )
+    # What cannot be written is refused before anything is measured.
+    if record and (not Path(repo).is_dir() or orders not in ("prefix", "all") or dtype is not None):
+        raise typer.BadParameter("it needs a folder, all stages and the stored dtype", param_hint="--write-metrics")
+    if plot is not None:
+        from pwl_hf.evaluation.plot import check_plot_path, plot_report
+
+        check_plot_path(plot)
+    from pwl_hf.evaluation.repositories import evaluate_repository, record_metrics
+    from pwl_hf.evaluation.table import print_report
+    from pwl_hf.modeling.files import write_text
+
+    report = evaluate_repository(
+        repo,
+        source,
+        split,
+        orders=orders,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        device=device,
+        dtype=dtype,
+        revision=revision,
+        subfolder=subfolder,
+        token=token,
+        progress=not quiet,
+    )
+    print_report(report)
+    if output is not None:
+        write_text(output, report.to_json())
+    if plot is not None:
+        plot_report(report, plot)
+    if record:
+        record_metrics(Path(repo, subfolder), report)
+
+
+@app.command()
 def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write.")] = Path("digits-pwl"),
     seed: Annotated[int, typer.Option(help="The seed of everything.")] = 0,

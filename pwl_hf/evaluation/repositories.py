@@ -1,0 +1,187 @@
+"""Evaluating a repository, in a folder or on the Hub, on a data set: what `pwl-hf evaluate` does."""
+
+from __future__ import annotations
+
+import os
+import platform
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from torch.utils.data import Dataset
+from transformers import AutoImageProcessor, BaseImageProcessor
+
+from pwl_hf.data import DataSource, ImageSplit, open_split
+from pwl_hf.data.pixels import Item
+from pwl_hf.data.source import DIGITS
+from pwl_hf.endpoints import PROCESSOR_FILE
+from pwl_hf.evaluation.orders import ORDERS, masks_of
+from pwl_hf.evaluation.report import DatasetEvaluated, Report, RepositoryEvaluated, Settings
+from pwl_hf.evaluation.running import evaluate_masks, evaluate_stages
+from pwl_hf.model import PWLForImageClassification
+from pwl_hf.model_card import stage_rows, write_card
+from pwl_hf.modeling.errors import RepositoryError
+from pwl_hf.modeling.manifest import Manifest, Metric
+from pwl_hf.modeling.repository import Repository
+from pwl_hf.modeling.saving import write_metrics
+from pwl_hf.modeling.sources import Sources
+
+# Images of a split are kept as tensors for all stages if they take no more than this.
+_KEPT_BYTES = 2**31
+
+
+def evaluate_repository(
+    repo: str | os.PathLike[str],
+    source: DataSource,
+    split: str = "test",
+    *,
+    orders: str = "prefix",
+    batch_size: int = 64,
+    num_workers: int = 0,
+    device: str | None = None,
+    dtype: str | None = None,
+    revision: str | None = None,
+    subfolder: str = "",
+    token: str | bool | None = None,
+    progress: bool = False,
+) -> Report:
+    """Evaluate the masks of an order on a split of a data set.
+
+    The stages are stepped through as a server would, from the first file on; images that fit into memory are
+    decoded once for all of them. For the other orders, and for a stream, everything is loaded, and one pass over
+    the data serves all masks.
+
+    Args:
+        repo: A folder or a Hub id; its image processor makes tensors of the images.
+        source: Where the images lie.
+        split: The split.
+        orders: Which masks (see `masks_of`).
+        batch_size: How many images run at once.
+        num_workers: Processes that read images which do not fit into memory.
+        device: Where it runs; on the first GPU if there is one, by default.
+        dtype: The floating dtype; the stored one by default.
+        revision: Branch, tag or commit of a Hub repository; what it is at the start holds to the end.
+        subfolder: Where in the repository the model lies.
+        token: As in huggingface_hub.
+        progress: Show progress bars.
+
+    Raises:
+        ValueError: For another order, or data that does not fit the model (see `evaluate_masks`).
+        DataError: If the data cannot be read.
+        RepositoryError: If the repository is malformed, or has no image processor.
+
+    Example:
+
+        >>> from pwl_hf.data import DataSource
+        >>> report = evaluate_repository("digits-pwl", DataSource("digits"))  # doctest: +SKIP
+        >>> report.evaluation.accuracies  # doctest: +SKIP
+        [0.711, 0.904, 0.929, 0.962, 0.982]
+    """
+    if orders not in ORDERS:
+        raise ValueError(f"orders must be one of {', '.join(ORDERS)}, got {orders!r}")
+    opened = Repository.open(repo, revision=revision, subfolder=subfolder, token=token)
+    manifest = opened.manifest()
+    data = open_split(source, split)
+    in_steps = orders == "prefix" and not data.streaming
+    model: PWLForImageClassification = PWLForImageClassification.from_pretrained(
+        repo,
+        keep_all=not in_steps,
+        dtype=dtype,
+        device_map=device or ("cuda" if torch.cuda.is_available() else "cpu"),
+        revision=opened.commit,
+        subfolder=subfolder,
+        token=token,
+    )
+    images = _images(data, _processor(opened), keep=in_steps)
+    measure = evaluate_stages if in_steps else partial(evaluate_masks, masks=masks_of(orders, model.num_stages))
+    evaluation = measure(
+        model,
+        images,
+        label_names=data.label_names,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        progress=progress,
+    )
+    return Report(
+        RepositoryEvaluated(os.fspath(repo), subfolder, opened.commit, manifest.fingerprint),
+        DatasetEvaluated(source.name, source.config, source.revision, split, source.max_samples, evaluation.total),
+        Settings(_device_name(model.device), str(model.dtype).removeprefix("torch."), batch_size),
+        orders,
+        evaluation,
+        tuple(row["total_bytes"] for row in stage_rows(manifest)),
+        {"python": platform.python_version()}
+        | {name: version(name) for name in ("pwl-hf", "torch", "transformers", "datasets")},
+    )
+
+
+def record_metrics(directory: str | os.PathLike[str], report: Report) -> Manifest:
+    """Enter the accuracies of all stages into the manifest of a folder, in place of those there, and into its card.
+
+    Args:
+        directory: The folder of the repository, with the weights that were evaluated.
+        report: What was measured.
+
+    Returns:
+        The new manifest.
+
+    Raises:
+        ValueError: If not all stages were evaluated, or not in the dtype that is stored.
+        RepositoryError: If it is no PWL repository, or holds other weights.
+    """
+    manifest = Repository.open(directory).manifest()
+    if manifest.fingerprint != report.repository.fingerprint:
+        raise RepositoryError(
+            f"{os.fspath(directory)} holds other weights (fingerprint {manifest.fingerprint[:16]}) than those that "
+            f"were evaluated ({report.repository.fingerprint[:16]}): evaluate it again"
+        )
+    if len(report.stages) != manifest.num_stages + 1:
+        raise ValueError(f"a manifest holds the accuracy of every stage, the order {report.orders!r} lacks some")
+    if report.settings.dtype != manifest.dtype:
+        raise ValueError(
+            f"a manifest holds what was measured on the weights as they are stored, in {manifest.dtype}, not in "
+            f"{report.settings.dtype}: leave out dtype"
+        )
+    name, split = _title(report.dataset.name), report.dataset.split
+    metrics = {
+        Sources(mask.sources).stage or 0: [Metric("accuracy", mask.accuracy, name, split, mask.total)]
+        for mask in report.stages
+    }
+    written = write_metrics(directory, metrics)
+    write_card(Path(directory))
+    return written
+
+
+def _title(name: str) -> str:
+    """What a card calls the data: a Hub id as it is, all else by a name that cannot be taken for one."""
+    if name == DIGITS:
+        from pwl_hf.data.digits import DATASET
+
+        return DATASET
+    path = Path(name)
+    return f"{path.resolve().name} (local files)" if path.exists() or path.suffix == ".parquet" else name
+
+
+def _processor(opened: Repository) -> BaseImageProcessor:
+    try:
+        local = opened.fetch(PROCESSOR_FILE)
+    except RepositoryError as error:
+        raise RepositoryError(
+            f"{opened} has no image processor ({PROCESSOR_FILE}), so its images cannot be prepared: save the teacher's "
+            "into it"
+        ) from error
+    processor: BaseImageProcessor = AutoImageProcessor.from_pretrained(local.parent)  # type: ignore[no-untyped-call]
+    return processor
+
+
+def _images(split: ImageSplit, processor: BaseImageProcessor, *, keep: bool) -> Dataset[Item]:
+    """The images as tensors: in memory, if they are wanted more than once and fit."""
+    lazy = split.pixels(processor)
+    if not keep or split.num_rows is None:
+        return lazy
+    size = lazy[0]["pixel_values"].nbytes * split.num_rows
+    return split.pixels(processor, keep_in_memory=True) if size <= _KEPT_BYTES else lazy
+
+
+def _device_name(device: torch.device) -> str:
+    return f"cuda ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else device.type

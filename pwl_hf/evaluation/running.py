@@ -1,0 +1,227 @@
+"""Counting right answers along many paths, in as few passes as they need.
+
+Notation: N blocks; M masks; B images of C channels, H x W pixels; K labels.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any, cast
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+from tqdm.auto import tqdm
+from transformers.modeling_outputs import ImageClassifierOutput
+
+from pwl_hf.evaluation.labels import class_numbers
+from pwl_hf.evaluation.orders import masks_of
+from pwl_hf.evaluation.results import Evaluation
+from pwl_hf.evaluation.tally import Tally
+from pwl_hf.model import PWLForImageClassification
+from pwl_hf.modeling import PWLForImageClassification as ModelWithoutPublishing
+from pwl_hf.modeling import Sources
+
+Model = ModelWithoutPublishing
+
+# How many masks share their blocks: the features of all of them are in memory at once. Sorted masks begin alike.
+_SHARING = 16
+
+
+def evaluate_masks(
+    model: Model,
+    data: Dataset[Any],
+    masks: Sequence[str],
+    *,
+    label_names: Sequence[str] | None = None,
+    batch_size: int = 64,
+    num_workers: int = 0,
+    progress: bool = False,
+) -> Evaluation:
+    """Count the right answers of several masks, in one pass over the data.
+
+    Blocks that masks have in common run once. An image is right if its greatest logit is at its label; one with a
+    logit that is no number is wrong. The model's mode, stage and statistics are afterwards what they were.
+
+    Args:
+        model: A model with everything in memory, loaded with `keep_all=True` or made of two networks.
+        data: Items with `pixel_values` (C, H, W) and `labels`, such as `ImageSplit.pixels` gives.
+        masks: The masks, each once.
+        label_names: The names of the data's labels, to be compared with the model's and brought into its order.
+        batch_size: How many images run at once.
+        num_workers: Processes that read the data; 0 reads it in this one.
+        progress: Show a progress bar.
+
+    Returns:
+        The counts of each mask, compared with the student's if that is among the masks.
+
+    Raises:
+        ValueError: If a mask is malformed or named twice, if the data has no images, no labels, or labels that are
+            not the model's, or if its images do not fit the model.
+        StageError: If a mask needs what is not in memory.
+
+    Example:
+
+        >>> from pwl_hf.data import DataSource, open_split
+        >>> split = open_split(DataSource("digits"), "test")  # doctest: +SKIP
+        >>> found = evaluate_masks(model, split.pixels(processor), ["SSSS", "STTS", "TTTT"])  # doctest: +SKIP
+        >>> found["STTS"].accuracy, found["STTS"].over_student.interval  # doctest: +SKIP
+        (0.915, Interval(low=0.03, high=0.08))
+    """
+    found = [Sources.of(mask, model.num_stages).mask for mask in masks]
+    if len(set(found)) != len(found) or not found:
+        raise ValueError(f"masks must be at least one, each named once, got {list(masks)}")
+    reader = _Reader(data, _classes(model, label_names), batch_size, num_workers, progress)
+    tally = Tally(found)
+    with _evaluating(model):
+        for pixel_values, labels in reader.batches(model):
+            right: dict[str, torch.Tensor] = {}
+            waiting = iter(sorted(found))
+            while together := list(islice(waiting, _SHARING)):
+                paths = model.shared_paths(pixel_values)
+                with _naming(pixel_values):
+                    right |= {mask: _is_right(paths(mask), labels) for mask in together}
+            tally.add(torch.stack([right[mask] for mask in found]).cpu())
+    return tally.result()
+
+
+def evaluate_stages(
+    model: Model | str | os.PathLike[str],
+    data: Dataset[Any],
+    *,
+    label_names: Sequence[str] | None = None,
+    batch_size: int = 64,
+    num_workers: int = 0,
+    progress: bool = False,
+) -> Evaluation:
+    """Count the right answers of every stage, stepped through as a server would.
+
+    A model that was loaded stage by stage loads and releases its blocks, with one pass over the data a stage, so
+    that no more is in memory than is served. With everything in memory, one pass serves all stages. Its mode, stage
+    and statistics are afterwards what they were.
+
+    Args:
+        model: The model, or the folder or Hub id of one.
+        data: As in `evaluate_masks`; it must give the same images in the same order each time.
+        label_names: As in `evaluate_masks`.
+        batch_size: As in `evaluate_masks`.
+        num_workers: As in `evaluate_masks`.
+        progress: Show a progress bar for each pass.
+
+    Returns:
+        The counts of stages 0 to N, each compared with the student and with the stage before it.
+
+    Raises:
+        ValueError: As in `evaluate_masks`; or if the data gives other images the second time.
+        StageError: If stages are being streamed, or a block was changed that a change of stage would release.
+        RepositoryError: If a file is not what the manifest says.
+    """
+    opened: Model = model if isinstance(model, Model) else PWLForImageClassification.from_pretrained(model)
+    if opened._store is None or opened._keep_all:
+        return evaluate_masks(
+            opened,
+            data,
+            masks_of("prefix", opened.num_stages),
+            label_names=label_names,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            progress=progress,
+        )
+    return _step_through(opened, _Reader(data, _classes(opened, label_names), batch_size, num_workers, progress))
+
+
+def _step_through(model: Model, reader: _Reader) -> Evaluation:
+    masks, sources = masks_of("prefix", model.num_stages), model.sources
+    right, seen = [], torch.empty(0)
+    with _evaluating(model):
+        try:
+            for stage, mask in enumerate(masks):
+                model.set_stage(stage)
+                batches = replace(reader, title=f"stage {stage} {mask}").batches(model)
+                rows, labels = _right_and_labels(model, batches)
+                if stage and not torch.equal(labels, seen):
+                    raise ValueError(
+                        f"the data gave {len(labels)} images at stage {stage} and {len(seen)} before, or the same "
+                        "ones in another order: give data that is the same each time"
+                    )
+                right.append(rows)
+                seen = labels
+        finally:
+            model.set_sources(sources)
+    tally = Tally(masks)
+    tally.add(torch.stack(right))
+    return tally.result()
+
+
+def _right_and_labels(
+    model: Model, batches: Iterator[tuple[torch.Tensor, torch.Tensor]]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Which images are right along the current path, and their labels: both (images,), on the CPU."""
+    right, seen = [torch.empty(0, dtype=torch.bool)], [torch.empty(0, dtype=torch.int64)]
+    for pixel_values, labels in batches:
+        with _naming(pixel_values):
+            right.append(_is_right(model(pixel_values, return_dict=True), labels).cpu())
+        seen.append(labels.cpu())
+    return torch.cat(right), torch.cat(seen)
+
+
+def _classes(model: Model, label_names: Sequence[str] | None) -> list[int]:
+    return class_numbers(label_names, cast(dict[int, str], model.config.id2label))
+
+
+def _is_right(output: ImageClassifierOutput, labels: torch.Tensor) -> torch.Tensor:
+    """(B,) bool from an output with logits (B, K), and labels (B,)."""
+    logits = cast(torch.Tensor, output.logits)
+    # The greatest of numbers and NaNs would be a NaN, at whatever class.
+    return (logits.argmax(-1) == labels) & ~logits.isnan().any(-1)
+
+
+@contextmanager
+def _evaluating(model: Model) -> Iterator[None]:
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Data, read as batches that a model takes."""
+
+    data: Dataset[Any]
+    classes: Sequence[int]
+    batch_size: int
+    num_workers: int
+    progress: bool
+    title: str = "evaluating"
+
+    def batches(self, model: Model) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Images (B, C, H, W) of the model's dtype and their labels (B,) as the model numbers them."""
+        loader: DataLoader[Any] = DataLoader(self.data, self.batch_size, num_workers=self.num_workers)
+        device, dtype = model.device, model.dtype
+        classes = torch.tensor(self.classes)
+        for batch in tqdm(loader, desc=self.title, disable=not self.progress, leave=False):
+            if "labels" not in batch:
+                raise ValueError("the data has no labels, so nothing can be right: name their column")
+            pixel_values, labels = batch["pixel_values"], batch["labels"].long()
+            if wrong := labels[(labels < 0) | (labels >= len(classes))].tolist():
+                raise ValueError(f"the data has the label {wrong[0]}, the model's labels are 0 to {len(classes) - 1}")
+            yield pixel_values.to(device, dtype), classes[labels].to(device)
+
+
+@contextmanager
+def _naming(pixel_values: torch.Tensor) -> Iterator[None]:
+    """Say what the images were that a model refused."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(
+            f"images of shape {tuple(pixel_values.shape[1:])} do not fit the model ({error}): the image processor must "
+            "give the size that it was trained on"
+        ) from error

@@ -1,0 +1,59 @@
+"""An evaluation as a table on the terminal."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+from pwl_hf.evaluation.intervals import Interval
+from pwl_hf.evaluation.report import Report
+from pwl_hf.model_card import human_bytes
+
+
+def print_report(report: Report, console: Console | None = None) -> None:
+    """Print a row a mask, then what they come to.
+
+    Intervals are in percent, at 95 %: of the accuracy, and of its difference from the student's and from that of the
+    stage before, over the same images.
+
+    Args:
+        report: What was measured.
+        console: Where to print; the terminal by default.
+    """
+    console = console or Console()
+    in_steps = report.orders == "prefix"
+    columns = ["sources", "so far", "accuracy", "interval", "over student", "over previous"]
+    table = Table(*(name for name in columns if in_steps or name not in ("so far", "over previous")))
+    for mask in report.evaluation.masks:
+        row = [mask.sources]
+        row += [human_bytes(report.bytes_at(mask) or 0)] if in_steps else []
+        row += [f"{mask.accuracy:.2%}", _interval(mask.interval)]
+        row += ["-" if c is None else _interval(c.interval) for c in (mask.over_student, mask.over_previous)]
+        table.add_row(*row[: len(table.columns)])
+    console.print(table)
+    for line in _remarks(report):
+        # As it is: paths are not broken, and brackets in them are no markup.
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
+
+
+def _interval(found: Interval) -> str:
+    return f"{100 * found.low:.1f} to {100 * found.high:.1f}"
+
+
+def _remarks(report: Report) -> list[str]:
+    dataset, evaluation = report.dataset, report.evaluation
+    lines = [f"{evaluation.total:,} images: {dataset.name}, split {dataset.split}. Intervals are in percent, at 95 %."]
+    if below := evaluation.below_student:
+        surely = [m.sources for m in below if m.over_student is not None and m.over_student.interval.high < 0]
+        lines.append(
+            f"{len(below)} of {len(evaluation.masks)} masks below the student: {', '.join(m.sources for m in below)}; "
+            f"beyond the 95 % interval {', '.join(surely) or 'none'}."
+        )
+    else:
+        lines.append("No mask is below the student.")
+    if report.area is not None:
+        lines.append(
+            f"Area under the accuracy over the bytes: {report.area:.4f}. "
+            + ("No stage is below the one before it." if report.monotone else "Some stage is below the one before it.")
+        )
+    return lines
