@@ -83,8 +83,16 @@ def save_repository(
     model: PWLPreTrainedModel,
     directory: str | os.PathLike[str],
     state_dict: Mapping[str, torch.Tensor] | None = None,
+    place: Callable[[PlannedFile, Path], FileEntry | None] | None = None,
 ) -> Manifest:
-    """Write a model's repository into a folder; see `PWLForImageClassification.save_pretrained`."""
+    """Write a model's repository into a folder; see `PWLForImageClassification.save_pretrained`.
+
+    Args:
+        model: The model.
+        directory: The folder.
+        state_dict: Tensors to take in place of the model's own, by full name.
+        place: Asked first for each weight file: puts it into its place by itself and says what it is, or returns None.
+    """
     if os.path.isfile(directory):
         raise ValueError(f"save_directory must be a folder, {os.fspath(directory)!r} is a file")
     root = Path(directory)
@@ -92,7 +100,10 @@ def save_repository(
     entries = []
     for planned in plan_files(model, state_dict):
         target = root / planned.path
-        if planned.entry is not None and store is not None:
+        placed = place(planned, target) if place is not None else None
+        if placed is not None:
+            entries.append(placed)
+        elif planned.entry is not None and store is not None:
             local = store.local(planned.path)
             with _writing(target):
                 copy_file(local, target)

@@ -1,0 +1,149 @@
+"""BatchNorm statistics: the same in every process, and of their own for the masks that they help.
+
+Notation: B images of C channels, H x W pixels; n images in all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from pwl_hf.modeling import PWLForImageClassification, Sources
+from pwl_hf.modeling.batchnorm import batch_norms
+
+
+@torch.no_grad()
+def average_statistics(network: nn.Module, mean: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    """Give every process the mean of all processes' running statistics, in place; all must call it together.
+
+    A running statistic is a linear function of the batches' statistics, so the means at the end are those of all
+    images seen, at whatever steps they were taken in between. Only what each process normalises by in a training
+    step is its own batch's, as always under DDP.
+
+    Args:
+        network: Whose BatchNorms.
+        mean: The mean of a tensor over all processes.
+    """
+    buffers = [
+        buffer
+        for _, module in batch_norms(network, "")
+        for buffer in (module.running_mean, module.running_var)
+        if isinstance(buffer, torch.Tensor)
+    ]
+    if not buffers:
+        return
+    # One message rather than one for each.
+    found = mean(torch.cat([buffer.double().reshape(-1) for buffer in buffers]))
+    for buffer, values in zip(buffers, found.split([buffer.numel() for buffer in buffers]), strict=True):
+        buffer.copy_(values.view_as(buffer))
+
+
+@dataclass(frozen=True)
+class MaskChoice:
+    """What was measured of a mask on images that were not estimated from.
+
+    Args:
+        shared: Accuracy with the networks' own statistics.
+        own: Accuracy with statistics estimated for the mask.
+        keeps_own: Whether the mask keeps its own.
+    """
+
+    shared: float
+    own: float
+    keeps_own: bool
+
+
+@torch.no_grad()
+def select_statistics(
+    model: PWLForImageClassification,
+    batches: Iterable[torch.Tensor],
+    labels: torch.Tensor,
+    masks: Sequence[str] | None = None,
+    *,
+    held_out: float = 0.5,
+) -> dict[str, MaskChoice]:
+    """Estimate BatchNorm statistics for each mask, and keep them where they measure better.
+
+    Batches are told apart: those at the end are measured on and play no part in the estimate. A mask keeps
+    statistics of its own if it is right about more of those images, or about as many with a lower cross entropy.
+    The model ends in the mode that it was in; networks, converters and other masks' statistics stay as they are.
+
+    Args:
+        model: A model with everything resident.
+        batches: Training images, not augmented, (B, C, H, W) each; at least two batches. They are kept in memory.
+        labels: (n,), int64, of all images in order.
+        masks: The masks; all that take blocks of both networks by default.
+        held_out: The part of the images that is measured on, at the least; whole batches are taken.
+
+    Returns:
+        What was measured, by mask; empty for networks without BatchNorm.
+
+    Raises:
+        ValueError: If there are fewer than two batches, or not one label for each image.
+    """
+    images = list(batches)
+    if len(images) < 2:
+        raise ValueError(f"select_statistics needs at least two batches, to estimate and to measure, got {len(images)}")
+    count = sum(len(batch) for batch in images)
+    if labels.shape != (count,):
+        raise ValueError(f"labels must be one for each of the {count} images, got a tensor of {tuple(labels.shape)}")
+    if not any(True for _ in batch_norms(model.student, "student")) and not any(
+        True for _ in batch_norms(model.teacher, "teacher")
+    ):
+        return {}
+    if masks is None:
+        masks = [sources.mask for sources in Sources.all(model.num_stages) if sources.is_mixed]
+    first = _first_measured([len(batch) for batch in images], held_out)
+    estimated, measured = images[:first], images[first:]
+    right_labels = labels[sum(len(batch) for batch in estimated) :].to(model.device)
+    was_training = model.training
+    model.eval()
+    try:
+        _forget(model, masks)
+        shared = _measure(model, measured, right_labels, masks)
+        for mask in masks:
+            model.estimate_statistics(estimated, mask)
+        own = _measure(model, measured, right_labels, masks)
+        # More right answers, then less surprise.
+        better = {mask for mask in masks if (own[mask][0], -own[mask][1]) > (shared[mask][0], -shared[mask][1])}
+        _forget(model, [mask for mask in masks if mask not in better])
+    finally:
+        model.train(was_training)
+    total = len(right_labels)
+    return {mask: MaskChoice(shared[mask][0] / total, own[mask][0] / total, mask in better) for mask in masks}
+
+
+def _first_measured(sizes: Sequence[int], held_out: float) -> int:
+    """The first batch of those that are measured on: as many as needed, and one is left to estimate from."""
+    wanted, first = held_out * sum(sizes), len(sizes)
+    while first > 1 and sum(sizes[first:]) < max(wanted, 1):
+        first -= 1
+    return first
+
+
+def _forget(model: PWLForImageClassification, masks: Sequence[str]) -> None:
+    with model._lock:
+        model._statistics = {mask: found for mask, found in model._statistics.items() if mask not in masks}
+        model._reroute()
+
+
+def _measure(
+    model: PWLForImageClassification, batches: Sequence[torch.Tensor], labels: torch.Tensor, masks: Sequence[str]
+) -> dict[str, tuple[int, float]]:
+    """How many answers are right, and the sum of the cross entropies, by mask."""
+    found = dict.fromkeys(masks, (0, 0.0))
+    start = 0
+    for batch in batches:
+        wanted = labels[start : start + len(batch)]
+        start += len(batch)
+        paths = model.shared_paths(batch.to(model.device))
+        for mask, (right, surprise) in found.items():
+            logits = paths(mask).logits.float()
+            right += int((logits.argmax(-1) == wanted).sum())
+            surprise += functional.cross_entropy(logits, wanted, reduction="sum").item()
+            found[mask] = right, surprise
+    return found

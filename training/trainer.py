@@ -1,0 +1,405 @@
+"""The Trainer of PWL models: transformers' own, with one objective over all paths of a step.
+
+Notation: N blocks; B images of C channels, H x W pixels; K labels.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from huggingface_hub import CommitInfo
+from torch import nn
+from torch.nn import functional
+from transformers import EvalPrediction, Trainer
+from transformers.image_processing_utils import BaseImageProcessor
+from transformers.trainer_callback import TrainerCallback
+from transformers.trainer_utils import SaveStrategy, TrainOutput
+from transformers.training_args import HubStrategy
+
+from pwl_hf.model_card import write_card
+from pwl_hf.modeling import PWLForImageClassification, Sources, StageError
+from pwl_hf.training.checkpoints import CheckpointWriter, check_resumable, last_checkpoint, restore
+from pwl_hf.training.hub import card_data_of, push_checkpoint, push_saved
+from pwl_hf.training.mask_statistics import average_statistics
+from pwl_hf.training.objective import Distillation
+from pwl_hf.training.parameter_groups import names_within_norms, parameter_groups
+from pwl_hf.training.step_log import StepLog
+from pwl_hf.training.training_arguments import PWLTrainingArguments
+
+Batch = dict[str, Any]
+
+
+class Augments(Protocol):
+    """What moves training images: see `pwl_hf.training.augmentation.Augmentation`."""
+
+    def augment(self, pixel_values: torch.Tensor, sample_ids: torch.Tensor, seed: int, step: int) -> torch.Tensor:
+        """A batch (B, C, H, W), each image changed in the way that (seed, step, sample id) says."""
+
+
+class PWLTrainer(Trainer):
+    """Trains the student and the converters of a PWL model.
+
+    `model` is the PWL model, which is saved, pushed and seen by callbacks; what runs, in one forward pass a step, and
+    what DDP wraps, is `objective`. The teacher is in no optimizer, and stays as it is to the last buffer.
+
+    Batches are dicts of `pixel_values` (B, C, H, W), `labels` (B,) and `sample_ids` (B,), the images' numbers.
+    Everything random depends on seeds, the step's number and these ids, so that a run is the same in one process or
+    several (BatchNorm aside: each process normalises by its own images) and when it is killed and resumed.
+
+    Every `checkpoint-*` is a PWL repository; the teacher's shards in it are hard links to the copy written first.
+
+    Args:
+        model: A PWL model with everything resident.
+        args: The options.
+        objective: What a step minimises, made for `model`.
+        train_dataset: The images to train on, as a dataset of the batches' parts.
+        eval_dataset: Those to measure on, or several by name.
+        augmentation: How training images are moved, on their device; None for not at all.
+        processing_class: The image processor, saved with the model.
+        kwargs: Further arguments of transformers' Trainer: `callbacks`, `data_collator`, `optimizers`.
+
+    Raises:
+        ValueError: If the objective is of another model.
+        StageError: If something of the model is not resident.
+
+    Example:
+
+        >>> objective = build_objective(model, ObjectiveArguments(), seed=0)  # doctest: +SKIP
+        >>> trainer = PWLTrainer(model, args, objective, train_dataset=train, eval_dataset=test)  # doctest: +SKIP
+        >>> trainer.train()  # doctest: +SKIP
+        >>> trainer.evaluate()["eval_accuracy_stage_0"]  # doctest: +SKIP
+    """
+
+    # The objective's loss is a mean over the batch; Trainer divides it by the number of accumulated batches.
+    loss_is_scaled_for_ga = False
+
+    model: PWLForImageClassification
+    args: PWLTrainingArguments
+
+    def __init__(
+        self,
+        model: PWLForImageClassification,
+        args: PWLTrainingArguments,
+        objective: Distillation,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        *,
+        augmentation: Augments | None = None,
+        processing_class: BaseImageProcessor | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if objective.model is not model:
+            raise ValueError("the objective is of another model: build it with the model that is given here")
+        missing = sorted(model._all_pieces() - model._resident())
+        if missing:
+            raise StageError(f"training needs {missing[0]}, which is not resident: load the model with keep_all=True")
+        had_cache = hasattr(model.config, "use_cache")
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            callbacks=callbacks,
+            compute_metrics=_stage_accuracies,
+            **kwargs,
+        )
+        if not had_cache:
+            # Trainer sets it on every config, also where there is nothing to cache, and it would be saved.
+            del model.config.use_cache
+        self.objective = objective
+        self.augmentation = augmentation
+        self._stages = [Sources.prefix(stage, model.num_stages).mask for stage in range(model.num_stages + 1)]
+        self._writer = CheckpointWriter()
+        self._step_log = StepLog()
+        if args.torch_compile:
+            # The blocks, which every path is made of: paths change from step to step, and would be compiled anew.
+            model.compile(backend=args.torch_compile_backend, mode=args.torch_compile_mode)
+
+    # --- What runs ----------------------------------------------------------------------------------------------
+
+    def _build_accelerator_args(self, **kwargs: Any) -> dict[str, Any]:
+        built = super()._build_accelerator_args(**kwargs)
+        # The blocks are compiled by the model itself; accelerate would compile the objective.
+        built["dynamo_plugin"] = type(built["dynamo_plugin"])(backend="no")
+        return built
+
+    def _wrap_model(self, model: nn.Module, training: bool = True, dataloader: Any = None) -> nn.Module:
+        # What Trainer gets here it calls; as it is not `self.model`, Trainer does not prepare it once more.
+        if not training:
+            return self.objective
+        known = self.model_wrapped
+        of_ours = self.accelerator.unwrap_model(known) is self.objective
+        wrapped: nn.Module = self.accelerator.prepare_model(known if of_ours else self.objective)
+        return wrapped
+
+    def _set_signature_columns_if_needed(self) -> None:
+        self._signature_columns = ["pixel_values", "labels", "sample_ids"]
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: Batch,
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """The objective of a batch of augmented images.
+
+        Raises:
+            ValueError: If images are to be augmented and have no numbers.
+        """
+        pixel_values, sample_ids = inputs["pixel_values"], inputs.get("sample_ids")
+        step = self.state.global_step
+        if self.augmentation is not None:
+            if sample_ids is None:
+                raise ValueError("augmentation needs sample_ids in every batch: give the dataset's items a number each")
+            with torch.no_grad():
+                pixel_values = self.augmentation.augment(pixel_values, sample_ids, self.args.seed, step)
+        losses = model(pixel_values, inputs.get("labels"), step=step, sample_ids=sample_ids)
+        terms = {name: value for name, value in losses.items() if name != "loss"}
+        self._step_log.add(terms, len(pixel_values))
+        return (losses["loss"], losses) if return_outputs else losses["loss"]
+
+    def floating_point_ops(self, inputs: Batch) -> int:
+        """Not counted: paths differ from step to step. Zero."""
+        return 0
+
+    # --- The optimizer ------------------------------------------------------------------------------------------
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """As Trainer's, without the parameters of normalisation layers of any kind."""
+        norms = names_within_norms(model)
+        return [name for name in super().get_decay_parameter_names(model) if name not in norms]
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """The optimizer of the options: student and converters, each at its learning rate.
+
+        Raises:
+            ValueError: For an `optim` that chooses the parameters by itself, or if nothing requires gradients.
+        """
+        if self.optimizer is None:
+            groups = parameter_groups(
+                self.model,
+                set(self.get_decay_parameter_names(self.model)),
+                learning_rate=self.args.learning_rate,
+                converter_lr_scale=self.args.converter_lr_scale,
+                weight_decay=self.args.weight_decay,
+            )
+            if not groups:
+                raise ValueError("nothing is to be trained: no parameter of student and converters requires gradients")
+            given = self.optimizer_cls_and_kwargs
+            made_by, options = given or self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            chosen = {"params", "model", "optimizer_dict"}.intersection(options)
+            if chosen or not isinstance(made_by, type) or not issubclass(made_by, torch.optim.Optimizer):
+                raise ValueError(
+                    f"optim={self.args.optim} chooses by itself what is trained, and would take the teacher as well: "
+                    "choose one like adamw_torch or sgd, or give optimizers="
+                )
+            self.optimizer = made_by(groups, **options)
+        return self.optimizer
+
+    # --- The run ------------------------------------------------------------------------------------------------
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:  # type: ignore[override]
+        """Train, or go on with a run as if it had never ended.
+
+        Args:
+            resume_from_checkpoint: A checkpoint's folder, or true for the last whole one in `output_dir`.
+            kwargs: As Trainer's.
+
+        Raises:
+            ValueError: If there is no such checkpoint, it is not whole, or it is of another model; with the first
+                difference.
+            RepositoryError: If the model in it is damaged.
+        """
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = last_checkpoint(self.args.output_dir)
+            if resume_from_checkpoint is None:
+                raise ValueError(f"there is no whole checkpoint in {self.args.output_dir!r} to resume from")
+        return super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
+
+    def _finalize_training(self, trial: Any, num_train_samples: int, start_time: float) -> TrainOutput:
+        self._average_statistics()
+        return super()._finalize_training(trial, num_train_samples, start_time)
+
+    def _average_statistics(self) -> None:
+        if self.accelerator.num_processes > 1:
+            average_statistics(self.model.student, self._mean)
+            if self.objective.teacher_drift:
+                average_statistics(self.model.teacher, self._mean)
+
+    def _mean(self, tensor: torch.Tensor) -> torch.Tensor:
+        mean: torch.Tensor = self.accelerator.reduce(tensor, "mean")
+        return mean
+
+    def _sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        total: torch.Tensor = self.accelerator.reduce(tensor, "sum")
+        return total
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """As Trainer's; a log of the loss also has every term of it, and images a second of all processes."""
+        if self.is_in_train and "loss" in logs:
+            logs |= self._step_log.drain(self._sum, self.args.device)
+        super().log(logs, start_time)
+
+    # --- Measuring ----------------------------------------------------------------------------------------------
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Measure every stage in one pass over the data; training goes on afterwards as if it had not been.
+
+        Returns:
+            `eval_accuracy_stage_0` (the student) to `eval_accuracy_stage_N` (the teacher), `eval_accuracy`, their
+            mean, and `eval_loss`, the mean of their cross entropies; the rest is Trainer's.
+
+        Raises:
+            ValueError: If the images have no labels.
+        """
+        if self.is_in_train:
+            self._average_statistics()
+        was_training = self.model.training
+        with self._step_log.paused(), _kept_random_state():
+            metrics = super().evaluate(*args, **kwargs)
+        self.objective.train(was_training)
+        return metrics
+
+    def prediction_step(
+        self, model: nn.Module, inputs: Batch, prediction_loss_only: bool, ignore_keys: list[str] | None = None
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+        """Cross entropy over all stages, the class that each stage answers (B, N + 1), and the labels (B,)."""
+        inputs = self._prepare_inputs(inputs)
+        labels = inputs.get("labels")
+        if labels is None:
+            raise ValueError("the images to measure on have no labels: give an eval_dataset that has, or none")
+        with torch.no_grad(), self.accelerator.autocast():
+            paths = self.model.shared_paths(inputs["pixel_values"])
+            logits = torch.stack([paths(mask).logits.float() for mask in self._stages], dim=1)
+            loss = functional.cross_entropy(logits.flatten(0, 1), labels.repeat_interleave(len(self._stages)))
+        return loss, None if prediction_loss_only else logits.argmax(-1), labels
+
+    # --- Checkpoints --------------------------------------------------------------------------------------------
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        if not self.args.should_save:
+            return
+        folder = output_dir if output_dir is not None else self.args.output_dir
+        self._writer.write(self.model, folder)
+        if self.processing_class is not None:
+            # The teacher's folder is a checkpoint of its own.
+            self.processing_class.save_pretrained(folder)
+            self.processing_class.save_pretrained(f"{folder}/teacher")
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        self._average_statistics()
+        with self._step_log.paused():
+            super()._save_checkpoint(model, trial)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        # The Trainer's state, which is written next, says that a checkpoint is whole: of every process.
+        self.accelerator.wait_for_everyone()
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        check_resumable(resume_from_checkpoint)
+        self._restore(resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        if self.state.best_model_checkpoint is not None:
+            self._restore(self.state.best_model_checkpoint)
+
+    def _restore(self, checkpoint: str) -> None:
+        manifest = restore(self.model, checkpoint, teacher_too=self.objective.teacher_drift)
+        self._writer.adopt(checkpoint, manifest)
+
+    # --- The Hub ------------------------------------------------------------------------------------------------
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Write the card of the saved repository, from its manifest."""
+        if self.is_world_process_zero():
+            write_card(self.args.output_dir, card_data=card_data_of({k: v for k, v in kwargs.items() if v is not None}))
+
+    def push_to_hub(  # type: ignore[override]
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs: Any,
+    ) -> CommitInfo | None:
+        """Save the model, and push it as `model.push_to_hub` does; all processes call it, the main one pushes.
+
+        Args:
+            commit_message: The commit's title.
+            blocking: Must be true: what is pushed is the saved folder, which must not change meanwhile.
+            token: As in huggingface_hub; `hub_token` by default.
+            revision: The branch; `hub_revision` by default.
+            private: Make a new repository private; `hub_private_repo` by default.
+            kwargs: For the card: `card_data`, or `tags`, `license`, `language`, `dataset_tags`, `finetuned_from`.
+
+        Returns:
+            The commit; in processes that do not push, None.
+
+        Raises:
+            ValueError: If `blocking` is false.
+            TypeError: For an unknown argument.
+            PublishError: If the network or the Hub fails in every try.
+            huggingface_hub.errors.HfHubHTTPError: If the Hub refuses.
+        """
+        if not blocking:
+            raise ValueError("blocking=False does not apply to PWL models: leave it out")
+        card_data = card_data_of(kwargs)
+        token = token if token is not None else self.args.hub_token
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        if self.hub_model_id is None:
+            self.init_hf_repo(token=token, private=private)
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+        return push_saved(
+            self.args.output_dir,
+            self.hub_model_id,
+            commit_message=commit_message or "End of training",
+            token=token,
+            revision=revision if revision is not None else self.args.hub_revision,
+            card_data=card_data,
+        )
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
+            return
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        by_epoch = self.args.save_strategy == SaveStrategy.EPOCH
+        at = f"epoch {int(self.state.epoch or 0)}" if by_epoch else f"step {self.state.global_step}"
+        push_checkpoint(
+            checkpoint_folder,
+            self.hub_model_id,
+            self.args.hub_strategy,
+            commit_message=f"Training in progress, {at}",
+            token=self.args.hub_token,
+            revision=self.args.hub_revision,
+        )
+
+
+def _stage_accuracies(prediction: EvalPrediction) -> dict[str, float]:
+    """From the classes that stages answer (n, N + 1) and labels (n,): the part that is right."""
+    right = (prediction.predictions == np.asarray(prediction.label_ids)[:, None]).mean(axis=0)
+    by_stage = {f"accuracy_stage_{stage}": float(value) for stage, value in enumerate(right)}
+    return {**by_stage, "accuracy": float(right.mean())}
+
+
+@contextmanager
+def _kept_random_state() -> Iterator[None]:
+    """Leave the random numbers of Python, numpy and torch as if nothing had been drawn within."""
+    python, numpy = random.getstate(), np.random.get_state()
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    devices = [torch.accelerator.current_device_index()] if accelerator is not None else []
+    with torch.random.fork_rng(devices=devices, device_type=accelerator.type if accelerator else "cuda"):
+        yield
+    random.setstate(python)
+    np.random.set_state(numpy)
