@@ -11,9 +11,8 @@ import yaml
 from benchmarks.recipes.runs import Run
 from benchmarks.recipes.store import Entry
 from benchmarks.recipes.workplace import Workplace
-from pwl_hf.model_card import CARD_FILE, write_card
-
-_MANIFEST = "pwl_index.json"
+from pwl_hf.model_card import CARD_FILE
+from pwl_hf.modeling.manifest import MANIFEST_FILE
 
 
 def publish_card(
@@ -33,6 +32,7 @@ def publish_card(
         The card.
 
     Raises:
+        ValueError: If the card there was not made by the library.
         FileNotFoundError: If the model is not in the workplace any more.
     """
     model = workplace.model_folder(run.training)
@@ -41,25 +41,28 @@ def publish_card(
     target = folder / run.training.name
     target.mkdir(parents=True, exist_ok=True)
     text = (model / CARD_FILE).read_text(encoding="utf-8")
-    (model / CARD_FILE).write_text(_introduced(text, _introduction(run, entry, titles, command)), encoding="utf-8")
-    write_card(model)
-    for name in (CARD_FILE, _MANIFEST):
-        shutil.copyfile(model / name, target / name)
-    return target / CARD_FILE
+    card = target / CARD_FILE
+    card.write_text(_introduced(text, _introduction(run, entry, titles, command)), encoding="utf-8")
+    shutil.copyfile(model / MANIFEST_FILE, target / MANIFEST_FILE)
+    return card
 
 
 def _introduction(run: Run, entry: Entry, titles: Mapping[str, str], command: str) -> str:
-    lowest = min(entry["accuracy"].values())
-    student = entry["accuracy"]["S" * len(next(iter(entry["accuracy"])))]
-    measured = (
-        f"On {entry['test_images']:,} test images ({entry['data']}) the student has {100 * student:.1f} % and the "
-        f"lowest of {len(entry['accuracy'])} masks {100 * lowest:.1f} %. "
-    )
-    return f"""# {titles["pair"]}: {titles["recipe"]}, seed {run.seed}
+    accuracies = entry["accuracy"]
+    n = len(next(iter(accuracies)))
+    if len(accuracies) == 2**n:
+        lowest = min(accuracies, key=accuracies.__getitem__)
+        measured = f"and the lowest of all {2**n} masks, `{lowest}`, {100 * accuracies[lowest]:.1f} %"
+    else:
+        measured = "and it was trained alone: of the stages, only the first and the last are of use"
+    return f"""# {run.pair}: {titles["recipe"]}, seed {run.seed}
 
-Trained on {entry["data"]}. {measured}`pwl_index.json` beside this card is the raw result of the stages.
+{titles["pair"]}.
 
-Made by `{command}`, which trains the teacher and then this model with these options of `training/train.py`:
+Trained on {entry["data"]}. On {entry["test_images"]:,} of its test images the student has
+{100 * accuracies["S" * n]:.1f} %, {measured}. `pwl_index.json` beside this card is the raw result of the stages.
+
+Made by `{command}`: the teacher, and then this model with these options of `training/train.py`:
 
 ```yaml
 {yaml.safe_dump(entry["options"], sort_keys=False).strip()}

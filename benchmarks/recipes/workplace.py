@@ -152,7 +152,9 @@ def circumstances() -> dict[str, Any]:
     import torch
 
     cuda = torch.cuda.is_available()
-    git = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=12"], capture_output=True, text=True, check=False)
+    git = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=12"], capture_output=True, text=True, check=False
+    )
     return {
         "versions": {package: version(package) for package in _PACKAGES} | {"python": platform.python_version()},
         "commit": git.stdout.strip() or None,

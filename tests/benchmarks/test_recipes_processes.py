@@ -1,0 +1,103 @@
+"""Tasks in order, and the processes that do them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from benchmarks.recipes.processes import ChildFailed, Children
+from benchmarks.recipes.schedule import Task, perform
+
+
+def test_tasks_wait_for_what_they_need():
+    order: list[str] = []
+
+    def task(name: str, *needs: str) -> Task:
+        return Task(name, lambda: order.append(name), frozenset(needs))
+
+    assert perform([task("c", "b"), task("b", "a"), task("a")], 2, lambda _: None) == {}
+    assert order == ["a", "b", "c"]
+
+
+def test_tasks_run_side_by_side_up_to_the_number_of_jobs():
+    together, most, lock = [0], [0], threading.Lock()
+
+    def work() -> None:
+        with lock:
+            together[0] += 1
+            most[0] = max(most[0], together[0])
+        time.sleep(0.05)
+        with lock:
+            together[0] -= 1
+
+    perform([Task(str(i), work) for i in range(6)], 2, lambda _: None)
+    assert most[0] == 2
+
+
+def test_failure_reaches_all_that_need_it():
+    def fail() -> None:
+        raise RuntimeError("no disk")
+
+    tasks = [Task("c", fail, frozenset("b")), Task("b", fail, frozenset("a")), Task("a", fail)]
+    assert perform(tasks, 1, lambda _: None) == {
+        "a": "no disk",
+        "b": "not run: a failed",
+        "c": "not run: b failed",
+    }
+
+
+def test_task_that_needs_what_is_not_there_is_refused():
+    with pytest.raises(ValueError, match="need some that are not there: a"):
+        perform([Task("a", lambda: None, frozenset("z"))], 1, lambda _: None)
+
+
+def test_child_has_one_thread_and_its_output_is_logged(tmp_path):
+    log = tmp_path / "log.txt"
+    with Children() as children:
+        children([sys.executable, "-c", "import os; print(os.environ['OMP_NUM_THREADS'])"], log)
+    assert log.read_text() == "1\n"
+
+
+def test_failed_child_is_told_with_the_end_of_its_log(tmp_path):
+    with Children() as children, pytest.raises(ChildFailed, match=r"ended with 3(.|\n)*no such option"):
+        children([sys.executable, "-c", "print('no such option'); raise SystemExit(3)"], tmp_path / "log.txt")
+
+
+def test_children_end_with_the_command(tmp_path):
+    """A command that is asked to end leaves no training behind."""
+    code = f"""
+import signal, sys, threading
+from pathlib import Path
+from benchmarks.recipes.command import _interrupt
+from benchmarks.recipes.processes import Children
+signal.signal(signal.SIGTERM, _interrupt)
+child = "import os, time; print(os.getpid(), flush=True); time.sleep(600)"
+with Children() as children:
+    threading.Thread(target=lambda: children([sys.executable, "-c", child], Path({str(tmp_path / "log")!r}))).start()
+    threading.Event().wait()
+"""
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])},
+    )
+    log = tmp_path / "log"
+    wait_for(lambda: log.exists() and log.read_text().strip() != "")
+    child = int(log.read_text())
+    parent.send_signal(signal.SIGTERM)
+    parent.wait(20)
+    wait_for(lambda: not Path(f"/proc/{child}").exists())
+
+
+def wait_for(condition, seconds: float = 20) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
