@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +25,16 @@ from pwl_hf.data.split import ImageSplit
 # What is drawn belongs to the data, not to a run: runs of all seeds train and are measured on the same images.
 _SEED = 0
 
+# "name" or "user/name".
+_HUB_ID = r"\w[\w.-]*(/\w[\w.-]*)?"
+
 _Splits = Mapping[str, Any]
 
 
 def open_split(source: DataSource, split: str) -> ImageSplit:
     """Open a split of labelled images.
 
-    What is downloaded is the whole data set, unless it is streamed.
+    `datasets` downloads a data set whole, with all its splits, and keeps it; one that is streamed, not at all.
 
     Args:
         source: Where the images lie.
@@ -42,9 +45,11 @@ def open_split(source: DataSource, split: str) -> ImageSplit:
         DataError: If the data or the split is not there, or a column cannot be told from the others.
         huggingface_hub.errors.HfHubHTTPError: If the Hub answers with an error.
     """
-    where = repr(source.name)
-    splits = _load(source, where)
+    where, split = repr(source.name), split.strip()
+    splits = _load(source, _names(split), where)
     if source.streaming:
+        if _names(split) != [split]:
+            raise DataError(f"{where} is streamed, and a stream has no parts and sums: got split {split!r}")
         data = _choose(splits, split, where)
     else:
         if source.holdout is not None:
@@ -72,22 +77,40 @@ def open_split(source: DataSource, split: str) -> ImageSplit:
     return ImageSplit(title, data, image_column, label_column, encoding, labels, source.max_samples)
 
 
-def _load(source: DataSource, where: str) -> _Splits:
-    """All splits of a source."""
+def _load(source: DataSource, names: Sequence[str], where: str) -> _Splits:
+    """The splits of a source, at least those asked for."""
     if source.name == DIGITS:
         return _digits()
     path = Path(source.name)
-    options = {"streaming": source.streaming, "token": source.token}
-    if path.is_dir():
-        return datasets.load_dataset(str(path), source.config, **options)
-    if path.is_file() or path.suffix == ".parquet" or any(sign in source.name for sign in "*?["):
-        return datasets.load_dataset("parquet", data_files=_parquet_files(source.name), **options)
-    if not re.fullmatch(r"[\w.-]*\w[\w.-]*(/[\w.-]*\w[\w.-]*)?", source.name) or source.name.startswith("."):
+    is_files = path.is_file() or path.suffix == ".parquet" or any(sign in source.name for sign in "*?[")
+    if source.revision is not None and (is_files or path.is_dir()):
+        raise DataError(
+            f"revision {source.revision!r} is for data sets on the Hub, and {where} lies here: leave it out"
+        )
+    if is_files and not path.is_dir():
+        if source.config is not None:
+            raise DataError(
+                f"config {source.config!r} is for data sets and folders, and {where} is files: leave it out"
+            )
+        return datasets.load_dataset("parquet", data_files=_parquet_files(source.name), streaming=source.streaming)
+    if not path.is_dir() and not re.fullmatch(_HUB_ID, source.name):
         raise DataError(f"there is no file or folder {where}, and it is no name of a data set on the Hub")
     try:
-        return datasets.load_dataset(source.name, source.config, revision=source.revision, **options)
-    except datasets.exceptions.DatasetNotFoundError as error:
+        return _load_named(source, names, where)
+    except FileNotFoundError as error:
+        if path.is_dir():
+            raise DataError(f"the folder {where} holds no data: {error}") from error
         raise DataError(f"{where} is no file or folder here, and not to be had from the Hub: {error}") from error
+
+
+def _load_named(source: DataSource, names: Sequence[str], where: str) -> _Splits:
+    """The splits of a folder or of a data set on the Hub, all of them."""
+    call = {"path": source.name, "name": source.config, "revision": source.revision, "token": source.token}
+    if source.holdout is None and (files := datasets.load_dataset_builder(**call).config.data_files):
+        # Before anything is downloaded.
+        for name in names:
+            _choose(files, name, where)
+    return datasets.load_dataset(**call, streaming=source.streaming)
 
 
 def _digits() -> _Splits:
@@ -115,16 +138,20 @@ def _parquet_files(pattern: str) -> dict[str, list[str]]:
     return splits
 
 
+def _names(split: str) -> list[str]:
+    return [term.partition("[")[0].strip() for term in split.split("+")]
+
+
 def _choose(splits: _Splits, name: str, where: str) -> Any:
     if name not in splits:
-        raise DataError(f"{where} has no split {name!r}; it has {', '.join(map(repr, splits))}")
+        raise DataError(f"{where} has no split {name!r}; it has {', '.join(repr(str(split)) for split in splits)}")
     return splits[name]
 
 
 def _part(splits: _Splits, split: str, where: str) -> datasets.Dataset:
     """A split, a part of it, or a sum."""
-    for term in split.split("+"):
-        _choose(splits, term.partition("[")[0].strip(), where)
+    for name in _names(split):
+        _choose(splits, name, where)
     sizes = {name: len(data) for name, data in splits.items()}
     try:
         parts = datasets.ReadInstruction.from_spec(split).to_absolute(sizes)

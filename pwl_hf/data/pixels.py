@@ -38,8 +38,10 @@ def decode(encoded: Any, row: int, where: str) -> Image.Image:
         where: What an error calls the data.
 
     Raises:
-        DataError: If it cannot be read, whatever the reason.
+        DataError: If there is none, or if it cannot be read, whatever the reason.
     """
+    if encoded is None:
+        raise DataError(f"row {row} of {where} has no image")
     try:
         return datasets.Image().decode_example(encoded).convert("RGB")
     # Decoders raise what they like: OSError, SyntaxError, ValueError, struct.error and more.

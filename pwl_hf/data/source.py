@@ -67,5 +67,7 @@ class DataSource:
             raise DataError(f"holdout is a part of the training rows: above 0 and below 1, got {self.holdout}")
         if self.streaming and self.holdout is not None:
             raise DataError("nothing can be held out of a stream, whose end is unknown: leave out holdout or streaming")
-        if self.streaming and self.name == DIGITS:
-            raise DataError("the digits are in memory already: leave out streaming")
+        if self.name == DIGITS:
+            for option in ("config", "revision", "streaming"):
+                if getattr(self, option):
+                    raise DataError(f"the digits come with scikit-learn and lie in memory: leave out {option}")
