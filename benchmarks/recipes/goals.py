@@ -39,7 +39,7 @@ def _above(runs: Accuracies, other: Accuracies, rows: Sequence[str], name: str) 
 def no_prefix_dip(runs: Accuracies, num_stages: int) -> str:
     """Whether every stage is at least as good as the one before it."""
     goal = "Every stage at least as good as the one before"
-    stages = masks.prefixes(num_stages)
+    stages = masks.stages(num_stages)
     steps = {later: difference(runs, later, runs, earlier) for earlier, later in pairwise(stages)}
     known = {mask: step for mask, step in steps.items() if step is not None}
     if len(known) < len(steps):

@@ -4,34 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from pwl_hf.evaluation import masks_of
+
 
 def student(num_stages: int) -> str:
     """The mask of the student, stage 0."""
     return "S" * num_stages
 
 
-def teacher(num_stages: int) -> str:
-    """The mask of the teacher, stage N."""
-    return "T" * num_stages
+def rows(num_stages: int) -> dict[str, list[str]]:
+    """The masks of each order, every mask once: the student and the teacher are the first and the last stage."""
+    found = {"prefix": masks_of("prefix", num_stages)}
+    for order in ("suffix", "contiguous"):
+        found[order] = [mask for mask in masks_of(order, num_stages) if len(set(mask)) == 2]
+    return found
 
 
-def prefixes(num_stages: int) -> list[str]:
+def stages(num_stages: int) -> list[str]:
     """Stages 0 to N."""
-    return ["T" * k + "S" * (num_stages - k) for k in range(num_stages + 1)]
-
-
-def suffixes(num_stages: int) -> list[str]:
-    """The student first, the teacher last, the fewest teacher blocks first."""
-    return ["S" * (num_stages - k) + "T" * k for k in range(1, num_stages)]
-
-
-def contiguous(num_stages: int) -> list[str]:
-    """One run of teacher blocks with the student before and after it, short runs first."""
-    return [
-        "S" * start + "T" * length + "S" * (num_stages - start - length)
-        for length in range(1, num_stages - 1)
-        for start in range(1, num_stages - length)
-    ]
+    return masks_of("prefix", num_stages)
 
 
 def mixed(masks: Iterable[str]) -> list[str]:

@@ -43,7 +43,7 @@ def orders_section(definitions: Definitions, section: Section, results: Results)
     """A row for each mask of the three orders, a column for each recipe, and the goals beneath."""
     accuracies = {recipe: results.accuracies(recipe) for recipe in section.recipes}
     n = results.num_stages
-    groups = {"prefix": masks.prefixes(n), "suffix": masks.suffixes(n), "contiguous": masks.contiguous(n)}
+    groups = masks.rows(n)
     titles = {recipe: definitions.recipes[recipe].title for recipe in section.recipes}
     lines = [_row(["order", "mask", *titles.values()]), _rule(2 + len(titles))]
     for order, rows in groups.items():
@@ -65,7 +65,7 @@ def variants_section(definitions: Definitions, section: Section, results: Result
     """A row for each recipe: the student, the stages, all other masks, the lowest mask, and the time."""
     n = results.num_stages
     student = masks.student(n)
-    stages = [mask for mask in masks.prefixes(n) if mask in masks.mixed([mask])]
+    stages = masks.mixed(masks.stages(n))
 
     def others(found: Mapping[str, float]) -> list[str]:
         return [mask for mask in masks.mixed(found) if mask not in stages]

@@ -101,7 +101,7 @@ class Scripts:
         given = dict(itertools.pairwise(command))
         options = json.loads((Path(command[4]) / "options.json").read_text())
         n = options["num_stages"]
-        rows = masks.prefixes(n)
+        rows = masks.stages(n)
         if given["--orders"] == "all":
             rows = ["".join(mask) for mask in itertools.product("ST", repeat=n)]
         base = 0.5 + 0.01 * options["weight"] + 0.001 * options["seed"]

@@ -126,7 +126,9 @@ def test_goal_of_all_masks_is_unknown_until_all_are_measured():
     assert "missed** by 1; the lowest is `ST`" in goals.none_below_student(seeds(SS=0.6, TS=0.7, ST=0.5, TT=0.8), 2)
 
 
-def test_rows_of_the_three_orders():
-    assert masks.prefixes(3) == ["SSS", "TSS", "TTS", "TTT"]
-    assert masks.suffixes(3) == ["SST", "STT"]
-    assert masks.contiguous(4) == ["STSS", "SSTS", "STTS"]
+def test_every_mask_of_the_three_orders_is_one_row():
+    assert masks.rows(4) == {
+        "prefix": ["SSSS", "TSSS", "TTSS", "TTTS", "TTTT"],
+        "suffix": ["SSST", "SSTT", "STTT"],
+        "contiguous": ["STSS", "SSTS", "STTS"],
+    }
