@@ -69,6 +69,34 @@ class SharedPaths:
             self._outputs[sources] = self._run(self._route_for(sources))
         return self._outputs[sources]
 
+    def logits_of(self, sources: str, rows: slice) -> torch.Tensor:
+        """The logits of a mixed mask for some of the images, the blocks before its first change run for all.
+
+        Those blocks are of one whole network, whose path is run anyway in training; what comes after is this
+        mask's alone, and as cheap as its images are few.
+
+        Args:
+            sources: The mask.
+            rows: Which images.
+
+        Returns:
+            (as many images as there are rows, K).
+
+        Raises:
+            StageError: If the mask needs what is not resident.
+            ValueError: If it is malformed, or of one network.
+        """
+        route = self._route_for(sources)
+        if not route.sources.is_mixed:
+            raise ValueError(f"sources {sources!r} is one whole network: its logits are those of all images")
+        change = route.sources.changes[0][0]
+        self(sources[0] * self._num_stages)
+        before = self._reached[sources[:change], None]
+        features = before._replace(tensor=before.tensor[rows])
+        for block in range(change + 1, self._num_stages + 1):
+            features = route.run_block(block, features)
+        return route.head(features)
+
     def _run(self, route: Route) -> ImageClassifierOutput:
         mask = route.sources.mask
         features: Features | None = None

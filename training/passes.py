@@ -14,6 +14,9 @@ from transformers.modeling_outputs import ImageClassifierOutput
 from pwl_hf.modeling import PWLForImageClassification
 from pwl_hf.modeling.shared_paths import SharedPaths
 
+# All images of a batch.
+ALL = slice(None)
+
 
 @dataclass(frozen=True)
 class Passes:
@@ -61,6 +64,16 @@ class Passes:
         if mask not in self._alone:
             self._alone[mask] = self.model(self.pixel_values, sources=mask, output_hidden_states=True)
         return self._alone[mask]
+
+    def logits(self, mask: str, rows: slice = ALL) -> torch.Tensor:
+        """The logits of a mask, of all images (B, K) or of some.
+
+        Of some, what lies before the mask's first change is run for all the same, and what comes after for them
+        alone: BatchNorms there take the statistics of fewer images.
+        """
+        if rows == ALL or not self.shared:
+            return self.path(mask).logits[rows]
+        return self._paths.logits_of(mask, rows)
 
     @cached_property
     def _paths(self) -> SharedPaths:

@@ -8,7 +8,7 @@ Most are after arXiv 2509.22319 (Progressive Weight Loading) and its authors' co
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
@@ -16,7 +16,7 @@ import torch
 
 from pwl_hf.training.losses import distillation_loss, feature_distance
 from pwl_hf.training.masks import Distribution, draw_masks, prefix_masks
-from pwl_hf.training.passes import Passes
+from pwl_hf.training.passes import ALL, Passes
 
 
 class Term(Protocol):
@@ -44,16 +44,17 @@ class PathLoss:
     alpha: float
     temperature: float
 
-    def __call__(self, passes: Passes, logits: torch.Tensor) -> torch.Tensor:
-        """The loss of a path's logits (B, K).
+    def __call__(self, passes: Passes, mask: str, rows: slice = ALL) -> torch.Tensor:
+        """The loss of a mask's path, over all images or some.
 
         Raises:
             ValueError: If the batch has no labels and alpha is not 0.
         """
         if self.alpha and passes.labels is None:
             raise ValueError(f"alpha={self.alpha} weighs labels, but the images have none: set alpha to 0")
-        teacher = passes.teacher.logits if self.alpha < 1 else None
-        return distillation_loss(logits, passes.labels, teacher, self.alpha, self.temperature)
+        teacher = passes.teacher.logits[rows] if self.alpha < 1 else None
+        labels = None if passes.labels is None else passes.labels[rows]
+        return distillation_loss(passes.logits(mask, rows), labels, teacher, self.alpha, self.temperature)
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class StudentLoss:
 
     def __call__(self, passes: Passes) -> torch.Tensor:
         """The loss of S^N."""
-        return self.loss(passes, passes.student.logits)
+        return self.loss(passes, "S" * passes.num_stages)
 
 
 @dataclass(frozen=True)
@@ -74,15 +75,19 @@ class PrefixLoss:
 
     Ours: the method trains one of them at some steps. The teacher's features are there already, so a step costs
     little more than the student's own.
+
+    Args:
+        loss: Of each path.
+        share: Each stage sees every so manieth image of the batch, another part at every step.
     """
 
     loss: PathLoss
+    share: int = 1
     name: ClassVar[str] = "prefix"
 
     def __call__(self, passes: Passes) -> torch.Tensor | None:
         """mean_k of the loss of T^k S^(N-k), 0 < k < N; None if there is one block."""
-        losses = [self.loss(passes, passes.path(mask).logits) for mask in prefix_masks(passes.num_stages)]
-        return torch.stack(losses).mean() if losses else None
+        return _mean_loss(passes, self.loss, prefix_masks(passes.num_stages), self.share)
 
 
 @dataclass(frozen=True)
@@ -96,12 +101,14 @@ class MaskLoss:
         groups: What the masks are drawn from.
         count: How many at once.
         every: At every such step.
+        share: Each mask sees every so manieth image of the batch.
     """
 
     loss: PathLoss
     groups: Distribution
     count: int = 1
     every: int = 1
+    share: int = 1
     name: ClassVar[str] = "mask"
 
     def __call__(self, passes: Passes) -> torch.Tensor | None:
@@ -109,8 +116,7 @@ class MaskLoss:
         if passes.step % self.every:
             return None
         masks = draw_masks(self.groups, self.count, passes.seed, passes.step)
-        losses = [self.loss(passes, passes.path(mask).logits) for mask in masks]
-        return torch.stack(losses).mean() if losses else None
+        return _mean_loss(passes, self.loss, masks, self.share)
 
 
 @dataclass(frozen=True)
@@ -154,6 +160,14 @@ class Reconstruction:
                 + feature_distance(encode(decode(s)), s, self.normalize)
             ),
         )
+
+
+def _mean_loss(passes: Passes, loss: PathLoss, masks: Sequence[str], share: int) -> torch.Tensor | None:
+    # A batch smaller than the shares: each mask needs an image.
+    share = min(share, len(passes.pixel_values))
+    rows = [slice((passes.step + i) % share, None, share) if share > 1 else ALL for i in range(len(masks))]
+    losses = [loss(passes, mask, some) for mask, some in zip(masks, rows, strict=True)]
+    return torch.stack(losses).mean() if losses else None
 
 
 _Convert = Callable[[torch.Tensor], torch.Tensor]

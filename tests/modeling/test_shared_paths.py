@@ -81,3 +81,16 @@ def test_what_is_not_resident_is_refused(tmp_path):
         paths("TSSS")
     with pytest.raises(ValueError, match="letters"):
         paths("SS")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits_of_some_images_are_those_of_all(family):
+    model, images = tiny_model(family), tiny_images(family, 4)
+    with torch.no_grad():
+        paths = model.shared_paths(images)
+        for mask in MASKS[1:-1]:
+            for rows in (slice(1, None, 2), slice(0, 1)):
+                expected = model(images, sources=mask).logits[rows]
+                torch.testing.assert_close(paths.logits_of(mask, rows), expected, msg=mask)
+        with pytest.raises(ValueError, match="'TTTT' is one whole network"):
+            paths.logits_of("TTTT", slice(0, 1))

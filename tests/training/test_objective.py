@@ -74,6 +74,30 @@ def test_terms_of_no_weight_are_left_out_and_masks_come_when_they_are_due():
     assert names == [{"loss", "student", "mask"}, {"loss", "student"}, {"loss", "student"}, {"loss", "student", "mask"}]
 
 
+@pytest.mark.parametrize("step", [0, 1, 5])
+def test_shares_give_each_path_other_images_and_another_part_at_every_step(step):
+    model, images = tiny_model("vit"), tiny_images("vit", 4)
+    options = ObjectiveArguments(prefix_share=2, mask_share=4, mask_count=3)
+    found = build_objective(model, options, seed=5)(images, LABELS, step=step)
+    teacher = model(images, sources="TTTT").logits
+
+    def path(mask: str, rows: slice) -> torch.Tensor:
+        logits = model(images, sources=mask).logits
+        return distillation_loss(logits[rows], LABELS[rows], teacher[rows], 0.4, 2.0)
+
+    prefixes = [path(mask, slice((step + i) % 2, None, 2)) for i, mask in enumerate(("TSSS", "TTSS", "TTTS"))]
+    masks = draw_masks(distribution("suffix-scattered", 4), 3, seed=5, step=step)
+    drawn = [path(mask, slice((step + i) % 4, None, 4)) for i, mask in enumerate(masks)]
+    torch.testing.assert_close(found["prefix"], sum(prefixes).detach() / 3)
+    torch.testing.assert_close(found["mask"], sum(drawn).detach() / 3)
+
+
+def test_a_batch_smaller_than_the_shares_is_trained_on_all_paths():
+    options = ObjectiveArguments(prefix_share=3, mask_share=8)
+    found = build_objective(tiny_model("vit"), options)(tiny_images("vit", 2), LABELS[:2], step=2)
+    assert all(value.isfinite() for value in found.values())
+
+
 def test_one_block_has_the_student_alone():
     found = build_objective(tiny_model("vit", num_stages=1), ObjectiveArguments())(tiny_images("vit", 4), LABELS)
     assert set(found) == {"loss", "student"}
