@@ -34,7 +34,11 @@ def wilson(correct: int, total: int) -> Interval:
     centre = p + z2 / (2 * total)
     half = _Z * sqrt(p * (1 - p) / total + z2 / (4 * total**2))
     scale = 1 + z2 / total
-    return Interval(max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale))
+    # Exact at the ends, where rounding would leave 0 and 1 outside.
+    return Interval(
+        (centre - half) / scale if correct else 0.0,
+        (centre + half) / scale if correct < total else 1.0,
+    )
 
 
 def paired(gained: int, lost: int, total: int) -> Interval:

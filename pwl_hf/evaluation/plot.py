@@ -102,6 +102,6 @@ def _draw_masks(axes: Axes, report: Report) -> None:
 def _errors(masks: Any) -> list[list[float]]:
     """The distances down and up from each accuracy to the ends of its interval, in percent."""
     found: list[MaskAccuracy] = list(masks)
-    below = [100 * max(0.0, mask.accuracy - mask.interval.low) for mask in found]
-    above = [100 * max(0.0, mask.interval.high - mask.accuracy) for mask in found]
+    below = [100 * (mask.accuracy - mask.interval.low) for mask in found]
+    above = [100 * (mask.interval.high - mask.accuracy) for mask in found]
     return [below, above]
