@@ -6,12 +6,14 @@ Notation: N blocks; stage k takes blocks 1..k from the teacher. A piece is a blo
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import nn
 
+from .batchnorm import Statistics
 from .compiling import Compiling
 from .errors import StageError
 from .loading import sources_of
@@ -21,7 +23,9 @@ from .pieces import PiecedModel
 from .route import Route
 from .sources import Piece, Sources
 from .streaming import OnStage, StageStream
+from .transferring import SideStream, beside_requests, side_stream
 from .warming import touch_pages
+from .weights import WeightStore
 
 
 class PWLPreTrainedModel(PiecedModel):
@@ -174,13 +178,17 @@ class PWLPreTrainedModel(PiecedModel):
             raise StageError("the model was not loaded from a repository")
         resident = self._resident()
         missing, surplus = sorted(wanted - resident), sorted(resident - wanted)
+        # In the background the device is asked for nothing that requests would wait behind.
+        side = side_stream(device) if warm else None
         # 1. Everything that can fail: files, hashes, names, shapes, and changes that would be lost.
         paths = {file_of(piece, self.num_stages) for piece in missing}
         masks = store.manifest.masks if self._keep_all else [target]
         paths |= {path for mask in masks if store.manifest.get(path := statistics_file(mask)) is not None}
         store.prepare(sorted(paths))
         for piece in surplus:
-            if not self._is_unchanged(piece):
+            with beside_requests(side):
+                unchanged = self._is_unchanged(piece)
+            if not unchanged:
                 raise StageError(
                     f"{piece} was changed since it was loaded and would be lost on leaving sources "
                     f"{self.sources!r}: save the model first and load it again, or load it with keep_all=True"
@@ -188,16 +196,12 @@ class PWLPreTrainedModel(PiecedModel):
         # 2. New modules beside the model. What they follow is read first: afterwards it may be gone.
         for of_teacher in (True, False):
             self._requires_grad(of_teacher)
-        made = {piece: self._make(piece, device, dtype) for piece in missing}
-        statistics = {
-            mask.mask: {n: t.to(device, dtype, copy=True) for n, t in found.items()}
-            for mask in masks
-            if mask.mask not in self._statistics and (found := store.statistics(mask)) is not None
-        }
+        made, statistics = self._make_new(store, missing, masks, device, dtype, side)
         # 3. The route over both, which nobody takes yet.
         route = self._build_route(target, made, statistics)
         if warm:
-            self._warm(route, made, device, dtype)
+            with beside_requests(side):
+                self._warm(route, made, device, dtype)
         # 4. The swap: forward passes under way keep their route and its modules.
         with SWAPPING:
             for piece, modules in made.items():
@@ -207,6 +211,29 @@ class PWLPreTrainedModel(PiecedModel):
             self._route = route
             for piece in surplus:
                 self._release(piece)
+
+    def _make_new(
+        self,
+        store: WeightStore,
+        missing: Sequence[Piece],
+        masks: Sequence[Sources],
+        device: torch.device,
+        dtype: torch.dtype,
+        side: SideStream | None,
+    ) -> tuple[dict[Piece, Mapping[str, nn.Module]], dict[str, Statistics]]:
+        """Modules of pieces, and the statistics of masks that have none yet; over a side stream if there is one."""
+        built_on = device if side is None else torch.device("cpu")
+        made = {piece: self._make(piece, built_on, dtype) for piece in missing}
+        statistics = {
+            mask.mask: {n: t.to(built_on, dtype, copy=True) for n, t in found.items()}
+            for mask in masks
+            if mask.mask not in self._statistics and (found := store.statistics(mask)) is not None
+        }
+        if side is not None:
+            for module in chain.from_iterable(modules.values() for modules in made.values()):
+                side.move(module)
+            statistics = {mask: {n: side.copy(t) for n, t in found.items()} for mask, found in statistics.items()}
+        return made, statistics
 
     @torch.no_grad()
     def _warm(

@@ -16,6 +16,7 @@ from transformers.models.resnet.modeling_resnet import ResNetBasicLayer
 from transformers.models.vit.modeling_vit import ViTLayer
 
 from pwl_hf import PWLConfig, PWLForImageClassification
+from tests.streaming.helpers import until
 from tests.streaming.test_serving_threads import asking
 from tests.tiny import tiny_images
 
@@ -58,15 +59,13 @@ def test_the_first_call_of_every_new_unit_is_the_streams(load, calls, family: st
     calls.clear()
     with asking(lambda _: model(images), threads=2):
         model.stream_stages().wait()
-        while len(calls) < 200:
-            pass
-    fresh = units(model, "teacher", kind)
+        fresh = units(model, "teacher", kind)
+        # Served afterwards, by the threads that ask.
+        until(lambda: {call[0] for call in list(calls) if not call[1]} >= {id(unit) for unit in fresh})
     first = first_calls(calls)
     assert len(fresh) > len(kept)
     assert all(first[id(unit)][1] for unit in fresh)
     assert all(first[id(unit)][2][0] == 3 for unit in fresh)
-    # Served afterwards, by the threads that ask.
-    assert {call[0] for call in calls if not call[1]} >= {id(unit) for unit in fresh}
 
 
 @torch.no_grad()
