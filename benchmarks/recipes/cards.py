@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import yaml
@@ -11,14 +11,14 @@ import yaml
 from benchmarks.recipes.runs import Run
 from benchmarks.recipes.store import Entry
 from benchmarks.recipes.workplace import Workplace
-from pwl_hf.model_card import CARD_FILE
-from pwl_hf.modeling.manifest import MANIFEST_FILE
+from pwl_hf.model_card import CARD_FILE, render_card
+from pwl_hf.modeling.manifest import MANIFEST_FILE, Manifest
 
 
 def publish_card(
     run: Run, entry: Entry, titles: Mapping[str, str], command: str, workplace: Workplace, folder: Path
 ) -> Path:
-    """Copy a run's card and manifest to a folder, with what made the model above the generated part.
+    """Write a run's card and manifest to a folder, with what made the model above the generated part.
 
     Args:
         run: The run.
@@ -32,18 +32,25 @@ def publish_card(
         The card.
 
     Raises:
-        ValueError: If the card there was not made by the library.
         FileNotFoundError: If the model is not in the workplace any more.
     """
     model = workplace.model_folder(run.training)
     if model is None:
         raise FileNotFoundError(f"{run.key} is not in the work folder: give the one it was trained in")
+    manifest = Manifest.from_json((model / MANIFEST_FILE).read_text(encoding="utf-8"))
+    # What a folder of files is called on one machine says nothing elsewhere.
+    stages = [
+        replace(stage, metrics=tuple(replace(metric, dataset=entry["data"]) for metric in stage.metrics))
+        for stage in manifest.stages
+    ]
+    manifest = replace(manifest, stages=tuple(stages))
     target = folder / run.training.name
     target.mkdir(parents=True, exist_ok=True)
-    text = (model / CARD_FILE).read_text(encoding="utf-8")
+    (target / MANIFEST_FILE).write_text(manifest.to_json(), encoding="utf-8")
+    texts = {path.name: path.read_bytes() for path in model.glob("*.json")}
+    introduction = _introduction(run, entry, titles, command)
     card = target / CARD_FILE
-    card.write_text(_introduced(text, _introduction(run, entry, titles, command)), encoding="utf-8")
-    shutil.copyfile(model / MANIFEST_FILE, target / MANIFEST_FILE)
+    card.write_text(render_card(manifest, texts, repo_id=run.training.name, existing=introduction), encoding="utf-8")
     return card
 
 
@@ -68,12 +75,3 @@ Made by `{command}`: the teacher, and then this model with these options of `tra
 {yaml.safe_dump(entry["options"], sort_keys=False).strip()}
 ```
 """
-
-
-def _introduced(card: str, introduction: str) -> str:
-    """A card with another text between its metadata and its generated part."""
-    head, separator, generated = card.partition("<!-- pwl-hf: generated")
-    if not separator:
-        raise ValueError("the card has no generated part")
-    metadata = head[: head.index("---", 3) + 3] if head.startswith("---") else ""
-    return f"{metadata}\n\n{introduction}\n{separator}{generated}"

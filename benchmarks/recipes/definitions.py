@@ -1,7 +1,8 @@
 """What is compared: data, pairs of networks, recipes and tables, read from YAML and checked before anything runs.
 
 Options are those of `training/train_teacher.py`, `training/train.py` and `pwl-hf evaluate`, by their names; this
-package knows no list of them. Where a value says `{data}`, the folder given with `--data` is put in.
+package knows no list of them. Where a value says `{data}`, the folder given with `--data` is put in; where it says
+`{teacher}`, a folder that all runs with the same teacher share.
 """
 
 from __future__ import annotations
@@ -61,6 +62,11 @@ class Pair:
     def num_stages(self) -> int:
         """The number of blocks N."""
         return int(self.training["num_stages"])
+
+    @property
+    def schedule(self) -> str:
+        """How long teacher and students are trained, in words."""
+        return f"the teacher trained on {_schedule(self.teacher)}, all else on {_schedule(self.training)}"
 
 
 @dataclass(frozen=True)
@@ -224,6 +230,11 @@ def _read(kind: type[Kind], values: Any, where: str) -> Kind:
     if missing:
         raise ValueError(f"{where} needs {', '.join(missing)}")
     return kind(**values)
+
+
+def _schedule(options: Options) -> str:
+    images, epochs = options.get("max_train_samples"), options.get("num_train_epochs", 3)
+    return f"{'all' if images is None else f'{images:,}'} images for {epochs} epochs"
 
 
 def _known(name: str, names: Any, where: str) -> None:

@@ -70,6 +70,8 @@ def none_below_student(runs: Accuracies, num_stages: int) -> str:
     below = [mask for mask, estimate in known.items() if estimate.mean < 0]
     missed = [mask for mask in below if beyond_spread(known[mask])]
     lowest = f"the lowest is `{mask}`, {least.percent(of=seeds, sign=True)} points from the student"
+    if seeds == 1:
+        lowest += " (of one seed, which has no spread)"
     if not missed:
         within = f"; {len(below)} below it within the spread" if below else ""
         return f"{goal}: {MET}; {lowest}{within}."

@@ -57,11 +57,13 @@ class Results:
     def about(self) -> str:
         """What was measured on, how often and on what: to stand beside the numbers."""
         entries = list(self.entries())
+        seeds = f"seed {self.seeds[0]}"
+        if len(self.seeds) > 1:
+            seeds = f"mean ± standard deviation over the seeds {_listed(self.seeds)}"
         if not entries:
-            return f"Seeds {_listed(self.seeds)}; not measured yet."
+            return f"{seeds.capitalize()}; not measured yet."
         data = _listed({f"{entry['data']}, {entry['test_images']:,} test images" for entry in entries})
-        devices = _listed({entry["device"] for entry in entries})
-        return f"{data}; mean ± standard deviation over the seeds {_listed(self.seeds)}, in percent; {devices}."
+        return f"{data}; {seeds}, in percent; {_listed({entry['device'] for entry in entries})}."
 
 
 def _listed(values: object) -> str:

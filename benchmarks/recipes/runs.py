@@ -20,7 +20,8 @@ class Training:
     Args:
         name: What it is called in logs and as a folder.
         script: The module that trains: `train_teacher` or `train`.
-        options: All options given to it, without paths: `{data}` stands for the data's folder.
+        options: All options given to it, without paths: `{data}` stands for the data's folder, `{teacher}` for that of
+            the teacher's training.
         files: The SHA-256 of the data's files.
         teacher: The training of its teacher, if the script needs one.
     """
@@ -132,18 +133,25 @@ def digest(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
-def filled(value: Any, data: Path | None) -> Any:
-    """A value with the data's folder for `{data}`, in strings at any depth.
+def filled(value: Any, places: Mapping[str, Path | None]) -> Any:
+    """A value with folders for their names, such as `{data}`, in strings at any depth.
+
+    Args:
+        value: An option's value, or options.
+        places: The folders; None for one that is not there.
 
     Raises:
-        ValueError: If the folder is needed and not given.
+        ValueError: If a folder is needed that is not there.
     """
     if isinstance(value, Mapping):
-        return {name: filled(inner, data) for name, inner in value.items()}
+        return {name: filled(inner, places) for name, inner in value.items()}
     if isinstance(value, list):
-        return [filled(inner, data) for inner in value]
-    if isinstance(value, str) and "{data}" in value:
-        if data is None:
-            raise ValueError(f"{value!r} needs the data's folder: give --data DIR")
-        return value.replace("{data}", str(data))
+        return [filled(inner, places) for inner in value]
+    if not isinstance(value, str):
+        return value
+    for name, folder in places.items():
+        if f"{{{name}}}" in value:
+            if folder is None:
+                raise ValueError(f"{value!r} needs a folder for {name}: give --{name} DIR")
+            value = value.replace(f"{{{name}}}", str(folder))
     return value

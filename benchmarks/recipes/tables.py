@@ -34,7 +34,8 @@ def render(
     for section in table.sections:
         results = Results.of(definitions, section, seeds, runs)
         parts.append(f"## {section.title}")
-        parts.append(f"{definitions.pairs[section.pair].title}.\n{results.about()}")
+        pair = definitions.pairs[section.pair]
+        parts.append(f"{pair.title}; {pair.schedule}.\n{results.about()}")
         parts.append(form(definitions, section, results))
     return "\n\n".join(parts) + "\n"
 

@@ -63,9 +63,12 @@ class Workplace:
                 return model
             (place / "done.json").unlink(missing_ok=True)
             shutil.rmtree(model, ignore_errors=True)
-            options = filled(training.options, self._data) | {"output_dir": str(model)}
+            places = {"data": self._data}
+            given: Options = {"output_dir": str(model)}
             if training.teacher is not None:
-                options["teacher"] = str(self.train(training.teacher))
+                given["teacher"] = str(self.train(training.teacher))
+                places["teacher"] = self._place(training.teacher)
+            options = filled(training.options, places) | given
             recipe = place / "recipe.yaml"
             recipe.write_text(yaml.safe_dump(options, sort_keys=False), encoding="utf-8")
             command = [sys.executable, "-m", f"pwl_hf.training.{training.script}", str(recipe)]
@@ -97,7 +100,7 @@ class Workplace:
         model = self.train(run.training)
         place = self._place(run.training)
         output = place / "evaluation.json"
-        options = filled(run.evaluate, self._data) | {"output": str(output), "quiet": True}
+        options = filled(run.evaluate, {"data": self._data}) | {"output": str(output), "quiet": True}
         command = [sys.executable, "-m", "pwl_hf.cli", "evaluate", str(model), *flags(options)]
         with FileLock(place / ".lock"):
             output.unlink(missing_ok=True)

@@ -55,5 +55,5 @@ def test_teachers_are_of_options_that_the_script_knows(tmp_path):
     teachers = {run.training.teacher.key: run.training.teacher for run in every_run()}
     for name, teacher in teachers.items():
         recipe = tmp_path / f"{name}.yaml"
-        recipe.write_text(yaml.safe_dump(filled(teacher.options, tmp_path) | {"output_dir": str(tmp_path)}))
+        recipe.write_text(yaml.safe_dump(filled(teacher.options, {"data": tmp_path}) | {"output_dir": str(tmp_path)}))
         train_teacher.command_line().parse([str(recipe)])

@@ -154,7 +154,7 @@ def test_only_chooses_by_pattern_and_first_seeds_come_first(definitions):
 
 def test_data_folder_that_is_needed_and_missing_is_told():
     with pytest.raises(ValueError, match="--data"):
-        filled({"files": ["{data}/a"]}, None)
+        filled({"files": ["{data}/a"]}, {"data": None})
 
 
 def test_flags_are_those_of_the_command_line():
