@@ -20,6 +20,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
 
 from .errors import FetchError, RepositoryError
+from .interrupting import interruptible
 from .retrying import is_passing, root_cause
 
 if TYPE_CHECKING:
@@ -46,14 +47,16 @@ def download(
         path: The file's path, within the repository's subfolder.
         anew: Download it in any case.
         watch: A progress bar class.
-        cancelled: Ends the waiting between tries.
+        cancelled: Ends it: the waiting between tries, and requests under way.
 
     Raises:
         RepositoryError: If the repository has no such file.
         FetchError: If it could not be had, after all tries.
+        Interrupted: If it was cancelled.
     """
     try:
-        return repository.retry.run(lambda: _try(repository, path, anew, watch), cancelled)
+        with interruptible(cancelled):
+            return repository.retry.run(lambda: _try(repository, path, anew, watch), cancelled)
     except LocalEntryNotFoundError as error:
         raise FetchError(_explain(repository, path, error)) from error
     except EntryNotFoundError as error:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,6 +15,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import ImageClassifierOutput
 
+from .background import Prefetch
 from .configuration_pwl import PWLConfig
 from .construction import Network, common_dtype, joined_config, load_network
 from .converters import LeastSquares, channel_rows
@@ -243,8 +243,7 @@ class PWLForImageClassification(PWLPreTrainedModel):
             config._attn_implementation = attn_implementation
         entries = manifest.files if keep_all else manifest.files_for(target)
         # Waiting for the network and hashing leave the interpreter free: the modules are built meanwhile.
-        with ThreadPoolExecutor(1, thread_name_prefix="pwl-fetch") as executor:
-            fetched = executor.submit(repository.verify, entries)
+        with Prefetch(lambda cancelled: repository.verify(entries, cancelled=cancelled)) as fetched:
             try:
                 model = cls(config, vacant=True)
             except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError) as error:
@@ -252,7 +251,7 @@ class PWLForImageClassification(PWLPreTrainedModel):
                     f"{repository}: no network can be built from config.json: {type(error).__name__}: {error}"
                 ) from error
             store = WeightStore(repository, manifest, model._blueprints, ignore_mismatched_heads=resized)
-        store.prepare([entry.path for entry in entries], fetched.result())
+            store.prepare([entry.path for entry in entries], fetched.result())
         floating = dtype_of(dtype if dtype is not None else torch_dtype, store.dtype)
         for part in (config, config.teacher_config, config.student_config):
             part.dtype = floating

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -111,11 +112,12 @@ class Repository:
             path: Its path in the repository.
             anew: Download it in any case.
             watch: A progress bar class for the download.
-            cancelled: Ends the waiting between tries.
+            cancelled: Ends it: the waiting between tries, and requests under way.
 
         Raises:
             RepositoryError: If the repository has no such file.
             FetchError: If it could not be had, after all tries of the retry policy.
+            Interrupted: If it was cancelled.
         """
         if self.commit is None:
             local = Path(self.name, self.subfolder, path)
@@ -193,7 +195,14 @@ class Repository:
         """
         return {path: local for path, (local, _) in self.verify(entries).items()}
 
-    def verify(self, entries: Collection[FileEntry], fetched: Mapping[str, Path] | None = None) -> dict[str, Verified]:
+    def verify(
+        self,
+        entries: Collection[FileEntry],
+        fetched: Mapping[str, Path] | None = None,
+        *,
+        watch: Watch | None = None,
+        cancelled: Event | None = None,
+    ) -> dict[str, Verified]:
         """Fetch weight files and compare each with its size and sha256.
 
         huggingface_hub keeps a file that was damaged on the way in its cache for ever; such a file is
@@ -202,25 +211,30 @@ class Repository:
         Args:
             entries: The files.
             fetched: Local paths of those that were fetched just now.
+            watch: A progress bar class for what is downloaded.
+            cancelled: As in `fetch`.
 
         Returns:
             Path in the repository -> local path, and the stamp of the file that was compared.
 
         Raises:
             RepositoryError: If a file is not the one of the manifest.
+            FetchError: If it could not be had.
+            Interrupted: If it was cancelled.
         """
+        fetch = partial(self.fetch, watch=watch, cancelled=cancelled)
         local = dict(fetched or {})
-        local |= {entry.path: self.fetch(entry.path) for entry in entries if entry.path not in local}
-        return {entry.path: self._verify(entry, local[entry.path]) for entry in entries}
+        local |= {entry.path: fetch(entry.path) for entry in entries if entry.path not in local}
+        return {entry.path: self._verify(entry, local[entry.path], fetch) for entry in entries}
 
-    def _verify(self, entry: FileEntry, local: Path) -> Verified:
+    def _verify(self, entry: FileEntry, local: Path, fetch: Callable[..., Path]) -> Verified:
         try:
             return local, check_file(local, entry, str(self))
         except RepositoryError:
             # A file that is what the Hub has, and not what the manifest says, would come the same again.
             if not self._may_ask or is_as_named(local):
                 raise
-        local = self.fetch(entry.path, anew=True)
+        local = fetch(entry.path, anew=True)
         try:
             return local, check_file(local, entry, str(self))
         except RepositoryError as error:

@@ -12,15 +12,17 @@ import queue
 import threading
 import time
 import traceback
-import weakref
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
 
-from .errors import PWLError, StageError
+from .background import end_before_exit
+from .errors import FetchError, StageError
+from .interrupting import Interrupted
 from .manifest import FileEntry
 from .sources import Sources
 
@@ -31,12 +33,6 @@ OnStage = Callable[["PWLPreTrainedModel", int], None]
 
 # How often a waiting thread looks whether it was cancelled, in seconds.
 _PATIENCE = 0.1
-# How long a process that ends waits for each thread, in seconds.
-_FAREWELL = 5.0
-
-
-class _Cancelled(PWLError):
-    """Ends a download that nobody waits for any more."""
 
 
 class _Pace:
@@ -180,12 +176,11 @@ class StageStream:
     def cancel(self) -> None:
         """Ask it to end; the model stays at the stage it has reached. `wait` tells when it did.
 
-        What is being received ends with the piece under way, which huggingface_hub makes 10 MB (through Xet,
-        the file).
+        A download under way ends with the next bytes that come, or where none do when huggingface_hub stops
+        waiting for them, after `HF_HUB_DOWNLOAD_TIMEOUT` seconds; through Xet, with the file. `wait` does not
+        wait for it.
         """
-        self._cancelled.set()
-        with self._room:
-            self._room.notify_all()
+        _ask_to_end(self._cancelled, self._room)
 
     def __enter__(self) -> StageStream:
         return self
@@ -201,7 +196,7 @@ class StageStream:
 
     def start(self) -> StageStream:
         """Begin; done by `stream_stages`."""
-        weakref.finalize(self, _leave, self._process, self._cancelled, self._room, self._threads)
+        end_before_exit(self, partial(_ask_to_end, self._cancelled, self._room), self._threads)
         try:
             for thread in self._threads:
                 thread.start()
@@ -242,7 +237,6 @@ class StageStream:
                     if is_new:
                         self._pace.settle(entry.bytes)
             except BaseException as error:
-                # Of a cancelled download nobody wants to know how it ended.
                 if not self._cancelled.is_set():
                     self._fetched.put(error)
                 return
@@ -264,11 +258,11 @@ class StageStream:
                     self._ahead -= size
                     self._room.notify_all()
                 self._attach(stage, size, fetched)
-        except _Cancelled:
-            pass
         except BaseException as error:
-            _forget_locals(error)
-            self._exception = error
+            # Of a cancelled download nobody wants to know how it ended.
+            if not (self._cancelled.is_set() and isinstance(error, Interrupted | FetchError)):
+                _forget_locals(error)
+                self._exception = error
         finally:
             self._end()
 
@@ -278,7 +272,8 @@ class StageStream:
         store = model._store if model is not None else None
         if model is None or store is None:
             return
-        store.prepare([entry.path for entry in self._plan[stage]], fetched=fetched)
+        paths = [entry.path for entry in self._plan[stage]]
+        store.prepare(paths, fetched=fetched, watch=self._watch(), cancelled=self._cancelled)
         if self._cancelled.is_set():
             return
         model._advance(stage)
@@ -315,8 +310,8 @@ class StageStream:
         return new
 
     def _watch(self) -> type[Any]:
-        """A progress bar of the Hub's own kind that also keeps the rate and stops when cancelled."""
-        cancelled, pace = self._cancelled, self._pace
+        """A progress bar of the Hub's own kind that also keeps the rate."""
+        pace = self._pace
 
         class Watch(tqdm):  # type: ignore[misc]
             def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -327,8 +322,6 @@ class StageStream:
             def update(self, n: float | None = 1) -> bool | None:
                 if self._is_receiving:
                     pace.spend(n or 0)
-                    if cancelled.is_set():
-                        raise _Cancelled("the stream was cancelled")
                 shown: bool | None = super().update(n)
                 return shown
 
@@ -342,15 +335,7 @@ def _forget_locals(error: BaseException | None) -> None:
         error = error.__cause__ or error.__context__
 
 
-def _leave(
-    process: int, cancelled: threading.Event, room: threading.Condition, threads: list[threading.Thread]
-) -> None:
-    """End a stream before the interpreter does: a thread amid PyTorch's code would take the process down with it."""
-    if process != os.getpid():
-        return
+def _ask_to_end(cancelled: threading.Event, room: threading.Condition) -> None:
     cancelled.set()
     with room:
         room.notify_all()
-    for thread in threads:
-        if thread.is_alive() and thread is not threading.current_thread():
-            thread.join(_FAREWELL)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from threading import Event
 
 import torch
 from safetensors import SafetensorError, safe_open
 
 from .blueprint import Blueprint
 from .errors import RepositoryError
+from .fetching import Watch
 from .manifest import STUDENT_FILE, Manifest, converter_file, file_of, statistics_file
 from .repository import Repository, Verified
 from .sources import Piece, Role, Sources
@@ -75,6 +77,9 @@ class WeightStore:
         paths: list[str],
         verified: Mapping[str, Verified] | None = None,
         fetched: Mapping[str, Path] | None = None,
+        *,
+        watch: Watch | None = None,
+        cancelled: Event | None = None,
     ) -> None:
         """Fetch and check files, all or none: afterwards their pieces can be read.
 
@@ -82,6 +87,8 @@ class WeightStore:
             paths: The files.
             verified: What `Repository.verify` said of files that it was asked about before.
             fetched: Local paths of files that were fetched just now.
+            watch: A progress bar class for what is downloaded.
+            cancelled: Ends downloads.
 
         Raises:
             RepositoryError: If a file is not listed, not the manifest's, or holds other tensors than it must.
@@ -95,7 +102,8 @@ class WeightStore:
             entries.append(entry)
         at_hand = dict(verified or {})
         missing = [entry for entry in entries if entry.path not in at_hand]
-        found = {path: at_hand[path] for path in wanted if path in at_hand} | self.repository.verify(missing, fetched)
+        found = {path: at_hand[path] for path in wanted if path in at_hand}
+        found |= self.repository.verify(missing, fetched, watch=watch, cancelled=cancelled)
         for path in wanted:
             self._check_tensors(path, found[path][0])
         self._checked |= found

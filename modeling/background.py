@@ -1,0 +1,78 @@
+"""Threads that nobody has to wait for: not who failed meanwhile, and not the end of the process (no torch)."""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections.abc import Callable
+from types import TracebackType
+from typing import Generic, TypeVar
+
+Result = TypeVar("Result")
+
+# How long a process that ends waits for each thread, in seconds.
+_FAREWELL = 5.0
+
+
+class Prefetch(Generic[Result]):
+    """Work that goes on in a thread of its own while a `with` block runs, and is ended if the block fails.
+
+    Args:
+        work: What to do, until the event that it is given is set.
+    """
+
+    def __init__(self, work: Callable[[threading.Event], Result]) -> None:
+        self._work = work
+        self._cancelled = threading.Event()
+        self._result: list[Result] = []
+        self._error: BaseException | None = None
+        # Not an executor's, which whoever leaves waits for: a call that failed must not hang at the network.
+        self._thread = threading.Thread(target=self._run, name="pwl-fetch", daemon=True)
+
+    def __enter__(self) -> Prefetch[Result]:
+        end_before_exit(self, self._cancelled.set, [self._thread])
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._cancelled.set()
+
+    def result(self) -> Result:
+        """Wait for the result.
+
+        Raises:
+            BaseException: What the work raised.
+        """
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+        return self._result[0]
+
+    def _run(self) -> None:
+        try:
+            self._result.append(self._work(self._cancelled))
+        except BaseException as error:
+            self._error = error
+
+
+def end_before_exit(owner: object, end: Callable[[], None], threads: list[threading.Thread]) -> None:
+    """End threads when their owner is gone, and before the interpreter is: amid C code they would take it down.
+
+    Args:
+        owner: Whose threads they are.
+        end: Asks them to end; must not hold the owner.
+        threads: The threads. A child process that was forked from this one has none of them.
+    """
+    weakref.finalize(owner, _leave, os.getpid(), end, threads)
+
+
+def _leave(process: int, end: Callable[[], None], threads: list[threading.Thread]) -> None:
+    if process != os.getpid():
+        return
+    end()
+    for thread in threads:
+        if thread.is_alive() and thread is not threading.current_thread():
+            thread.join(_FAREWELL)
