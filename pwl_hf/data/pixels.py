@@ -9,6 +9,8 @@ Notation: B images of C channels, H x W pixels.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import datasets
@@ -28,38 +30,57 @@ Item = dict[str, Any]
 # How many images are processed at once where all of them are.
 _CHUNK = 256
 
+# How many images are fetched at once where each lies in a file of its own on the Hub.
+_REQUESTS = 16
 
-def decode(encoded: Any, row: int, where: str) -> Image.Image:
-    """An image from what stands in a row, in RGB.
+
+def read_items(
+    split: ImageSplit,
+    encoded: Sequence[Any],
+    rows: Sequence[int],
+    labels: Sequence[int] | None,
+    processor: BaseImageProcessor,
+) -> list[Item]:
+    """Encoded images of a split as items, with one call of the processor.
 
     Args:
-        encoded: A dict with `bytes` or `path`.
-        row: The row's number, for the error.
-        where: What an error calls the data.
+        split: The split.
+        encoded: Dicts with `bytes` or `path`, one for each row.
+        rows: The rows' numbers.
+        labels: The rows' labels, or None.
+        processor: What makes tensors of images.
 
     Raises:
-        DataError: If there is none, or if it cannot be read, whatever the reason.
+        DataError: If an image is missing or cannot be read, whatever the reason.
     """
-    if encoded is None:
-        raise DataError(f"row {row} of {where} has no image")
-    try:
-        return datasets.Image().decode_example(encoded).convert("RGB")
-    # Decoders raise what they like: OSError, SyntaxError, ValueError, struct.error and more.
-    except Exception as error:
-        raise DataError(f"the image in row {row} of {where} cannot be read: {type(error).__name__}: {error}") from error
-
-
-def batch_of(
-    encoded: Sequence[Any], rows: Sequence[int], labels: Sequence[int] | None, where: str, processor: BaseImageProcessor
-) -> list[Item]:
-    """Encoded images as items."""
-    pixel_values = to_tensor([decode(*pair, where) for pair in zip(encoded, rows, strict=True)], processor)
+    if any(_is_remote(image) for image in encoded):
+        # A request each: most of the time is waiting.
+        with ThreadPoolExecutor(_REQUESTS) as pool:
+            images = list(pool.map(partial(_decode, split), encoded, rows))
+    else:
+        images = list(map(partial(_decode, split), encoded, rows))
     items: list[Item] = [
-        {"pixel_values": image, "sample_ids": row} for image, row in zip(pixel_values, rows, strict=True)
+        {"pixel_values": image, "sample_ids": row}
+        for image, row in zip(to_tensor(images, processor), rows, strict=True)
     ]
     for item, label in zip(items, labels or (), strict=labels is not None):
         item["labels"] = label
     return items
+
+
+def _is_remote(encoded: Any) -> bool:
+    return encoded is not None and encoded["bytes"] is None and "://" in (encoded["path"] or "")
+
+
+def _decode(split: ImageSplit, encoded: Any, row: int) -> Image.Image:
+    if encoded is None:
+        raise DataError(f"row {row} of {split.title} has no image")
+    try:
+        return datasets.Image().decode_example(encoded, token_per_repo_id=dict(split.tokens)).convert("RGB")
+    # Decoders raise what they like: OSError, SyntaxError, ValueError, struct.error and more.
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise DataError(f"the image in row {row} of {split.title} cannot be read: {reason}") from error
 
 
 class PixelDataset(Dataset[Item]):
@@ -88,7 +109,7 @@ class PixelDataset(Dataset[Item]):
         split = self.split
         encoded = split.data[rows][split.image_column]
         labels = None if split.labels is None else split.labels[rows].tolist()
-        return batch_of(encoded, rows, labels, split.title, self.processor)
+        return read_items(split, encoded, rows, labels, self.processor)
 
 
 class PixelsInMemory(Dataset[Item]):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import datasets
@@ -30,6 +31,7 @@ class ImageSplit:
         encoding: The numbers of the labels, or None if there are none.
         labels: The labels, (rows,) int64. None if there are none, and for a stream.
         max_samples: How many rows of a stream are read.
+        tokens: The token of each private repository that images lie in.
     """
 
     title: str
@@ -39,6 +41,7 @@ class ImageSplit:
     encoding: LabelEncoding | None
     labels: torch.Tensor | None
     max_samples: int | None = None
+    tokens: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     @property
     def label_names(self) -> list[str] | None:

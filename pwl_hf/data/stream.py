@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch.utils.data import IterableDataset, get_worker_info
 from transformers import BaseImageProcessor
 
-from pwl_hf.data.pixels import Item, batch_of
+from pwl_hf.data.pixels import Item, read_items
 
 if TYPE_CHECKING:
     from pwl_hf.data.split import ImageSplit
@@ -29,7 +29,7 @@ class PixelStream(IterableDataset[Item]):
 
     Workers of a loader share the files out among themselves, and where there are more workers than files, the rows
     of a file: each row comes once, with the same number, whatever their count. Between processes, accelerate
-    shares out the rows of the one stream.
+    shares out the rows of the one stream; with several workers as well it drops some of the last rows of each.
 
     Args:
         split: The split, streamed.
@@ -60,7 +60,7 @@ class PixelStream(IterableDataset[Item]):
             numbers = [number for number, _ in chunk]
             labels = [label for number, row in chunk if (label := self.split.encode(row, number)) is not None]
             encoded = [row[self.split.image_column] for _, row in chunk]
-            yield from batch_of(encoded, numbers, labels or None, self.split.title, self.processor)
+            yield from read_items(self.split, encoded, numbers, labels or None, self.processor)
 
     def _rows(self, worker: int, workers: int) -> Iterator[_Row]:
         """A worker's rows and their numbers, still encoded."""

@@ -174,6 +174,19 @@ def test_hub_data_streams(hub, dataset_id):
     assert [item["labels"] for item in items] == [2, 0, 1, 2]
 
 
+def test_folder_of_images_on_the_hub_is_read_whole_or_streamed(hub, repo_id, image_folder, monkeypatch):
+    api = HfApi()
+    api.create_repo(repo_id, repo_type="dataset", private=True)
+    api.upload_folder(repo_id=repo_id, repo_type="dataset", folder_path=image_folder)
+    # The images of a stream are fetched one by one, by the token given.
+    monkeypatch.setenv("HF_TOKEN", "hf_nobody")
+    for streaming in (False, True):
+        split = open_split(DataSource(repo_id, streaming=streaming, token="hf_tester"), "train")
+        found = {(numbers_of(item["pixel_values"])[0], item["labels"]) for item in split.pixels(processor())}
+        assert found == {(1, 1), (2, 1), (3, 0), (4, 0)}
+        assert split.label_names == ["cat", "owl"]
+
+
 def test_missing_sources_raise(tmp_path):
     cases = {
         "./nowhere": "there is no file or folder './nowhere', and it is no name of a data set on the Hub",

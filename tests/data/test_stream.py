@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from accelerate.data_loader import IterableDatasetShard
@@ -133,6 +135,17 @@ def test_bad_rows_are_named_when_they_come(tmp_path):
     path = plain_parquet(tmp_path / "train.parquet", range(4), [0, 1, 2, -1])
     items = open_split(DataSource(str(path), streaming=True), "train").pixels(processor())
     with pytest.raises(DataError, match=r"row 3 of split 'train' of .* has the label -1"):
+        list(items)
+
+
+def test_image_that_cannot_be_read_is_named_when_it_comes(tmp_path):
+    path = plain_parquet(tmp_path / "train.parquet", range(40), list(range(40)))
+    rows = pq.read_table(path).to_pylist()
+    rows[35]["image"]["bytes"] = rows[35]["image"]["bytes"][:50]
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    items = iter(open_split(DataSource(str(path), streaming=True), "train").pixels(processor()))
+    assert [next(items)["sample_ids"] for _ in range(32)] == list(range(32))
+    with pytest.raises(DataError, match=r"the image in row 35 of split 'train' of .* cannot be read: OSError"):
         list(items)
 
 
