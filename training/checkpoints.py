@@ -123,7 +123,7 @@ def restore(
     store = WeightStore(repository, manifest, model._blueprints)
     if store.dtype != model.dtype:
         raise ValueError(
-            f"{repository} is a checkpoint of another model: dtype {store.dtype} there, {model.dtype} here"
+            f"{repository} is a checkpoint of another model: dtype is {store.dtype} there, {model.dtype} here"
         )
     store.prepare([entry.path for entry in manifest.files])
     pieces = sorted(model._all_pieces())

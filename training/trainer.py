@@ -224,6 +224,13 @@ class PWLTrainer(Trainer):
                 raise ValueError(f"there is no whole checkpoint in {self.args.output_dir!r} to resume from")
         return super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
 
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        if self.state.global_step >= self.state.max_steps:
+            # Trainer would take one more step of a run that was ended when it is resumed.
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
+
     def _finalize_training(self, trial: Any, num_train_samples: int, start_time: float) -> TrainOutput:
         self._average_statistics()
         return super()._finalize_training(trial, num_train_samples, start_time)
