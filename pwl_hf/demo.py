@@ -19,9 +19,12 @@ from pwl_hf.modeling.errors import PWLError
 from pwl_hf.modeling.manifest import MANIFEST_FILE, STUDENT_FILE, Manifest
 
 if TYPE_CHECKING:
+    import torch
     from rich.console import Console
+    from torch import nn
 
-_NEEDED = ("accelerate", "matplotlib", "sklearn")
+_NEEDED = ("accelerate", "datasets", "matplotlib", "sklearn")
+_RECIPE = "vit-digits"
 _CHART = "accuracy.png"
 _SHOWN = 8
 # Of a failed training's messages.
@@ -109,7 +112,8 @@ def _train(directory: Path, seed: int, quiet: bool, arguments: Sequence[str]) ->
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--cpu", "--num_processes", "1"]
     launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
     launch += ["--num_cpu_threads_per_process", "1", "--module"]
-    command = [*launch, "pwl_hf.training.train", "--output_dir", str(directory), "--seed", str(seed), *arguments]
+    command = [*launch, "pwl_hf.training.train", _RECIPE, "--output_dir", str(directory), "--seed", str(seed)]
+    command += ["--use_cpu", "true", *arguments]
     if quiet:
         command += ["--disable_tqdm", "true"]
     done = subprocess.run(command, capture_output=quiet, text=True, check=False)
@@ -125,7 +129,6 @@ def _grow(directory: Path, console: Console) -> tuple[DemoStage, ...]:
 
     from pwl_hf import PWLForImageClassification
     from pwl_hf.data.digits import load_splits, to_tensor
-    from pwl_hf.training.measure import accuracy, predict
 
     manifest = Manifest.from_json((directory / MANIFEST_FILE).read_bytes())
     sizes = [sum(file.bytes for file in stage.files) for stage in manifest.stages]
@@ -135,16 +138,17 @@ def _grow(directory: Path, console: Console) -> tuple[DemoStage, ...]:
 
     model = PWLForImageClassification.from_pretrained(directory)
     _say(console, f"\nThe student answers after one file, {STUDENT_FILE}: {sizes[0]:,} of {sum(sizes):,} bytes.")
-    names = [model.config.id2label[i] for i in predict(model, pixel_values[:_SHOWN]).argmax(-1).tolist()]
+    names = [model.config.id2label[i] for i in _predict(model, pixel_values[:_SHOWN]).argmax(-1).tolist()]
     _say(console, f"It reads {' '.join(names)} where {' '.join(map(str, test.labels[:_SHOWN]))} was written.\n")
 
     stages: list[DemoStage] = []
     table = Table("stage", "sources", "bytes added", "bytes so far", f"accuracy on {len(labels)} test images")
     logits = torch.empty(0)
     while True:
-        logits = predict(model, pixel_values)
+        logits = _predict(model, pixel_values)
         stage = model.stage or 0
-        found = DemoStage(stage, model.sources, sizes[stage], sum(sizes[: stage + 1]), accuracy(logits, labels))
+        accuracy = (logits.argmax(-1) == labels).double().mean().item()
+        found = DemoStage(stage, model.sources, sizes[stage], sum(sizes[: stage + 1]), accuracy)
         stages.append(found)
         table.add_row(
             str(stage), found.sources, f"{found.added_bytes:,}", f"{found.total_bytes:,}", f"{found.accuracy:.2%}"
@@ -156,10 +160,18 @@ def _grow(directory: Path, console: Console) -> tuple[DemoStage, ...]:
 
     with _no_progress_bars():
         teacher = AutoModelForImageClassification.from_pretrained(directory, subfolder="teacher").eval()
-    if not torch.equal(logits, predict(teacher, pixel_values)):
+    if not torch.equal(logits, _predict(teacher, pixel_values)):
         raise PWLError(f"the last stage of {directory} does not answer as the teacher in {directory / 'teacher'} does")
     _say(console, "The last stage's logits equal those of the teacher loaded on its own, bit for bit.")
     return tuple(stages)
+
+
+def _predict(model: nn.Module, pixel_values: torch.Tensor) -> torch.Tensor:
+    import torch
+
+    with torch.no_grad():
+        logits: torch.Tensor = model(pixel_values=pixel_values).logits
+    return logits
 
 
 def _say(console: Console, text: str) -> None:

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from pwl_hf import PWLError, demo
 
-TINY = ["--max_steps", "3", "--teacher_layers", "4", "--teacher_width", "16"]
+TINY = ["--max_steps", "3", "--teacher_options", "max_steps=3"]
 
 
 def printing() -> Console:
@@ -62,8 +62,8 @@ def test_chart_is_a_picture(told):
 
 
 def test_failed_training_is_told_with_its_reason(tmp_path):
-    with pytest.raises(PWLError, match="student_width must be a multiple of student_heads"):
-        demo.run_demo(tmp_path, quiet=True, training_arguments=["--student_width", "7"], console=printing())
+    with pytest.raises(PWLError, match="num_stages must be at least 1, got 0"):
+        demo.run_demo(tmp_path, quiet=True, training_arguments=["--num_stages", "0"], console=printing())
 
 
 def test_last_stage_that_is_not_the_teacher_is_an_error(told, tmp_path):

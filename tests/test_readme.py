@@ -13,8 +13,7 @@ from typer.main import get_command
 from pwl_hf.cli import app
 from pwl_hf.demo import run_demo
 from pwl_hf.modeling.repository import Repository
-from pwl_hf.training.arguments import DigitsArguments
-from pwl_hf.training.train import train
+from pwl_hf.training.train import command_line, train
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -25,11 +24,8 @@ def _fences(language: str) -> list[str]:
 
 
 def test_python_block_prints_what_was_measured(tmp_path):
-    accuracies = train(
-        DigitsArguments(
-            output_dir=str(tmp_path / "digits-pwl"), teacher_epochs=1, epochs=1, max_steps=3, disable_tqdm=True
-        )
-    )
+    options = ["--max_steps", "3", "--teacher_options", "max_steps=3", "--disable_tqdm", "true", "--use_cpu", "true"]
+    accuracies = train(command_line().parse(["vit-digits", "--output_dir", str(tmp_path / "digits-pwl"), *options]))
     (block,), (shown,) = _fences("python"), _fences("text")
     done = subprocess.run([sys.executable, "-c", block], cwd=tmp_path, capture_output=True, text=True, check=True)
     printed = done.stdout.splitlines()

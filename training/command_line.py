@@ -88,8 +88,14 @@ class CommandLine:
             if any(get_origin(kind) is dict or kind is dict for kind in (hint, *get_args(hint)))
         }
 
-    def parse(self, argv: Sequence[str]) -> Parsed:
-        """The dataclasses of a command line; what is wrong with it ends the program with a message and status 2."""
+    def parse(self, argv: Sequence[str], *, over: Mapping[str, Any] | None = None, origin: str = "over") -> Parsed:
+        """The dataclasses of a command line; what is wrong with it ends the program with a message and status 2.
+
+        Args:
+            argv: Its words.
+            over: Options as in a recipe, which come after all recipes and before the line.
+            origin: What an error calls where these come from.
+        """
         words = list(argv)
         count = next((i for i, word in enumerate(words) if word.startswith("-")), len(words))
         try:
@@ -97,7 +103,8 @@ class CommandLine:
             for recipe in words[:count]:
                 path = self.find(recipe)
                 for key, value in read_recipe(path).items():
-                    given[key] = self._words(path, key, value)
+                    given[key] = self._words(str(path), key, value)
+            given |= {key: self._words(origin, key, value) for key, value in (over or {}).items()}
             recipe_words = [word for value in given.values() for word in value]
             namespace = vars(self.parser.parse_args([*recipe_words, *words[count:]]))
             for name in self.required:
@@ -133,7 +140,7 @@ class CommandLine:
     def _known_recipes(self) -> list[str]:
         return sorted(path.stem for path in self.recipes.glob("*") if path.suffix in _SUFFIXES)
 
-    def _words(self, path: Path, key: str, value: Any) -> list[str]:
+    def _words(self, path: str, key: str, value: Any) -> list[str]:
         """A key and its value as the command line would have them."""
         action = self._actions.get(key)
         if action is None:
@@ -153,7 +160,7 @@ class CommandLine:
             return [f"--{key}", *found] if found else []
         return [f"--{key}={found[0]}"]
 
-    def _word(self, path: Path, key: str, action: Action, value: Any) -> str:
+    def _word(self, path: str, key: str, action: Action, value: Any) -> str:
         is_switch = isinstance(value, bool)
         word = json.dumps(value) if isinstance(value, Mapping) or is_switch else str(value)
         try:

@@ -68,6 +68,13 @@ class NetworkArguments:
             "networks only: for a student with fresh weights it is harmful) or after it."
         },
     )
+    statistics_images: int = field(
+        default=1024,
+        metadata={
+            "help": "Training images from which masks get BatchNorm statistics of their own after training, where "
+            "that measures better; 0 for never."
+        },
+    )
     image_size: int | None = field(
         default=None, metadata={"help": "Pixels a side that images are resized to, if the teacher has no processor."}
     )
@@ -86,6 +93,10 @@ class NetworkArguments:
             raise ValueError("student and student_preset exclude each other: give one")
         if self.num_stages is not None and self.num_stages < 1:
             raise ValueError(f"num_stages must be at least 1, got {self.num_stages}")
+        if self.statistics_images < 0 or self.statistics_images == 1:
+            raise ValueError(
+                f"statistics_images must be 0, or at least 2 to estimate and to measure, got {self.statistics_images}"
+            )
 
 
 @dataclass

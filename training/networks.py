@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import RemoteEntryNotFoundError
 from transformers import (
@@ -110,7 +111,8 @@ def load_network(name: str, label_names: Sequence[str] | None, *, replace_head: 
     if label_names is None or config.num_labels == len(label_names):
         if label_names is not None:
             check_labels(name, config, label_names)
-        return AutoModelForImageClassification.from_pretrained(name)
+        # Whatever dtype it is stored in: it is trained, or trained with, in full precision.
+        return AutoModelForImageClassification.from_pretrained(name, dtype=torch.float32)
     if not replace_head:
         raise ValueError(
             f"{name!r} has {config.num_labels} labels, the data has {len(label_names)}: fine-tune it with "
@@ -118,7 +120,7 @@ def load_network(name: str, label_names: Sequence[str] | None, *, replace_head: 
         )
     logger.info("%s has %d labels, the data %d: its head is fresh", name, config.num_labels, len(label_names))
     return AutoModelForImageClassification.from_pretrained(
-        name, config=with_labels(config, label_names), ignore_mismatched_sizes=True
+        name, config=with_labels(config, label_names), ignore_mismatched_sizes=True, dtype=torch.float32
     )
 
 

@@ -1,14 +1,15 @@
 #!/usr/bin/env python
-"""Train a PWL model on the digits of scikit-learn: a teacher, then the student and converters by distillation.
+"""Train a PWL model: a student and converters, along all paths, beside a frozen teacher.
 
-    accelerate launch training/train.py --output_dir digits
-    accelerate launch -m pwl_hf.training.train --output_dir digits --seed 1
-    python training/train.py --output_dir digits --teacher path/or/hub-id --epochs 30
+    accelerate launch training/train.py vit-digits --output_dir digits-pwl
+    accelerate launch training/train.py vgg-cifar10 --teacher vgg-teacher --output_dir vgg-pwl --bf16
+    accelerate launch training/train.py --dataset path/to/images --teacher google/vit-base-patch16-224 \
+        --student_preset slim --num_train_epochs 30 --output_dir my-pwl
+    accelerate launch training/train.py digits-pwl/training_args.yaml --output_dir again
 
-The data comes with scikit-learn, so nothing is downloaded. The folder is a PWL repository: the test accuracy of
-every stage, measured on the saved files, stands in its `pwl_index.json`. The defaults are for the order of the
-stages: masks that begin with the student stay far below it at this size, and a greater `--mask_weight` takes from
-the stages.
+Leading words are recipes: YAML or JSON files of options, or names of those in training/recipes; a later one wins, and
+the line over all. The output folder is a PWL repository: the accuracy of every stage, measured on the saved files,
+stands in its `pwl_index.json` and its model card, and all options of the run in its `training_args.yaml`.
 """
 
 from __future__ import annotations
@@ -16,105 +17,104 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Sequence
-from typing import Any, cast
+from pathlib import Path
+from typing import Any
 
-from transformers import HfArgumentParser
+import torch
 
-from pwl_hf.training.arguments import DigitsArguments
+from pwl_hf import PWLForImageClassification
+from pwl_hf.training.assembly import assemble, checkpoint_of
+from pwl_hf.training.command_line import CommandLine, Parsed, write_options
+from pwl_hf.training.data_arguments import DataArguments
+from pwl_hf.training.finishing import measure, own_statistics
+from pwl_hf.training.network_arguments import NetworkArguments
+from pwl_hf.training.objective import build_objective
+from pwl_hf.training.objective_arguments import ObjectiveArguments
+from pwl_hf.training.samples import some_batches
+from pwl_hf.training.supervised import open_eval_split, open_training_split, pixels
+from pwl_hf.training.trainer import PWLTrainer
+from pwl_hf.training.training_arguments import PWLTrainingArguments
 
-logger = logging.getLogger(__name__)
+_PROGRAM = "training/train.py"
 
 
-def train(arguments: DigitsArguments) -> list[float]:
-    """Train, save and measure.
+def command_line() -> CommandLine:
+    """The options of this script."""
+    parts = (NetworkArguments, DataArguments, ObjectiveArguments, PWLTrainingArguments)
+    return CommandLine(parts, _PROGRAM, __doc__.splitlines()[0], required=("output_dir", "dataset"))
+
+
+def train(parsed: Parsed) -> list[float]:
+    """Train, save, measure and, if asked for, push.
+
+    Args:
+        parsed: The options.
 
     Returns:
-        The test accuracy of each stage, the student's first; in processes other than the main one, nothing.
+        The accuracy of each stage, the student's first; nothing without a split to measure on, and in processes
+        other than the main one.
 
     Raises:
-        ValueError: If the given teacher does not fit the digits.
+        ValueError: If networks, data and options do not fit together.
         huggingface_hub.errors.StrictDataclassError: If teacher and student cannot be joined, with the reason.
     """
-    # Here rather than above, so that --help and wrong arguments do not wait for torch.
-    import torch
-    from accelerate import Accelerator, DistributedDataParallelKwargs
-    from accelerate.utils import set_seed
-    from torch.utils.data import TensorDataset
-    from transformers import PreTrainedModel
-
-    from pwl_hf import PWLForImageClassification
-    from pwl_hf.data.digits import DATASET, image_processor, load_splits, to_tensor
-    from pwl_hf.model_card import write_card
-    from pwl_hf.modeling import Metric
-    from pwl_hf.modeling.saving import write_metrics
-    from pwl_hf.training.loop import Supervised, fit, parameter_groups
-    from pwl_hf.training.measure import stage_accuracies
-    from pwl_hf.training.digits_networks import load_processor, load_teacher, new_student, new_teacher
-    from pwl_hf.training.objective import build_objective
-    from pwl_hf.training.objective_arguments import ObjectiveArguments
-
-    # Not every step uses every converter: only one random mask runs through decoders.
-    accelerator = Accelerator(kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)])
-    given = arguments.teacher
-    processor = image_processor() if given is None else load_processor(given)
-    train_images, test_images = load_splits()
-    data = TensorDataset(to_tensor(train_images.images, processor), torch.tensor(train_images.labels))
-
-    set_seed(arguments.seed)
-    if given is None:
-        teacher: PreTrainedModel = new_teacher(arguments)
-        groups = [{"params": list(teacher.parameters())}]
-        epochs = arguments.teacher_epochs
-        fit(accelerator, Supervised(teacher), groups, data, epochs=epochs, arguments=arguments, title="teacher")
-    else:
-        teacher = load_teacher(given)
-
-    # Again, so that the student's first weights do not depend on how the teacher came about.
-    set_seed(arguments.seed)
-    student = new_student(arguments, teacher.config, teacher.device)
-    model = PWLForImageClassification.from_teacher_student(teacher, student, num_stages=arguments.num_stages)
-    options = ObjectiveArguments(
-        alpha=arguments.alpha,
-        temperature=arguments.temperature,
-        prefix_weight=arguments.prefix_weight,
-        mask_weight=arguments.mask_weight,
-        sync_weight=arguments.feature_weight,
-        recon_weight=arguments.feature_weight,
+    networks, data, objective_arguments, args = parsed.parts
+    folder, checkpoint = Path(args.output_dir), checkpoint_of(args)
+    # torch warns of it where there is nothing to copy to.
+    args.dataloader_pin_memory = args.dataloader_pin_memory and torch.accelerator.is_available()
+    train_split = open_training_split(data, args.hub_token)
+    eval_split = open_eval_split(data, train_split.label_names, args.hub_token)
+    label_names = train_split.label_names or (eval_split.label_names if eval_split is not None else None)
+    model, processor = assemble(networks, data, args, label_names, checkpoint)
+    train_dataset = pixels(train_split, processor, data, seed=args.seed, training=True)
+    if networks.fit_converters == "before" and checkpoint is None:
+        _fit_converters(model, train_dataset)
+    trainer = PWLTrainer(
+        model=model,
+        args=args,
+        objective=build_objective(model, objective_arguments, args.seed),
+        train_dataset=train_dataset,
+        eval_dataset=None
+        if eval_split is None
+        else pixels(eval_split, processor, data, seed=args.seed, training=False),
+        augmentation=data.augment(),
+        processing_class=processor,
     )
-    objective = build_objective(model, options, arguments.seed)
-    groups = parameter_groups(model, arguments)
-    fit(accelerator, objective, groups, data, epochs=arguments.epochs, arguments=arguments, title="student")
+    metrics = trainer.train(resume_from_checkpoint=checkpoint).metrics
+    if networks.fit_converters == "after":
+        _fit_converters(model, train_dataset)
+    own_statistics(model, train_dataset, networks.statistics_images)
 
+    trainer.save_model()
+    trainer.save_state()
+    trainer.log_metrics("train", metrics)
+    trainer.save_metrics("train", metrics)
     accuracies: list[float] = []
-    if accelerator.is_main_process:
-        model.save_pretrained(arguments.output_dir)
-        processor.save_pretrained(arguments.output_dir)
-        processor.save_pretrained(f"{arguments.output_dir}/teacher")
-        labels = torch.tensor(test_images.labels)
-        accuracies = stage_accuracies(arguments.output_dir, to_tensor(test_images.images, processor), labels)
-        metrics = {
-            stage: [Metric(name="accuracy", value=value, dataset=DATASET, split="test", n=len(labels))]
-            for stage, value in enumerate(accuracies)
-        }
-        write_metrics(arguments.output_dir, metrics)
-        write_card(arguments.output_dir)
-        for stage, value in enumerate(accuracies):
-            logger.info("stage %d: test accuracy %.4f on %d images", stage, value, len(labels))
-    accelerator.wait_for_everyone()
-    accelerator.end_training()
+    if trainer.is_world_process_zero():
+        write_options(parsed.options, folder, _PROGRAM)
+        if eval_split is not None:
+            size, device = args.per_device_eval_batch_size, trainer.accelerator.device
+            report = measure(folder, data, batch_size=size, device=device, token=args.hub_token)
+            accuracies = report.evaluation.accuracies
+            found = {f"eval_accuracy_stage_{stage}": value for stage, value in enumerate(accuracies)}
+            trainer.save_metrics("eval", {"eval_accuracy": sum(accuracies) / len(accuracies), **found})
+    trainer.accelerator.wait_for_everyone()
+    if args.push_to_hub:
+        trainer.push_to_hub()
+    trainer.accelerator.end_training()
     return accuracies
 
 
+def _fit_converters(model: PWLForImageClassification, dataset: Any) -> None:
+    # Some hundred images determine an affine map (SN-Net, arXiv 2302.06586).
+    model.fit_converters([batch["pixel_values"] for batch in some_batches(dataset, 512)])
+
+
 def main(argv: Sequence[str] | None = None) -> None:
-    """Read the command line and train; wrong arguments end the program with a message."""
+    """Read the command line and train; wrong options end the program with a message."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    parser = HfArgumentParser([cast(Any, DigitsArguments)], description=__doc__.splitlines()[0])
-    try:
-        (arguments,) = parser.parse_args_into_dataclasses(argv)
-    except ValueError as error:
-        parser.error(str(error))
-    train(arguments)
+    train(command_line().parse(sys.argv[1:] if argv is None else argv))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

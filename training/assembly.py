@@ -1,0 +1,127 @@
+"""The model that is trained: from a teacher and a student, from a repository, or from a checkpoint of a run."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from transformers import BaseImageProcessor, PreTrainedModel, TrainingArguments, set_seed
+
+from pwl_hf import PWLForImageClassification
+from pwl_hf.training.checkpoints import last_checkpoint
+from pwl_hf.training.data_arguments import DataArguments
+from pwl_hf.training.inheritance import inherit
+from pwl_hf.training.network_arguments import NetworkArguments
+from pwl_hf.training.networks import check_labels, image_processor, load_network, new_student
+from pwl_hf.training.pairs import parse_pairs
+from pwl_hf.training.supervised import fit_teacher, trained
+
+logger = logging.getLogger(__name__)
+
+# Of a run, what its teacher's training shares with it.
+_SHARED = ("seed", "disable_tqdm", "use_cpu", "hub_token")
+
+
+class Assembled(NamedTuple):
+    """What is trained.
+
+    Args:
+        model: With everything resident.
+        processor: What prepares its images.
+    """
+
+    model: PWLForImageClassification
+    processor: BaseImageProcessor
+
+
+def assemble(
+    networks: NetworkArguments,
+    data: DataArguments,
+    args: TrainingArguments,
+    label_names: Sequence[str] | None,
+    checkpoint: str | None = None,
+) -> Assembled:
+    """Build, load or first train what the options ask for.
+
+    Args:
+        networks: Which networks.
+        data: The data, for a teacher that is to be trained first.
+        args: The run's arguments; the student's first weights depend on `seed` alone.
+        label_names: The labels of the data, if it has any.
+        checkpoint: A checkpoint of this run to go on from; teacher and student are those in it.
+
+    Raises:
+        ValueError: If networks, options and data do not fit together.
+        huggingface_hub.errors.StrictDataclassError: If teacher and student cannot be joined, with the reason.
+    """
+    name = checkpoint if checkpoint is not None else networks.model
+    if name is not None:
+        model = PWLForImageClassification.from_pretrained(name, keep_all=True, dtype=torch.float32)
+        if label_names is not None:
+            if model.config.num_labels != len(label_names):
+                raise ValueError(f"{name!r} has {model.config.num_labels} labels, the data has {len(label_names)}")
+            check_labels(name, model.config, label_names)
+        return Assembled(model, image_processor(name, model.config.teacher_config, networks.image_size))
+    teacher, processor = _teacher(networks, data, args, label_names)
+    # Anew, so that the student's first weights do not depend on how the teacher came about.
+    set_seed(args.seed)
+    student = new_student(networks, teacher.config, label_names).to(teacher.device)  # type: ignore[arg-type]
+    model = PWLForImageClassification.from_teacher_student(
+        teacher,
+        student,
+        num_stages=networks.num_stages,
+        teacher_cuts=networks.teacher_cuts,
+        student_cuts=networks.student_cuts,
+    )
+    if networks.teacher is not None and not Path(networks.teacher).exists():
+        model.config.base_model = networks.teacher
+    if networks.init_student_from_teacher is not None:
+        inherit(model, networks.init_student_from_teacher)
+    return Assembled(model, processor)
+
+
+def _teacher(
+    networks: NetworkArguments, data: DataArguments, args: TrainingArguments, label_names: Sequence[str] | None
+) -> tuple[PreTrainedModel, BaseImageProcessor]:
+    if networks.teacher is not None:
+        model = load_network(networks.teacher, label_names, replace_head=False)
+        return model.eval(), image_processor(networks.teacher, model.config, networks.image_size)
+    # Here, for that script's options are read by this module's.
+    from pwl_hf.training.train_teacher import command_line
+
+    over: dict[str, Any] = {name: getattr(args, name) for name in _SHARED} | {"dataset": data.dataset}
+    over["output_dir"] = str(Path(str(args.output_dir), "teacher-training"))
+    over |= parse_pairs(networks.teacher_options or (), "teacher_options")
+    words = [str(networks.teacher_recipe)]
+    teacher, _, teacher_args = command_line().parse(words, over=over, origin="teacher_options").parts
+    logger.info("training the teacher by the recipe %s", networks.teacher_recipe)
+    trainer, metrics = fit_teacher(teacher, data, teacher_args)
+    logger.info("teacher: training loss %.4f after %d steps", metrics["train_loss"], trainer.state.global_step)
+    if trainer.is_world_process_zero():
+        # The Trainer makes its folder, also where nothing is saved in it.
+        with suppress(OSError):
+            Path(str(teacher_args.output_dir)).rmdir()
+    processor = trainer.processing_class
+    assert isinstance(processor, BaseImageProcessor)
+    return trained(trainer), processor
+
+
+def checkpoint_of(args: TrainingArguments) -> str | None:
+    """The checkpoint to go on from: `resume_from_checkpoint` is its folder, or `last` for the last whole one.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    wanted = args.resume_from_checkpoint
+    if wanted is None:
+        return None
+    folder = last_checkpoint(str(args.output_dir)) if wanted == "last" else wanted
+    if folder is None or not Path(folder).is_dir():
+        raise ValueError(
+            f"resume_from_checkpoint={wanted}: there is no checkpoint {folder or 'in ' + str(args.output_dir)}"
+        )
+    return str(folder)
