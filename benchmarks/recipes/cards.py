@@ -62,7 +62,12 @@ def _introduction(run: Run, entry: Entry, titles: Mapping[str, str], command: st
         measured = f"and the lowest of all {2**n} masks, `{lowest}`, {100 * accuracies[lowest]:.1f} %"
     else:
         measured = "and it was trained alone: of the stages, only the first and the last are of use"
-    return f"""# {run.pair}: {titles["recipe"]}, seed {run.seed}
+    # With metadata, for a card without any is warned of.
+    return f"""---
+library_name: pwl-hf
+---
+
+# {run.pair}: {titles["recipe"]}, seed {run.seed}
 
 {titles["pair"]}.
 

@@ -98,7 +98,8 @@ def cards(
         if run.key not in stored:
             _report(f"{run.training.name}: not stored, no card")
             continue
-        titles = {"pair": defined.pairs[run.pair].title, "recipe": defined.recipes[run.recipe].title}
+        pair = defined.pairs[run.pair]
+        titles = {"pair": f"{pair.title}; {pair.schedule}", "recipe": defined.recipes[run.recipe].title}
         command = f"python -m benchmarks recipes {table} --only {run.pair}/{run.recipe} --seeds {run.seed} --data DATA"
         path = publish_card(run, stored[run.key], titles, command, Workplace(work, None, _nothing), store.parent)
         typer.echo(path)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from benchmarks.recipes.definitions import Definitions, Section, Table
 from benchmarks.recipes.estimates import MISSING
+from benchmarks.recipes.goals import MET, MISSED, UNKNOWN
 from benchmarks.recipes.runs import Run, chosen, digest, run_of
 from benchmarks.recipes.store import Entry, Store
 from benchmarks.recipes.workplace import Workplace, circumstances
@@ -66,6 +67,7 @@ def render_costs(definitions: Definitions, table: Table, rounds: Mapping[str, En
     lines = ["| pair | recipe | images/s, median | times as fast as the first, median (lowest to highest) | rounds |"]
     lines.append("|---|---|---|---|---|")
     devices = set()
+    reached = []
     for section in table.sections:
         runs = round_runs(definitions, table, section)
         keys = [round_key(runs, section.pair, number) for number in range(table.rounds)]
@@ -78,9 +80,19 @@ def render_costs(definitions: Definitions, table: Table, rounds: Mapping[str, En
                 cells[2] = f"{statistics.median(speeds[recipe] for speeds in found):.0f}"
                 cells[3] = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
             lines.append(f"| {' | '.join(cells)} | {len(found)} of {table.rounds} |")
+        ratios = [speeds[section.base] / speeds[section.recipes[0]] for speeds in found]
+        base, first = (definitions.recipes[recipe].title for recipe in (section.base, section.recipes[0]))
+        goal = f"- {section.title}: {base} {table.goal} times as fast as {first}"
+        if ratios and table.goal is not None:
+            median = statistics.median(ratios)
+            reached.append(f"{goal}: {MET if median >= table.goal else MISSED}, {median:.2f}.")
+        else:
+            reached.append(f"{goal}: {UNKNOWN}.")
     parts = [f"# {table.title}", f"Made by `{command}`."]
     if table.about:
         parts.append(table.about.strip())
     parts.append("\n".join(lines))
     parts.append(f"Measured on: {', '.join(sorted(devices)) or 'not measured yet'}.")
+    if table.goal is not None:
+        parts.append("Goals:\n\n" + "\n".join(reached))
     return "\n\n".join(parts) + "\n"

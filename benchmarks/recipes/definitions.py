@@ -116,6 +116,7 @@ class Table:
         sections: Its parts, a pair each.
         about: What a reader must know, in Markdown.
         rounds: For `cost`: how often the recipes take turns.
+        goal: For `cost`: how many times as fast as the first recipe the base should be.
         options: For `cost`: options of `training/train.py` on top, such as the number of steps.
     """
 
@@ -124,6 +125,7 @@ class Table:
     sections: list[Section]
     about: str = ""
     rounds: int = 5
+    goal: float | None = None
     options: Options = field(default_factory=dict)
 
 

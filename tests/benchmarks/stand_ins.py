@@ -52,6 +52,7 @@ DEFINITIONS = {
             "title": "Speed",
             "form": "cost",
             "rounds": 2,
+            "goal": 1.6,
             "options": {"max_steps": 3},
             "sections": [{"title": "Small", "pair": "small", "recipes": ["paper", "ours"], "base": "ours"}],
         },

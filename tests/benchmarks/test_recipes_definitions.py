@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import pytest
 import yaml
 
 from benchmarks.recipes.definitions import load_definitions
 from benchmarks.recipes.runs import Run, filled, runs_of
-from pwl_hf.training import train_teacher
+from pwl_hf.training import train, train_teacher
+from pwl_hf.training.command_line import RECIPES, read_recipe
+from pwl_hf.training.network_arguments import NetworkArguments
+from pwl_hf.training.objective_arguments import ObjectiveArguments
 from tests.benchmarks.stand_ins import DEFINITIONS, write_definitions
 
 
@@ -51,9 +56,24 @@ def every_run() -> list[Run]:
     return list({run.key: run for table in tables for run in runs_of(definitions, table, [0])}.values())
 
 
-def test_teachers_are_of_options_that_the_script_knows(tmp_path):
-    teachers = {run.training.teacher.key: run.training.teacher for run in every_run()}
-    for name, teacher in teachers.items():
-        recipe = tmp_path / f"{name}.yaml"
-        recipe.write_text(yaml.safe_dump(filled(teacher.options, {"data": tmp_path}) | {"output_dir": str(tmp_path)}))
-        train_teacher.command_line().parse([str(recipe)])
+@pytest.mark.parametrize("script", [train_teacher, train], ids=["train_teacher", "train"])
+def test_every_run_is_of_options_that_its_script_takes(tmp_path, script):
+    runs = every_run()
+    trainings = [run.training if script is train else run.training.teacher for run in runs]
+    line = script.command_line()
+    for training in {training.key: training for training in trainings}.values():
+        options = filled(training.options, {"data": tmp_path, "teacher": tmp_path}) | {"output_dir": str(tmp_path)}
+        recipe = tmp_path / f"{training.key}.yaml"
+        recipe.write_text(yaml.safe_dump(options | ({"teacher": "teacher"} if script is train else {})))
+        line.parse([str(recipe)])
+
+
+def test_paper_is_the_recipe_that_the_scripts_offer():
+    offered, ours = read_recipe(RECIPES / "paper.yaml"), load_definitions().recipe_options("paper-drift", "resnet")
+    assert {name: offered[name] for name in ours} == ours
+
+
+def test_ours_is_what_the_scripts_do_by_default():
+    ours = load_definitions().recipe_options("ours", "resnet")
+    defaults = {field.name: field.default for part in (ObjectiveArguments, NetworkArguments) for field in fields(part)}
+    assert {name: defaults[name] for name in ours if name != "mask_alpha"} | {"mask_alpha": ours["alpha"]} == ours

@@ -67,6 +67,7 @@ def test_cost_table_compares_within_rounds(definitions, tmp_path):
     assert all(options["max_steps"] == 3 for options in scripts.options if "weight" in options)
     text = render_costs(definitions, table, store.read("rounds"), "made so")
     assert "| Small | ours | 300 | 1.50 (1.50 to 1.50) | 2 of 2 |" in text
+    assert "Small: ours 1.6 times as fast as paper: **missed**, 1.50." in text
     measure_rounds(definitions, table, store, workplace, [], lambda _: None)
     assert len(scripts.options) == 5
 
@@ -74,6 +75,7 @@ def test_cost_table_compares_within_rounds(definitions, tmp_path):
 def test_cost_table_without_rounds_is_visibly_empty(definitions):
     text = render_costs(definitions, definitions.tables["speed"], {}, "")
     assert "| Small | ours | – | – | 0 of 2 |" in text
+    assert "as fast as paper: not measured yet" in text
 
 
 def test_estimate_is_mean_and_sample_deviation():
