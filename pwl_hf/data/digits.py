@@ -9,11 +9,16 @@ from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 from transformers import ViTImageProcessorPil
 
+from pwl_hf.data.errors import DataError
 from pwl_hf.data.processing import to_tensor as to_tensor
+
+try:
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+except ImportError as error:
+    raise DataError('the digits need the package scikit-learn: pip install "pwl-hf[evaluate]"') from error
 
 DATASET = "scikit-learn digits"
 LABELS = tuple("0123456789")

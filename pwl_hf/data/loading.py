@@ -33,7 +33,7 @@ def choose(splits: Splits, name: str, where: str) -> Any:
     return splits[name]
 
 
-def load_splits(source: DataSource, names: Sequence[str], where: str) -> Splits:
+def load_source(source: DataSource, names: Sequence[str], where: str) -> Splits:
     """The splits of a source.
 
     Args:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 # First, for it says what to install where datasets is missing.
-from pwl_hf.data.loading import Splits, choose, load_splits  # isort: skip
+from pwl_hf.data.loading import Splits, choose, load_source  # isort: skip
 import datasets
 
 from pwl_hf.data.columns import find_image_column, find_label_column, label_encoding
@@ -35,7 +35,7 @@ def open_split(source: DataSource, split: str) -> ImageSplit:
         huggingface_hub.errors.HfHubHTTPError: If the Hub answers with an error.
     """
     where, split = repr(source.name), split.strip()
-    splits = load_splits(source, _names(split), where)
+    splits = load_source(source, _names(split), where)
     if source.streaming:
         if _names(split) != [split]:
             raise DataError(f"{where} is streamed, and a stream has no parts and sums: got split {split!r}")

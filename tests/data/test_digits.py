@@ -10,7 +10,8 @@ import torch
 from sklearn.datasets import load_digits
 from transformers import AutoImageProcessor
 
-from pwl_hf.data.digits import image_processor, load_splits, to_tensor
+from pwl_hf.data.digits import image_processor, load_splits
+from pwl_hf.data.processing import to_tensor
 
 
 @pytest.fixture(scope="module")

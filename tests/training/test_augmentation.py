@@ -9,7 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pwl_hf.data.digits import image_processor, load_splits, to_tensor
+from pwl_hf.data.digits import image_processor, load_splits
+from pwl_hf.data.processing import to_tensor
 from pwl_hf.training.augmentation import AUGMENTATIONS, Augmentation
 from pwl_hf.training.noise import uniforms
 
@@ -239,3 +240,13 @@ def test_uniforms_are_uniform_and_independent():
         assert (found.var(1) * 12 - 1).abs().max() < 0.02
         rows = torch.cat([found[:, 1:], found[:, :-1], uniforms(torch.arange(1, 100_000), 1, keys[0], keys[1] + 1)])
         assert torch.corrcoef(rows).fill_diagonal_(0).abs().max() < 0.02
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("name", ["paper", "digits", "flip-crop"])
+def test_a_gpu_goes_the_same_way(name):
+    pixel_values, sample_ids = images(64, 32, 32), torch.arange(64)
+    expected = AUGMENTATIONS[name].augment(pixel_values, sample_ids, 3, 5)
+    found = AUGMENTATIONS[name].augment(pixel_values.cuda(), sample_ids.cuda(), 3, 5)
+    torch.testing.assert_close(found.cpu(), expected, atol=1e-4, rtol=0)
+    assert torch.equal(uniforms(sample_ids.cuda(), 3, 1).cpu(), uniforms(sample_ids, 3, 1))
