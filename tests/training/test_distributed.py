@@ -1,0 +1,97 @@
+"""Two processes on the CPU, started by torchrun as users start them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pwl_hf import PWLForImageClassification
+from tests.tiny import tiny_model
+from tests.training.distributed_runs import run
+from tests.training.tiny_runs import differences, everything
+
+SCRIPT = Path(__file__).with_name("distributed_runs.py")
+
+
+def _start(folder, families):
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
+    command += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0", str(SCRIPT), str(folder), "4", families]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400, check=False)
+    assert done.returncode == 0, done.stderr[-5000:]
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """Runs in two processes of four images each, by family."""
+    folder = tmp_path_factory.mktemp("two")
+    _start(folder, "vit,resnet")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    """The ViT's run in this process, of eight images."""
+    folder = tmp_path_factory.mktemp("one")
+    run("vit", folder, 8)
+    return folder
+
+
+def _logs(folder, key):
+    return [log for log in json.loads((folder / "log.json").read_text()) if key in log]
+
+
+def test_two_processes_have_the_losses_of_one(one, two):
+    alone, together = _logs(one, "loss"), _logs(two / "vit", "loss")
+    assert [log["step"] for log in together] == [1, 2, 3, 4]
+    for expected, found in zip(alone, together, strict=True):
+        names = {name for name in expected if name.startswith("loss")}
+        assert names == {"loss", "loss_student", "loss_prefix", "loss_mask", "loss_sync", "loss_recon"}
+        for name in names | {"grad_norm", "learning_rate"}:
+            assert found[name] == pytest.approx(expected[name], rel=1e-4), (found["step"], name)
+
+
+def test_two_processes_measure_what_one_does(one, two):
+    for expected, found in zip(_logs(one, "eval_loss"), _logs(two / "vit", "eval_loss"), strict=True):
+        for name in [f"eval_accuracy_stage_{stage}" for stage in range(5)] + ["eval_accuracy"]:
+            assert found[name] == pytest.approx(expected[name])
+
+
+def test_two_processes_end_with_the_weights_of_one(one, two):
+    alone, together = (load_file(folder / "rank-0.safetensors") for folder in (one, two / "vit"))
+    assert alone.keys() == together.keys()
+    for name, tensor in alone.items():
+        torch.testing.assert_close(together[name], tensor, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("family", ["vit", "resnet"])
+def test_all_processes_end_the_same_and_with_the_teacher_as_it_was(family, two):
+    ranks = [load_file(two / family / f"rank-{rank}.safetensors") for rank in (0, 1)]
+    assert not differences(*ranks)
+    before = everything(tiny_model(family), "teacher.")
+    assert not differences(before, {name: ranks[1][name] for name in before})
+
+
+@pytest.mark.parametrize("family", ["vit", "resnet"])
+def test_what_is_saved_is_what_all_processes_ended_with(family, two):
+    saved = PWLForImageClassification.from_pretrained(two / family / "checkpoint-4", keep_all=True)
+    assert not differences(everything(saved), load_file(two / family / "rank-1.safetensors"))
+
+
+@pytest.mark.slow
+def test_a_run_of_two_processes_is_resumed(two, tmp_path):
+    for family in ("vit", "resnet"):
+        shutil.copytree(two / family / "checkpoint-2", tmp_path / family / "checkpoint-2")
+    _start(tmp_path, "vit,resnet")
+    for family in ("vit", "resnet"):
+        for rank in (0, 1):
+            name = f"rank-{rank}.safetensors"
+            assert not differences(load_file(tmp_path / family / name), load_file(two / family / name))
