@@ -14,6 +14,7 @@ from transformers import BaseImageProcessor, PreTrainedModel, TrainingArguments,
 from pwl_hf import PWLForImageClassification
 from pwl_hf.training.checkpoints import last_checkpoint
 from pwl_hf.training.data_arguments import DataArguments
+from pwl_hf.training.identity import set_identity
 from pwl_hf.training.inheritance import inherit
 from pwl_hf.training.network_arguments import NetworkArguments
 from pwl_hf.training.networks import check_labels, image_processor, load_network, new_student
@@ -81,6 +82,8 @@ def assemble(
         model.config.base_model = networks.teacher
     if networks.init_student_from_teacher is not None:
         inherit(model, networks.init_student_from_teacher)
+    if networks.init_converters == "identity":
+        set_identity(model, "init_converters")
     return Assembled(model, processor)
 
 

@@ -53,6 +53,13 @@ class NetworkArguments:
             "the first ones of it."
         },
     )
+    init_converters: Literal["random", "identity"] = field(
+        default="random",
+        metadata={
+            "help": "The converters' first weights. The identity needs equal widths, and is the better start for a "
+            "student that begins as the teacher's layers."
+        },
+    )
     num_stages: int | None = field(
         default=None,
         metadata={"help": "Number of blocks N; stages go from 0 to N. By default 4, or as many as cuts."},
@@ -85,12 +92,16 @@ class NetworkArguments:
             for name in (*sources, "num_stages", "teacher_cuts", "student_cuts"):
                 if getattr(self, name) is not None:
                     raise ValueError(f"{name} does not go with model: the PWL repository {self.model!r} has its own")
+            if self.init_converters != "random":
+                raise ValueError(f"init_converters does not go with model: {self.model!r} has trained ones")
         elif self.student is None and self.student_preset is None and self.student_config_overrides is None:
             raise ValueError("no student: give student, student_preset or student_config_overrides (or model)")
         elif self.teacher is None and self.teacher_recipe is None:
             raise ValueError("no teacher: give teacher, or teacher_recipe to train one first (or model)")
         if self.student is not None and self.student_preset is not None:
             raise ValueError("student and student_preset exclude each other: give one")
+        if self.init_converters == "identity" and self.fit_converters == "before":
+            raise ValueError("init_converters=identity and fit_converters=before exclude each other: give one")
         if self.num_stages is not None and self.num_stages < 1:
             raise ValueError(f"num_stages must be at least 1, got {self.num_stages}")
         if self.statistics_images < 0 or self.statistics_images == 1:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import nn
 
 from pwl_hf.modeling import PWLForImageClassification
 from pwl_hf.training.attention import AttentionTransfer
+from pwl_hf.training.identity import set_identity
 from pwl_hf.training.masks import distribution
 from pwl_hf.training.mixup import Mixup
 from pwl_hf.training.objective_arguments import ObjectiveArguments
@@ -81,8 +83,9 @@ class Distillation(nn.Module):
             ValueError: If labels are needed and missing, or sample_ids are.
         """
         if self.mixup is not None and self.training:
+            count = cast(int, self.model.config.num_labels)
             pixel_values, labels = self.mixup(
-                pixel_values, labels, sample_ids, num_labels=self.model.config.num_labels, seed=self.seed, step=step
+                pixel_values, labels, sample_ids, num_labels=count, seed=self.seed, step=step
             )
         if self.teacher_drift:
             self.model.teacher.train(self.training)
@@ -121,7 +124,9 @@ def build_objective(model: PWLForImageClassification, arguments: ObjectiveArgume
         if weight and isinstance(term, AttentionTransfer | RelationLoss):
             term.check(model)
     if arguments.identity_converters:
-        _fix_converters(model)
+        set_identity(model, "identity_converters")
+        model.encoders.requires_grad_(False)
+        model.decoders.requires_grad_(False)
     return Distillation(
         model,
         terms,
@@ -154,16 +159,3 @@ def build_terms(arguments: ObjectiveArguments, num_stages: int) -> list[tuple[fl
         (arguments.recon_weight, Reconstruction(arguments.normalize_features)),
         (arguments.attention_weight, AttentionTransfer(attention_blocks)),
     ]
-
-
-@torch.no_grad()
-def _fix_converters(model: PWLForImageClassification) -> None:
-    for boundary, converter in [*model.encoders.items(), *model.decoders.items()]:
-        rows, columns = converter.weight.shape
-        if rows != columns:
-            raise ValueError(
-                f"identity_converters needs equal widths: at boundary {boundary} they are {columns} and {rows}"
-            )
-        converter.weight.copy_(torch.eye(rows))
-        converter.bias.zero_()
-        converter.requires_grad_(False)

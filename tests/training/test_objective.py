@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from pwl_hf import PWLForImageClassification
+from pwl_hf.training.identity import set_identity
+from pwl_hf.training.inheritance import inherit
 from pwl_hf.training.losses import distillation_loss, feature_distance
 from pwl_hf.training.masks import distribution, draw_masks
 from pwl_hf.training.objective import build_objective
@@ -182,8 +184,27 @@ def test_the_methods_own_defects_can_be_had():
 
 
 def test_identity_converters_need_equal_widths():
-    with pytest.raises(ValueError, match="at boundary 1 they are 8 and 4"):
-        build_objective(tiny_model("resnet"), ObjectiveArguments(identity_converters=True))
+    model = tiny_model("resnet")
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(
+        ValueError, match="equal widths: at boundary 1 they are 8 and 4"
+    ):
+        build_objective(model, ObjectiveArguments(identity_converters=True))
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_a_student_of_the_teachers_layers_behind_identities_is_the_teacher_with_layers_left_out():
+    model = _equal_widths()
+    inherit(model)
+    set_identity(model, "init_converters")
+    images = tiny_images("resnet", 2)
+    teacher, student = model.teacher.eval(), model.student.eval()
+    with torch.no_grad():
+        features = model.eval()(images, sources="TTTT", output_hidden_states=True).hidden_states
+        expected = student.resnet.encoder.stages[3](features[2])
+        assert torch.equal(model(images, sources="TTTS", output_hidden_states=True).hidden_states[3], expected)
+    for own, other in zip(student.classifier.parameters(), teacher.classifier.parameters(), strict=True):
+        assert torch.equal(own, other)
 
 
 @pytest.mark.parametrize(
