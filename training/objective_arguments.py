@@ -27,14 +27,14 @@ class ObjectiveArguments:
     student_weight: float = field(default=1.0, metadata={"help": "Weight of the student's own loss."})
     prefix_weight: float = field(default=1.0, metadata={"help": "Weight of the mean loss of stages 1 to N-1."})
     prefix_share: int = field(
-        default=1,
+        default=4,
         metadata={"help": "Each stage sees every so manieth image of a batch, another part at every step; saves time."},
     )
     mask_weight: float = field(default=2.0, metadata={"help": "Weight of the mean loss of the drawn masks."})
-    mask_count: int = field(default=1, metadata={"help": "Masks drawn for a step."})
+    mask_count: int = field(default=4, metadata={"help": "Masks drawn for a step."})
     mask_every: int = field(default=1, metadata={"help": "Masks are drawn at every such step."})
     mask_share: int = field(
-        default=1, metadata={"help": "Each drawn mask sees every so manieth image of a batch; saves time."}
+        default=4, metadata={"help": "Each drawn mask sees every so manieth image of a batch; saves time."}
     )
     mask_distribution: str = field(
         default="suffix-scattered",
@@ -130,3 +130,8 @@ class ObjectiveArguments:
             )
         if self.teacher_drift and not self.shared_statistics:
             raise ValueError("teacher_drift is of the method's own code, as is shared_statistics: give both")
+
+    @property
+    def uses_labels(self) -> bool:
+        """Whether any term looks at labels; without one, the teacher's answers alone are learnt from."""
+        return self.alpha > 0 or bool(self.mask_alpha)

@@ -20,8 +20,10 @@ OPTIONS = {
     "temperature": 3.0,
     "student_weight": 0.75,
     "prefix_weight": 0.5,
+    "prefix_share": 1,
     "mask_weight": 0.25,
     "mask_count": 2,
+    "mask_share": 1,
     "sync_weight": 0.125,
     "recon_weight": 0.0625,
 }
