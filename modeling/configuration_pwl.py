@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 
+from .bounds import check_claims
 from .cuts import check_cuts, default_cuts
 from .families import FAMILIES, OWN_CONFIGS, family_of
-from .transformers_internals import SubConfigSpec
+from .transformers_internals import SubConfigSpec, attention_of, choose_attention
 
 if TYPE_CHECKING:
     # What the fields are once the config is made.
@@ -78,6 +79,10 @@ class PWLConfig(PreTrainedConfig):
     fingerprint: str | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
+        check_claims("config", kwargs)
+        for key in _NETWORKS:
+            if isinstance(getattr(self, key), dict):
+                check_claims(key, getattr(self, key))
         # AutoConfig knows only what is registered with it: our own families are resolved first.
         for key in _NETWORKS:
             value = getattr(self, key)
@@ -85,14 +90,14 @@ class PWLConfig(PreTrainedConfig):
                 setattr(self, key, OWN_CONFIGS[value["model_type"]](**value))
         labels_given = self.id2label is not None or kwargs.get("num_labels") is not None
         chosen = {
-            key: value._attn_implementation
+            key: attention_of(value)
             for key in _NETWORKS
             if kwargs.get("attn_implementation") is None and isinstance(value := getattr(self, key), PreTrainedConfig)
         }
         super().__post_init__(**kwargs)
         # transformers hands its own choice, none yet, down to configs that may belong to models already.
         for key, attn_implementation in chosen.items():
-            getattr(self, key)._attn_implementation = attn_implementation
+            choose_attention(getattr(self, key), attn_implementation)
         if not labels_given:
             self.id2label = dict(self.teacher_config.id2label)
             self.label2id = dict(self.teacher_config.label2id)

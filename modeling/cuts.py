@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import accumulate
 
+from .bounds import check_depth
+
 
 def default_cuts(depths: Sequence[int], num_stages: int) -> list[int]:
     """Cuts of equal depth.
@@ -25,11 +27,13 @@ def default_cuts(depths: Sequence[int], num_stages: int) -> list[int]:
         N increasing cuts, the last one `sum(depths)`.
 
     Raises:
-        ValueError: If the network has too few units for N blocks.
+        ValueError: If the network has too few units for N blocks, or more than any network has.
     """
+    check_depth("a network", sum(depths))
     levels, starts = len(depths), [0, *accumulate(depths)]
     cuts: list[int] = []
-    for i in range(1, num_stages + 1):
+    # One block more than units is one too many, and enough to tell.
+    for i in range(1, min(num_stages, sum(depths) + 1) + 1):
         if num_stages <= levels:
             cuts.append(starts[_round_half_up(i * levels, num_stages)])
         else:
@@ -54,8 +58,10 @@ def check_cuts(name: str, cuts: Sequence[int], num_units: int, num_stages: int) 
         num_stages: The number of blocks N.
 
     Raises:
-        ValueError: If the cuts are not `num_stages` increasing whole numbers from 1 to `num_units`.
+        ValueError: If the cuts are not `num_stages` increasing whole numbers from 1 to `num_units`, or the network
+            has more units than any has.
     """
+    check_depth(name, num_units)
     if any(isinstance(cut, bool) or not isinstance(cut, int) for cut in cuts):
         raise ValueError(f"{name} must be whole numbers, got {list(cuts)}")
     if len(cuts) != num_stages:

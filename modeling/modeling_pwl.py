@@ -29,6 +29,7 @@ from .saving import save_repository
 from .shared_paths import SharedPaths
 from .sources import Role, Sources
 from .staged_model import PWLPreTrainedModel
+from .transformers_internals import choose_attention
 from .weights import WeightStore
 
 Images = torch.Tensor | Iterable[torch.Tensor]
@@ -240,7 +241,7 @@ class PWLForImageClassification(PWLPreTrainedModel):
         target = sources_of(stage, config.num_stages)
         config.align_labels()
         if attn_implementation is not None:
-            config._attn_implementation = attn_implementation
+            choose_attention(config, attn_implementation)
         entries = manifest.files if keep_all else manifest.files_for(target)
         # Waiting for the network and hashing leave the interpreter free: the modules are built meanwhile.
         with Prefetch(lambda cancelled: repository.verify(entries, cancelled=cancelled)) as fetched:

@@ -15,11 +15,13 @@ from transformers.initialization import kaiming_normal_, kaiming_uniform_, ones_
 
 if TYPE_CHECKING:
     from torch import nn
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 __all__ = [
     "SubConfigSpec",
+    "attention_of",
     "checkpoint_names",
+    "choose_attention",
     "copy_checkpointing",
     "fill_missing",
     "kaiming_normal_",
@@ -29,6 +31,22 @@ __all__ = [
     "uniform_",
     "zeros_",
 ]
+
+
+def attention_of(config: PreTrainedConfig) -> str | dict[str, str] | None:
+    """The attention implementation that a config asks for, None if nothing was chosen yet."""
+    found: str | dict[str, str] | None = config._attn_implementation
+    return found
+
+
+def choose_attention(config: PreTrainedConfig, attn_implementation: str | dict[str, str] | None) -> None:
+    """Let a config, and those within it, ask for an attention implementation, before a model is made of it.
+
+    Args:
+        config: The config.
+        attn_implementation: As in transformers' `from_pretrained`; a dict chooses for the configs within, by name.
+    """
+    config._attn_implementation = attn_implementation
 
 
 def checkpoint_names(model: PreTrainedModel) -> dict[str, str]:

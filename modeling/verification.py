@@ -1,7 +1,9 @@
 """Comparing files with what they must be, and remembering which were right (no torch).
 
 A hash is computed once for each file on disk. What is remembered is tied to the file's identity in the file
-system (device, inode, size, times of its last change), so a file that was written to is hashed again.
+system (device, inode, size, times of its last change), so a file that was written to is hashed again. And it holds
+until the machine starts anew: after a loss of power a file may have lost what was read from it before. Where the
+system does not tell its starts apart, nothing is remembered.
 """
 
 from __future__ import annotations
@@ -21,6 +23,9 @@ from .manifest import MANIFEST_FILE, FileEntry
 
 # Longer than the tick of any file system's clock: a change after it cannot carry the same times.
 _TICK = 0.02
+
+# Names this start of the system, on Linux.
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 # Device, inode, size, and the times of the last change of content and of anything: the file as it is now.
 Stamp = tuple[int, int, int, int, int]
@@ -126,7 +131,8 @@ class _Memory:
             if stamp_of(self.real) == self.stamp:
                 write_text(self.note, self._text(digest))
         except OSError:
-            pass  # A folder that cannot be written to: the file is hashed again next time.
+            pass  # Nothing to tell starts by, or nowhere to write: the file is hashed again next time.
 
     def _text(self, digest: str) -> str:
-        return f"{digest} {' '.join(map(str, self.stamp))}\n"
+        boot = _BOOT_ID.read_text(encoding="ascii").strip()
+        return f"{digest} {' '.join(map(str, self.stamp))} {boot}\n"

@@ -100,6 +100,24 @@ def test_each_file_is_hashed_once_over_loads(home, hashed, pushed, cache):
     assert len(hashed) == 5
 
 
+def test_nothing_is_remembered_over_a_start_of_the_system(home, hashed, file, tmp_path, monkeypatch):
+    """After a loss of power the file may not be what was read: it had not reached the disk, and the note had."""
+    boot = tmp_path / "boot_id"
+    monkeypatch.setattr(verification, "_BOOT_ID", boot)
+    for start, times in (("first", 1), ("second", 2), ("second", 2)):
+        boot.write_text(f"{start}\n")
+        check_file(file, entry_of(file), "here")
+        check_file(file, entry_of(file), "here")
+        assert len(hashed) == times
+
+
+def test_nothing_is_remembered_where_starts_cannot_be_told_apart(home, hashed, file, tmp_path, monkeypatch):
+    monkeypatch.setattr(verification, "_BOOT_ID", tmp_path / "missing")
+    check_file(file, entry_of(file), "here")
+    check_file(file, entry_of(file), "here")
+    assert (len(hashed), notes(home)) == (2, [])
+
+
 def check_elsewhere(home: Path, file: Path, times: int) -> subprocess.Popen[str]:
     command = [sys.executable, "-c", CHECK, str(home), str(file), entry_of(file).sha256, str(times)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)

@@ -60,6 +60,15 @@ def test_private_names_of_transformers_are_imported_in_one_file_only(path: Path)
             assert not name.startswith("_"), f"{path.name} imports the private name {name!r}"
 
 
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.py")), ids=lambda path: path.name)
+def test_private_attributes_of_configs_are_used_in_one_file_only(path: Path) -> None:
+    names = {
+        node.attr for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Attribute)
+    }
+    private = {name for name in names if name.startswith("_") and hasattr(PreTrainedConfig, name) and "__" not in name}
+    assert path.name == "transformers_internals.py" or not private
+
+
 def test_the_modeling_folder_imports_only_what_transformers_itself_needs() -> None:
     allowed = {"torch", "transformers", "huggingface_hub", "safetensors"}
     standard = set(__import__("sys").stdlib_module_names)
@@ -204,9 +213,9 @@ def test_layers_share_their_networks_config_object(model_type: str) -> None:
 
 def test_the_attention_of_a_config_reaches_its_sub_configs() -> None:
     config = PWLConfig(**dict(zip(("teacher_config", "student_config"), tiny_pair("vit"), strict=True)))
-    config._attn_implementation = "eager"
+    internals.choose_attention(config, "eager")
     for part in (config.teacher_config, config.student_config):
-        assert part._attn_implementation == "eager", look_at("PreTrainedConfig._attn_implementation, its setter")
+        assert internals.attention_of(part) == "eager", look_at("PreTrainedConfig._attn_implementation, its setter")
 
 
 # --- Activation checkpointing -----------------------------------------------------------------------------------

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 import struct
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoConfig
 
 from pwl_hf import PWLForImageClassification, RepositoryError
 from tests.repository.helpers import (
@@ -263,6 +265,34 @@ def test_config_that_disagrees_is_refused(copied, change, match):
     folder = copied("vit")
     edit_json(folder / "config.json", change)
     refuses_to_load(folder, match)
+
+
+@pytest.mark.parametrize(
+    ("family", "keys", "value", "match"),
+    [
+        ("vit", ("teacher_config", "num_hidden_layers"), 10**9, "teacher_config is of 1000000000 units"),
+        ("vit", ("student_config", "num_hidden_layers"), 2049, "student_config is of 2049 units"),
+        # Its config makes a name for each layer.
+        ("dinov2", ("student_config", "num_hidden_layers"), 10**9, "student_config is of 1000000000 units"),
+        ("resnet", ("teacher_config", "depths", 2), 10**9, "teacher_config is of 1000000000 units"),
+        ("resnet", ("teacher_config", "depths"), [600] * 4, "(teacher_cuts|a network) is of 2400 units"),
+        ("vit", ("num_stages",), 10**9, "one cut a block, 1000000000 in all|cannot be cut into 1000000000"),
+        ("vit", ("teacher_config", "num_labels"), 10**9, "teacher_config has num_labels 1000000000"),
+        ("vit", ("num_labels",), 10**9, "config has num_labels 1000000000"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("with_cuts", [True, False])
+def test_config_that_claims_more_than_there_can_be_is_refused_at_once(copied, family, keys, value, match, with_cuts):
+    folder = copied(family)
+    edit_json(folder / "config.json", set_in(*keys, value=value))
+    if not with_cuts:
+        edit_json(folder / "config.json", set_in("teacher_cuts", value=None))
+        edit_json(folder / "config.json", set_in("student_cuts", value=None))
+    started = time.monotonic()
+    refuses_to_load(folder, match)
+    with pytest.raises(Exception, match=match):
+        AutoConfig.from_pretrained(folder)
+    assert time.monotonic() - started < 5
 
 
 @pytest.mark.parametrize("text", ["", "{", "x", "[" * 100_000, "\x00", '{"model_type": "pwl"'])
