@@ -14,7 +14,7 @@ import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -22,6 +22,7 @@ from accelerate.utils import tqdm
 from torch.utils.data import DataLoader
 from transformers import BaseImageProcessor, PreTrainedModel
 
+from pwl_hf.training.augmentation import Augmentation
 from pwl_hf.training.gradient_arguments import GradientArguments
 from pwl_hf.training.gradient_maps import GradientMaps, GradientMapsError, MapSettings, compute_maps
 from pwl_hf.training.gradients import PixelRange, fingerprint, pixel_range
@@ -31,13 +32,6 @@ logger = logging.getLogger(__name__)
 
 # Tells these draws from others of the same image and step.
 _PURPOSE = 0x16D
-
-
-class Augmenter(Protocol):
-    """What changes training images; `Augmentation` is one."""
-
-    def augment(self, pixel_values: torch.Tensor, sample_ids: torch.Tensor, seed: int, step: int) -> torch.Tensor:
-        """Images (B, C, H, W), each changed in the way that (seed, step, sample id) says."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +56,7 @@ class GradientOverlay:
     probability: float = 0.1
     weight: float = 0.5
     others: torch.Tensor | None = None
-    then: Augmenter | None = None
+    then: Augmentation | None = None
 
     def augment(self, pixel_values: torch.Tensor, sample_ids: torch.Tensor, seed: int, step: int) -> torch.Tensor:
         """A batch; which images are mixed, and to which power the maps go, depends on (seed, step, sample id) alone.
@@ -139,7 +133,7 @@ def gradient_overlay(
     folder: str | Path,
     uses_labels: bool = True,
     seed: int = 0,
-    then: Augmenter | None = None,
+    then: Augmentation | None = None,
     num_workers: int = 0,
     disable_tqdm: bool = False,
 ) -> GradientOverlay:

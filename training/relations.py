@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -81,18 +81,18 @@ class RelationLoss:
         for pair in self.pairs:
             if pair not in RELATIONS:
                 raise ValueError(f"relation_pairs must be of {', '.join(RELATIONS)}, got {pair!r}")
-        teacher, student = (last_layer(network) for network in (model.teacher, model.student))
+        attentions: list[Any] = [last_layer(network).attention for network in (model.teacher, model.student)]
+        widths = [attention.q_proj.out_features for attention in attentions]
         if self.heads is None:
-            heads = [layer.attention.num_attention_heads for layer in (teacher, student)]
+            heads = [attention.num_attention_heads for attention in attentions]
             if heads[0] != heads[1]:
-                common = math.gcd(*(layer.attention.q_proj.out_features for layer in (teacher, student)))
+                common = math.gcd(*widths)
                 raise ValueError(
                     f"the teacher has {heads[0]} attention heads and the student {heads[1]}: give relation_heads, a "
                     f"divisor of {common}, to split both alike"
                 )
             return
-        for role, layer in (("teacher", teacher), ("student", student)):
-            width = layer.attention.q_proj.out_features
+        for role, width in zip(("teacher", "student"), widths, strict=True):
             if self.heads < 1 or width % self.heads:
                 raise ValueError(f"relation_heads must divide the {role}'s width {width}, got {self.heads}")
 
@@ -113,11 +113,11 @@ class RelationLoss:
         return torch.stack([relation_loss(*both) for both in zip(found, wanted, strict=True)]).sum()
 
     def _relations(self, layer: nn.Module, entered: torch.Tensor) -> list[torch.Tensor]:
-        attention = layer.attention
+        attention: Any = layer.attention
         heads = self.heads or attention.num_attention_heads
         normed = layer.get_submodule(_NORMS[attention.config.model_type])(entered)
         of = {letter: getattr(attention, f"{letter.lower()}_proj")(normed) for letter in set("".join(self.pairs))}
-        return [relation(of[left], of[right], heads) for left, right in self.pairs]
+        return [relation(of[pair[0]], of[pair[1]], heads) for pair in self.pairs]
 
 
 def last_layer(network: PreTrainedModel) -> nn.Module:

@@ -27,9 +27,11 @@ from pwl_hf.training.assembly import assemble, checkpoint_of
 from pwl_hf.training.command_line import CommandLine, Parsed, write_options
 from pwl_hf.training.data_arguments import DataArguments
 from pwl_hf.training.finishing import measure, own_statistics
+from pwl_hf.training.gradient_arguments import GradientArguments
 from pwl_hf.training.network_arguments import NetworkArguments
 from pwl_hf.training.objective import build_objective
 from pwl_hf.training.objective_arguments import ObjectiveArguments
+from pwl_hf.training.overlay import gradient_overlay
 from pwl_hf.training.samples import some_batches
 from pwl_hf.training.supervised import open_eval_split, open_training_split, pixels
 from pwl_hf.training.trainer import PWLTrainer
@@ -40,7 +42,7 @@ _PROGRAM = "training/train.py"
 
 def command_line() -> CommandLine:
     """The options of this script."""
-    parts = (NetworkArguments, DataArguments, ObjectiveArguments, PWLTrainingArguments)
+    parts = (NetworkArguments, DataArguments, ObjectiveArguments, GradientArguments, PWLTrainingArguments)
     return CommandLine(parts, _PROGRAM, __doc__.splitlines()[0], required=("output_dir", "dataset"))
 
 
@@ -58,7 +60,7 @@ def train(parsed: Parsed) -> list[float]:
         ValueError: If networks, data and options do not fit together.
         huggingface_hub.errors.StrictDataclassError: If teacher and student cannot be joined, with the reason.
     """
-    networks, data, objective_arguments, args = parsed.parts
+    networks, data, objective_arguments, gradients, args = parsed.parts
     folder, checkpoint = Path(args.output_dir), checkpoint_of(args)
     # torch warns of it where there is nothing to copy to.
     args.dataloader_pin_memory = args.dataloader_pin_memory and torch.accelerator.is_available()
@@ -80,6 +82,21 @@ def train(parsed: Parsed) -> list[float]:
         augmentation=data.augment(),
         processing_class=processor,
     )
+    if gradients.ig_probability:
+        # Here, for the trainer has brought the teacher to its device.
+        trainer.augmentation = gradient_overlay(
+            gradients,
+            model.teacher,
+            processor,
+            train_dataset,
+            title=train_split.title,
+            folder=folder / "gradient-maps",
+            uses_labels=objective_arguments.uses_labels,
+            seed=args.seed,
+            then=data.augment(),
+            num_workers=args.dataloader_num_workers,
+            disable_tqdm=args.disable_tqdm,
+        )
     metrics = trainer.train(resume_from_checkpoint=checkpoint).metrics
     if networks.fit_converters == "after":
         _fit_converters(model, train_dataset)

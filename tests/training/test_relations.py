@@ -152,7 +152,7 @@ def test_activation_checkpointing_changes_no_gradient(reentrant):
     torch.testing.assert_close(gradients[1], gradients[0])
 
 
-@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_compiled_networks_give_the_same_loss(whole):
     images = tiny_images("vit")
     options = ObjectiveArguments(alpha=0.0, relation_weight=1.0, prefix_weight=0, mask_weight=0)
@@ -214,3 +214,25 @@ def test_pairs_that_do_not_exist_are_refused(pairs):
         ObjectiveArguments(relation_pairs=pairs)
     with pytest.raises(ValueError, match="relation_pairs must be of QK, QQ, KK, VV, got 'VQ'"):
         RelationLoss(("VQ",)).check(tiny_model("vit"))
+
+
+def test_distributed_wrapper_changes_nothing(tmp_path):
+    from torch.distributed import FileStore, destroy_process_group, init_process_group
+    from torch.nn.parallel import DistributedDataParallel
+
+    options, images = ObjectiveArguments(alpha=0.0, relation_weight=5.0), tiny_images("vit")
+    gradients = []
+    for distributed in (False, True):
+        model = tiny_model("vit").train()
+        objective: nn.Module = build_objective(model, options)
+        if distributed:
+            init_process_group("gloo", store=FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1)
+        try:
+            wrapped = DistributedDataParallel(objective, find_unused_parameters=True) if distributed else objective
+            for step in range(2):
+                wrapped(images, step=step)["loss"].backward()
+        finally:
+            if distributed:
+                destroy_process_group()
+        gradients.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
+    torch.testing.assert_close(gradients[1], gradients[0])
