@@ -43,6 +43,15 @@ def download(repo_id: str, cache: str, started: str) -> None:
     PWLForImageClassification.from_pretrained(repo_id, cache_dir=cache, keep_all=True)
 
 
+def push(repo_id: str, started: str) -> None:
+    """Push two models over each other for ever."""
+    models = [tiny_model("vit", num_stages=2, seed=seed) for seed in (0, 1)]
+    Path(started).touch()
+    while True:
+        for model in models:
+            model.push_to_hub(repo_id)
+
+
 def say(word: str) -> None:
     sys.stdout.write(f"{word}\n")
     sys.stdout.flush()
@@ -50,7 +59,7 @@ def say(word: str) -> None:
 
 def main() -> None:
     torch.set_num_threads(1)
-    commands = {"stream": stream, "save": save, "download": download}
+    commands = {"stream": stream, "save": save, "download": download, "push": push}
     # Nobody waits for the children; their exit status is of no interest.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     say("ready")

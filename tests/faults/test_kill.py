@@ -1,4 +1,4 @@
-"""kill -9 at random moments of streaming, downloading and saving; what is left always loads, or is refused."""
+"""kill -9 at random moments of streaming, downloading, saving and pushing; what is left always loads, or is refused."""
 
 from __future__ import annotations
 
@@ -127,3 +127,30 @@ def test_killed_save_leaves_one_model_or_what_is_refused(start, tmp_path, times)
         assert contents(folder) == contents(tmp_path / "clean")
         assert torch.equal(logits(load(folder, stage=4)), expected[0][4])
     assert len(outcomes) == times
+
+
+@pytest.mark.parametrize("times", TIMES)
+def test_killed_push_leaves_the_old_repository_or_the_new_one(hub, repo_id, start, tmp_path, times):
+    models = [tiny_model("vit", num_stages=2, seed=seed) for seed in (0, 1)]
+    expected = []
+    for seed, model in enumerate(models):
+        model.save_pretrained(tmp_path / str(seed))
+        expected.append(contents(tmp_path / str(seed)))
+    models[0].push_to_hub(repo_id)
+    hub.bandwidth = 2_000_000
+    started, chance, whole = tmp_path / "started", random.Random(times), set()
+    for turn in range(times):
+        pid = start("push", repo_id, started)
+        # A push takes about half a second of this.
+        assert kill_after(pid, started, chance.uniform(0.0, 1.5))
+        for oid in {commit.oid for commit in hub.store.commits(repo_id)[:-1]} - whole:
+            files = hub.store.files(repo_id, oid)
+            # Every commit there ever was is one whole model.
+            assert [{path: files.get(path) for path in one} == one for one in expected].count(True) == 1
+            whole.add(oid)
+        models[turn % 2].push_to_hub(repo_id)
+        files = hub.store.files(repo_id)
+        assert {path: files.get(path) for path in expected[turn % 2]} == expected[turn % 2]
+    answer = logits(load(repo_id, cache_dir=tmp_path / "cache", stage=2))
+    models[(times - 1) % 2].set_stage(2)
+    assert torch.equal(answer, logits(models[(times - 1) % 2]))
