@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pwl_hf.evaluation.area import area_over_bytes
     from pwl_hf.evaluation.orders import masks_of
     from pwl_hf.evaluation.report import Report
-    from pwl_hf.evaluation.repositories import evaluate_repository, record_metrics
+    from pwl_hf.evaluation.repositories import dataset_title, evaluate_repository, record_metrics
     from pwl_hf.evaluation.results import Comparison, Evaluation, MaskAccuracy
     from pwl_hf.evaluation.running import evaluate_masks, evaluate_stages
 
@@ -27,6 +27,7 @@ _EXPORTS = {
     "MaskAccuracy": "results",
     "Report": "report",
     "area_over_bytes": "area",
+    "dataset_title": "repositories",
     "evaluate_masks": "running",
     "evaluate_repository": "repositories",
     "evaluate_stages": "running",
@@ -40,6 +41,7 @@ __all__ = [
     "MaskAccuracy",
     "Report",
     "area_over_bytes",
+    "dataset_title",
     "evaluate_masks",
     "evaluate_repository",
     "evaluate_stages",

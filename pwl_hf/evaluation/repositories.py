@@ -7,13 +7,13 @@ import platform
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch.utils.data import Dataset
 from transformers import AutoImageProcessor, BaseImageProcessor
 
-from pwl_hf.data import DataSource, ImageSplit, open_split
-from pwl_hf.data.pixels import Item
+from pwl_hf.data import DataSource, open_split
 from pwl_hf.data.source import DIGITS
 from pwl_hf.endpoints import PROCESSOR_FILE
 from pwl_hf.evaluation.orders import ORDERS, masks_of
@@ -26,6 +26,10 @@ from pwl_hf.modeling.manifest import Manifest, Metric
 from pwl_hf.modeling.repository import Repository
 from pwl_hf.modeling.saving import write_metrics
 from pwl_hf.modeling.sources import Sources
+
+if TYPE_CHECKING:
+    from pwl_hf.data import ImageSplit
+    from pwl_hf.data.pixels import Item
 
 # Images of a split are kept as tensors for all stages if they take no more than this.
 _KEPT_BYTES = 2**31
@@ -142,7 +146,7 @@ def record_metrics(directory: str | os.PathLike[str], report: Report) -> Manifes
             f"a manifest holds what was measured on the weights as they are stored, in {manifest.dtype}, not in "
             f"{report.settings.dtype}: leave out dtype"
         )
-    name, split = _title(report.dataset.name), report.dataset.split
+    name, split = dataset_title(report.dataset.name), report.dataset.split
     metrics = {
         Sources(mask.sources).stage or 0: [Metric("accuracy", mask.accuracy, name, split, mask.total)]
         for mask in report.stages
@@ -152,14 +156,22 @@ def record_metrics(directory: str | os.PathLike[str], report: Report) -> Manifes
     return written
 
 
-def _title(name: str) -> str:
-    """What a card calls the data: a Hub id as it is, all else by a name that cannot be taken for one."""
+def dataset_title(name: str) -> str:
+    """What a manifest and a card call a data set.
+
+    An id on the Hub stays as it is; files here get a name that tells no path and cannot be taken for an id.
+
+    Args:
+        name: The name of a `DataSource`.
+    """
     if name == DIGITS:
         from pwl_hf.data.digits import DATASET
 
         return DATASET
     path = Path(name)
-    return f"{path.resolve().name} (local files)" if path.exists() or path.suffix == ".parquet" else name
+    if not path.exists() and path.suffix != ".parquet":
+        return name
+    return f"{(path if path.is_dir() else path.parent).resolve().name} (local files)"
 
 
 def _processor(opened: Repository) -> BaseImageProcessor:
