@@ -74,9 +74,10 @@ class Run:
 
 
 def teacher_of(definitions: Definitions, pair: str) -> Training:
-    """The training of a pair's teacher: one for all recipes and seeds."""
+    """The training of a pair's teacher: one for all recipes and seeds, and for all pairs that say the same of it."""
     data = definitions.data[definitions.pairs[pair].data]
-    return Training(f"{pair}-teacher", "train_teacher", data.options | definitions.pairs[pair].teacher, data.files)
+    options = data.options | definitions.pairs[pair].teacher
+    return Training(f"{options.get('model_type', 'given')}-teacher", "train_teacher", options, data.files)
 
 
 def run_of(definitions: Definitions, pair: str, recipe: str, seed: int, extra: Mapping[str, Any] | None = None) -> Run:

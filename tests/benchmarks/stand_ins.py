@@ -24,7 +24,7 @@ DEFINITIONS = {
         "small": {
             "title": "A small pair",
             "data": "toy",
-            "teacher": {"epochs": 2, "seed": 0},
+            "teacher": {"model_type": "small", "epochs": 2, "seed": 0},
             "training": {"num_stages": 3, "epochs": 1},
         },
         "other": {"title": "Another", "data": "toy", "teacher": {"seed": 1}, "training": {"num_stages": 2}},

@@ -11,7 +11,6 @@ from benchmarks.recipes.definitions import load_definitions
 from benchmarks.recipes.runs import Run, filled, runs_of
 from pwl_hf.training import train, train_teacher
 from pwl_hf.training.command_line import RECIPES, read_recipe
-from pwl_hf.training.network_arguments import NetworkArguments
 from pwl_hf.training.objective_arguments import ObjectiveArguments
 from tests.benchmarks.stand_ins import DEFINITIONS, write_definitions
 
@@ -50,6 +49,11 @@ def test_what_is_said_of_a_pair_wins_over_what_is_said_of_all(definitions):
     assert definitions.recipe_options("ours", "other") == {"weight": 3}
 
 
+# The options of the objective but for those of terms that are off by default.
+OFF = ("attention_", "relation_", "mixup_")
+WEIGHED = [field.name for field in fields(ObjectiveArguments) if not field.name.startswith(OFF)]
+
+
 def every_run() -> list[Run]:
     definitions = load_definitions()
     tables = definitions.tables.values()
@@ -73,7 +77,13 @@ def test_paper_is_the_recipe_that_the_scripts_offer():
     assert {name: offered[name] for name in ours} == ours
 
 
-def test_ours_is_what_the_scripts_do_by_default():
+def test_ours_is_the_objective_by_default():
     ours = load_definitions().recipe_options("ours", "resnet")
-    defaults = {field.name: field.default for part in (ObjectiveArguments, NetworkArguments) for field in fields(part)}
-    assert {name: defaults[name] for name in ours if name != "mask_alpha"} | {"mask_alpha": ours["alpha"]} == ours
+    assert ours["mask_alpha"] == ours["alpha"]
+    defaults = {field.name: field.default for field in fields(ObjectiveArguments)} | {"mask_alpha": ours["alpha"]}
+    assert {name: ours[name] for name in WEIGHED} == {name: defaults[name] for name in WEIGHED}
+
+
+@pytest.mark.parametrize("recipe", ["paper-drift", "ours"])
+def test_no_default_of_the_objective_decides_unsaid(recipe):
+    assert set(load_definitions().recipe_options(recipe, "resnet")) >= set(WEIGHED)

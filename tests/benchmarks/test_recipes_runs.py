@@ -62,6 +62,14 @@ def test_second_fill_runs_nothing(definitions, tmp_path):
     assert again.commands == []
 
 
+def test_pairs_with_the_same_teacher_share_it(definitions, tmp_path):
+    pairs = DEFINITIONS["pairs"] | {"other": DEFINITIONS["pairs"]["small"] | {"training": {"num_stages": 2}}}
+    shared = load_definitions(write_definitions(tmp_path / "changed", {"pairs": pairs}))
+    scripts = Scripts()
+    run_all(shared, "orders", tmp_path, scripts, seeds=(0,))
+    assert len([command for command in scripts.commands if command[2].endswith("train_teacher")]) == 1
+
+
 def test_more_seeds_run_only_those_that_are_missing(definitions, tmp_path):
     run_all(definitions, "orders", tmp_path, Scripts(), seeds=(0,))
     more = Scripts()
