@@ -8,10 +8,12 @@ from typing import Any
 
 from huggingface_hub import CommitInfo, HfApi
 from huggingface_hub.errors import HfHubHTTPError
-from transformers.training_args import HubStrategy
+from transformers import Trainer
+from transformers.trainer_utils import HubStrategy, SaveStrategy
 from transformers.utils import logging
 
 from pwl_hf import PWLForImageClassification
+from pwl_hf.model_card import write_card
 from pwl_hf.modeling import PublishError
 
 logger = logging.get_logger(__name__)
@@ -64,7 +66,7 @@ def push_saved(folder: str | os.PathLike[str], repo_id: str, **options: Any) -> 
 
 
 def push_checkpoint(
-    checkpoint: str | os.PathLike[str],
+    checkpoint: str | Path,
     repo_id: str,
     strategy: HubStrategy,
     *,
@@ -104,4 +106,86 @@ def push_checkpoint(
             repo_id,
             type(error).__name__,
             error,
+        )
+
+
+class HubTrainer(Trainer):
+    """A Trainer that pushes what `model.push_to_hub` pushes.
+
+    What Trainer itself would send is the output folder as it lies there: no shards, and all that a run leaves.
+    """
+
+    @property
+    def _output_dir(self) -> str:
+        if self.args.output_dir is None:
+            raise ValueError("output_dir must be given")
+        return self.args.output_dir
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Write the card of the saved repository, from its manifest."""
+        if self.is_world_process_zero():
+            write_card(self._output_dir, card_data=card_data_of({k: v for k, v in kwargs.items() if v is not None}))
+
+    def push_to_hub(  # type: ignore[override]
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs: Any,
+    ) -> CommitInfo | None:
+        """Save the model, and push it as `model.push_to_hub` does; all processes call it, the main one pushes.
+
+        Args:
+            commit_message: The commit's title.
+            blocking: Must be true: what is pushed is the saved folder, which must not change meanwhile.
+            token: As in huggingface_hub; `hub_token` by default.
+            revision: The branch; `hub_revision` by default.
+            private: Make a new repository private; `hub_private_repo` by default.
+            kwargs: For the card: `card_data`, or `tags`, `license`, `language`, `dataset_tags`, `finetuned_from`.
+
+        Returns:
+            The commit; in processes that do not push, None.
+
+        Raises:
+            ValueError: If `blocking` is false.
+            TypeError: For an unknown argument.
+            PublishError: If the network or the Hub fails in every try.
+            huggingface_hub.errors.HfHubHTTPError: If the Hub refuses.
+        """
+        if not blocking:
+            raise ValueError("blocking=False does not apply to PWL models: leave it out")
+        card_data = card_data_of(kwargs)
+        token = token if token is not None else self.args.hub_token
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        if self.hub_model_id is None:
+            self.init_hf_repo(token=token, private=private)  # In the main process.
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero() or self.hub_model_id is None:
+            return None
+        return push_saved(
+            self._output_dir,
+            self.hub_model_id,
+            commit_message=commit_message or "End of training",
+            token=token,
+            revision=revision if revision is not None else self.args.hub_revision,
+            card_data=card_data,
+        )
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if not self.is_world_process_zero() or self.hub_model_id is None:
+            return
+        if HubStrategy(self.args.hub_strategy) == HubStrategy.END:
+            return
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        by_epoch = self.args.save_strategy == SaveStrategy.EPOCH
+        at = f"epoch {int(self.state.epoch or 0)}" if by_epoch else f"step {self.state.global_step}"
+        push_checkpoint(
+            checkpoint_folder,
+            self.hub_model_id,
+            HubStrategy(self.args.hub_strategy),
+            commit_message=f"Training in progress, {at}",
+            token=self.args.hub_token,
+            revision=self.args.hub_revision,
         )

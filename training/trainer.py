@@ -8,23 +8,20 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
-from huggingface_hub import CommitInfo
 from torch import nn
 from torch.nn import functional
-from transformers import EvalPrediction, Trainer
+from transformers import EvalPrediction
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.trainer_callback import TrainerCallback
-from transformers.trainer_utils import SaveStrategy, TrainOutput
-from transformers.training_args import HubStrategy
+from transformers.trainer_utils import TrainOutput
 
-from pwl_hf.model_card import write_card
 from pwl_hf.modeling import PWLForImageClassification, Sources, StageError
 from pwl_hf.training.checkpoints import CheckpointWriter, check_resumable, last_checkpoint, restore
-from pwl_hf.training.hub import card_data_of, push_checkpoint, push_saved
+from pwl_hf.training.hub import HubTrainer
 from pwl_hf.training.mask_statistics import average_statistics
 from pwl_hf.training.objective import Distillation
 from pwl_hf.training.parameter_groups import names_within_norms, parameter_groups
@@ -41,7 +38,7 @@ class Augments(Protocol):
         """A batch (B, C, H, W), each image changed in the way that (seed, step, sample id) says."""
 
 
-class PWLTrainer(Trainer):
+class PWLTrainer(HubTrainer):
     """Trains the student and the converters of a PWL model.
 
     `model` is the PWL model, which is saved, pushed and seen by callbacks; what runs, in one forward pass a step, and
@@ -80,6 +77,7 @@ class PWLTrainer(Trainer):
 
     model: PWLForImageClassification
     args: PWLTrainingArguments
+    objective: Distillation
 
     def __init__(
         self,
@@ -140,7 +138,8 @@ class PWLTrainer(Trainer):
         return wrapped
 
     def _set_signature_columns_if_needed(self) -> None:
-        self._signature_columns = ["pixel_values", "labels", "sample_ids"]
+        columns: Any = ["pixel_values", "labels", "sample_ids"]
+        self._signature_columns = columns
 
     def compute_loss(
         self,
@@ -219,7 +218,7 @@ class PWLTrainer(Trainer):
             RepositoryError: If the model in it is damaged.
         """
         if resume_from_checkpoint is True:
-            resume_from_checkpoint = last_checkpoint(self.args.output_dir)
+            resume_from_checkpoint = last_checkpoint(self._output_dir)
             if resume_from_checkpoint is None:
                 raise ValueError(f"there is no whole checkpoint in {self.args.output_dir!r} to resume from")
         return super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
@@ -285,7 +284,8 @@ class PWLTrainer(Trainer):
             raise ValueError("the images to measure on have no labels: give an eval_dataset that has, or none")
         with torch.no_grad(), self.accelerator.autocast():
             paths = self.model.shared_paths(inputs["pixel_values"])
-            logits = torch.stack([paths(mask).logits.float() for mask in self._stages], dim=1)
+            found = [cast(torch.Tensor, paths(mask).logits) for mask in self._stages]
+            logits = torch.stack(found, dim=1).float()
             loss = functional.cross_entropy(logits.flatten(0, 1), labels.repeat_interleave(len(self._stages)))
         return loss, None if prediction_loss_only else logits.argmax(-1), labels
 
@@ -294,7 +294,7 @@ class PWLTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         if not self.args.should_save:
             return
-        folder = output_dir if output_dir is not None else self.args.output_dir
+        folder = output_dir if output_dir is not None else self._output_dir
         self._writer.write(self.model, folder)
         if self.processing_class is not None:
             # The teacher's folder is a checkpoint of its own.
@@ -323,79 +323,10 @@ class PWLTrainer(Trainer):
         manifest = restore(self.model, checkpoint, teacher_too=self.objective.teacher_drift)
         self._writer.adopt(checkpoint, manifest)
 
-    # --- The Hub ------------------------------------------------------------------------------------------------
-
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Write the card of the saved repository, from its manifest."""
-        if self.is_world_process_zero():
-            write_card(self.args.output_dir, card_data=card_data_of({k: v for k, v in kwargs.items() if v is not None}))
-
-    def push_to_hub(  # type: ignore[override]
-        self,
-        commit_message: str | None = "End of training",
-        blocking: bool = True,
-        token: str | None = None,
-        revision: str | None = None,
-        private: bool | None = None,
-        **kwargs: Any,
-    ) -> CommitInfo | None:
-        """Save the model, and push it as `model.push_to_hub` does; all processes call it, the main one pushes.
-
-        Args:
-            commit_message: The commit's title.
-            blocking: Must be true: what is pushed is the saved folder, which must not change meanwhile.
-            token: As in huggingface_hub; `hub_token` by default.
-            revision: The branch; `hub_revision` by default.
-            private: Make a new repository private; `hub_private_repo` by default.
-            kwargs: For the card: `card_data`, or `tags`, `license`, `language`, `dataset_tags`, `finetuned_from`.
-
-        Returns:
-            The commit; in processes that do not push, None.
-
-        Raises:
-            ValueError: If `blocking` is false.
-            TypeError: For an unknown argument.
-            PublishError: If the network or the Hub fails in every try.
-            huggingface_hub.errors.HfHubHTTPError: If the Hub refuses.
-        """
-        if not blocking:
-            raise ValueError("blocking=False does not apply to PWL models: leave it out")
-        card_data = card_data_of(kwargs)
-        token = token if token is not None else self.args.hub_token
-        self.callback_handler.on_push_begin(self.args, self.state, self.control)
-        if self.hub_model_id is None:
-            self.init_hf_repo(token=token, private=private)
-        self.save_model(_internal_call=True)
-        if not self.is_world_process_zero():
-            return None
-        return push_saved(
-            self.args.output_dir,
-            self.hub_model_id,
-            commit_message=commit_message or "End of training",
-            token=token,
-            revision=revision if revision is not None else self.args.hub_revision,
-            card_data=card_data,
-        )
-
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
-            return
-        self.callback_handler.on_push_begin(self.args, self.state, self.control)
-        by_epoch = self.args.save_strategy == SaveStrategy.EPOCH
-        at = f"epoch {int(self.state.epoch or 0)}" if by_epoch else f"step {self.state.global_step}"
-        push_checkpoint(
-            checkpoint_folder,
-            self.hub_model_id,
-            self.args.hub_strategy,
-            commit_message=f"Training in progress, {at}",
-            token=self.args.hub_token,
-            revision=self.args.hub_revision,
-        )
-
 
 def _stage_accuracies(prediction: EvalPrediction) -> dict[str, float]:
     """From the classes that stages answer (n, N + 1) and labels (n,): the part that is right."""
-    right = (prediction.predictions == np.asarray(prediction.label_ids)[:, None]).mean(axis=0)
+    right = np.equal(prediction.predictions, np.asarray(prediction.label_ids)[:, None]).mean(axis=0)
     by_stage = {f"accuracy_stage_{stage}": float(value) for stage, value in enumerate(right)}
     return {**by_stage, "accuracy": float(right.mean())}
 

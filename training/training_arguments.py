@@ -46,7 +46,7 @@ class PWLTrainingArguments(TrainingArguments):
     save_total_limit: int | None = field(
         default=2, metadata={"help": "Keep so many checkpoints, the best one among them."}
     )
-    remove_unused_columns: bool | None = field(
+    remove_unused_columns: bool = field(
         default=False, metadata={"help": "Drop all but pixel_values, labels and sample_ids from batches."}
     )
     label_names: list[str] | None = field(
