@@ -2,7 +2,7 @@
 
 A store is a folder of safetensors files, each of up to 1024 maps; a file tells in its metadata whose gradients they
 are, of what. Files appear whole or not at all, so a computation that was ended goes on where it was, and processes
-share one out.
+share one out; runs that use one folder do not disturb one another.
 
     sample_ids  (n,) int64
     maps        (n, H, W) float16, each divided by its greatest value: later steps do not depend on the scale
@@ -14,6 +14,7 @@ Notation: B images, H x W pixels.
 from __future__ import annotations
 
 import os
+import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -78,7 +79,9 @@ class GradientMaps:
         files = [_read(path, settings) for path in sorted(self.folder.glob("maps-*.safetensors"))]
         self._maps = [file["maps"] for file in files]
         ids = _cat([file["sample_ids"] for file in files], torch.int64)
-        order = ids.argsort()
+        order = ids.argsort(stable=True)
+        # Runs side by side may both have computed a map: it is there once.
+        order = order[torch.cat([torch.ones(len(ids[:1]), dtype=torch.bool), ids[order].diff() > 0])]
         self.sample_ids = ids[order]
         self._means = _cat([file["means"] for file in files], torch.float32)[order]
         counts = [len(found) for found in self._maps]
@@ -229,9 +232,9 @@ def _read(path: Path, settings: MapSettings) -> dict[str, torch.Tensor]:
 def _write(folder: Path, settings: MapSettings, parts: dict[str, list[torch.Tensor]]) -> None:
     """Write a file, whole or not at all, and empty the parts."""
     tensors = {name: torch.cat(found) for name, found in parts.items()}
-    # Ids are in one file each, so their least one is no other's name.
-    path = folder / f"maps-{int(tensors['sample_ids'].min()):019d}.safetensors"
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    # Of a name that no other process chooses.
+    path = folder / f"maps-{uuid.uuid4().hex}.safetensors"
+    beside = path.with_name(f".{path.name}")
     save_file(tensors, beside, metadata=settings.metadata())
     os.replace(beside, path)
     for found in parts.values():

@@ -141,6 +141,18 @@ def test_processes_share_a_computation_out(tmp_path, settings, teacher):
     assert GradientMaps(tmp_path, settings).sample_ids.tolist() == sorted(IDS.tolist())
 
 
+def test_runs_side_by_side_leave_each_map_once(tmp_path, settings, teacher):
+    for name in ("one", "other"):
+        _compute(tmp_path / name, settings, teacher, _batches(slice(0, 7) if name == "one" else slice(2, 10)))
+    for path in (tmp_path / "other").iterdir():
+        path.rename(tmp_path / "one" / path.name)
+    maps = GradientMaps(tmp_path / "one", settings)
+    assert maps.sample_ids.tolist() == sorted(IDS.tolist())
+    exact = integrated_gradients(teacher, IMAGES, LABELS, BLACK, steps=4)
+    expected = exact / exact.amax((1, 2), keepdim=True)
+    torch.testing.assert_close(maps.at(maps.places(IMAGES, IDS)), expected, rtol=2e-3, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("field", "value"), [("teacher", "0" * 64), ("dataset", "other"), ("target", "prediction"), ("steps", 5)]
 )
