@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from enum import Enum
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, cast, get_args, get_origin, get_type_hints
 
-import yaml
+import yaml  # type: ignore[import-untyped]
 from transformers import HfArgumentParser
 from transformers.hf_argparser import string_to_bool
 
@@ -72,7 +72,7 @@ class CommandLine:
         self.required = tuple(required)
         names = ", ".join(self._known_recipes())
         self.parser = HfArgumentParser(
-            list(parts),
+            cast(Any, list(parts)),
             prog=program,
             # argparse would list all options a second time.
             usage="%(prog)s [RECIPE ...] [--option value ...]",
@@ -178,7 +178,7 @@ class CommandLine:
         return word
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]
     """YAML in which a key given twice is an error, not a riddle."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:

@@ -21,13 +21,13 @@ from transformers import (
     PreTrainedModel,
     ViTImageProcessorPil,
 )
-from transformers.image_utils import (
+from transformers.utils import IMAGE_PROCESSOR_NAME
+from transformers.utils.constants import (
     IMAGENET_DEFAULT_MEAN,
     IMAGENET_DEFAULT_STD,
     IMAGENET_STANDARD_MEAN,
     IMAGENET_STANDARD_STD,
 )
-from transformers.utils import IMAGE_PROCESSOR_NAME
 
 from pwl_hf.modeling.families import family_of
 from pwl_hf.training.network_arguments import NetworkArguments, TeacherArguments
@@ -75,6 +75,12 @@ def derived_config(base: PreTrainedConfig, overrides: Mapping[str, Any]) -> PreT
             raise ValueError(f"a config of model_type {base.model_type!r} has no {name!r} to be set")
     kept = {name: getattr(base, name) for name in names if name not in _NOT_INHERITED}
     return type(base)(**(kept | dict(overrides)))
+
+
+def labels_of(config: PreTrainedConfig) -> list[str]:
+    """The names of a config's labels, in the order of their numbers."""
+    names: dict[Any, str] = dict(config.id2label or {})
+    return [str(names[i]) for i in range(len(names))]
 
 
 def with_labels(config: PreTrainedConfig, label_names: Sequence[str]) -> PreTrainedConfig:
@@ -130,7 +136,7 @@ def check_labels(name: str, config: PreTrainedConfig, label_names: Sequence[str]
     Raises:
         ValueError: With the first label that is elsewhere.
     """
-    own = [str(config.id2label[i]) for i in range(len(label_names))]
+    own = labels_of(config)
     different = [i for i, label in enumerate(label_names) if own[i] != label]
     if not different:
         return
@@ -155,7 +161,9 @@ def new_teacher(arguments: TeacherArguments, label_names: Sequence[str]) -> PreT
     """
     if arguments.model is not None:
         return load_network(arguments.model, label_names, replace_head=True)
-    base = AutoConfig.for_model(arguments.model_type) if arguments.config is None else read_config(arguments.config)
+    base = (
+        AutoConfig.for_model(str(arguments.model_type)) if arguments.config is None else read_config(arguments.config)
+    )
     overrides = parse_pairs(arguments.config_overrides or (), "config_overrides")
     return fresh(with_labels(derived_config(base, overrides), label_names))
 
@@ -185,7 +193,7 @@ def new_student(
         base = derived_config(teacher, preset_overrides(arguments.student_preset, teacher))
     else:
         base = teacher
-    return fresh(with_labels(derived_config(base, overrides), [teacher.id2label[i] for i in sorted(teacher.id2label)]))
+    return fresh(with_labels(derived_config(base, overrides), labels_of(teacher)))
 
 
 def image_processor(name: str | None, config: PreTrainedConfig, image_size: int | None) -> BaseImageProcessor:
