@@ -157,9 +157,16 @@ def test_statistics_of_masks_are_resumed(tmp_path):
 # --- What is refused ----------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ended")
+    _run(folder, _model("vit"), "vit", Steps(), max_steps=2, save_steps=2).train()
+    return folder
+
+
 @pytest.fixture
-def checkpoint(tmp_path):
-    _run(tmp_path, _model("vit"), "vit", Steps(), max_steps=2, save_steps=2).train()
+def checkpoint(ended, tmp_path):
+    shutil.copytree(ended, tmp_path, dirs_exist_ok=True)
     return tmp_path / "checkpoint-2"
 
 

@@ -84,14 +84,16 @@ def test_images_without_labels_are_trained_on_but_not_measured_on(tmp_path):
 
 
 def test_accumulated_batches_are_one_batch(tmp_path):
-    whole = tiny_trainer(tmp_path, per_device_train_batch_size=8, max_steps=3)
-    halves = tiny_trainer(tmp_path, per_device_train_batch_size=4, gradient_accumulation_steps=2, max_steps=3)
+    # Adam makes a large step of the smallest difference of two small gradients.
+    options = {"max_steps": 3, "optim": "sgd"}
+    whole = tiny_trainer(tmp_path, per_device_train_batch_size=8, **options)
+    halves = tiny_trainer(tmp_path, per_device_train_batch_size=4, gradient_accumulation_steps=2, **options)
     calls = Calls(halves)
     one, two = whole.train(), halves.train()
     assert [call["step"] for call in calls.seen] == [0, 0, 1, 1, 2, 2]
     assert two.training_loss == pytest.approx(one.training_loss, rel=1e-5)
     for name, tensor in everything(whole.model).items():
-        torch.testing.assert_close(everything(halves.model)[name], tensor, atol=1e-4, rtol=1e-3)
+        torch.testing.assert_close(everything(halves.model)[name], tensor, atol=1e-5, rtol=1e-4)
 
 
 def test_bf16_computes_in_bf16_and_keeps_the_weights(tmp_path):
