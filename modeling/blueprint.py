@@ -107,6 +107,8 @@ class Blueprint:
         self._specs: tuple[dict[str, TensorSpec], ...] | None = None
         # Modules on the meta device, left over from building; each is used once.
         self._spare: dict[str, nn.Module] = {}
+        # The network that the specs were read from, until it is wanted.
+        self._skeleton: PreTrainedModel | None = None
 
     def build(self) -> PreTrainedModel:
         """The whole network, freshly initialised on the default device in the default dtype."""
@@ -114,7 +116,7 @@ class Blueprint:
 
     def build_vacant(self) -> PreTrainedModel:
         """The network with nothing in it."""
-        network = self._build_meta()
+        network, self._skeleton = self._skeleton or self._build_meta(), None
         for block in range(1, len(self.cuts) + 1):
             self.release(network, block)
         return network
@@ -126,7 +128,7 @@ class Blueprint:
     def specs(self, block: int) -> dict[str, TensorSpec]:
         """The persistent tensors of a block, by in-memory name."""
         if self._specs is None:
-            self._build_meta()
+            self._skeleton = self._build_meta()
         return self._specs[block - 1]  # type: ignore[index]
 
     def is_resident(self, network: PreTrainedModel, block: int) -> bool:

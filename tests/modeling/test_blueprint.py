@@ -104,3 +104,18 @@ def test_an_unknown_family_is_refused_with_the_known_ones() -> None:
     config.model_type = "beit"
     with pytest.raises(ValueError, match="'beit' cannot be cut into blocks; the supported ones are convnext, deit"):
         family_of(config)
+
+
+def test_on_the_way_to_the_first_stage_each_network_is_built_once(load, monkeypatch) -> None:
+    load("vit")  # Saved before any count.
+    built, plain = [], Blueprint.build
+
+    def build(self: Blueprint):
+        built.append(self.role)
+        return plain(self)
+
+    monkeypatch.setattr(Blueprint, "build", build)
+    model = load("vit")
+    assert built == ["student"]
+    model.load_next_stage()
+    assert built == ["student", "teacher"]
