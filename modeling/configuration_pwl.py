@@ -46,6 +46,7 @@ class PWLConfig(PreTrainedConfig):
         huggingface_hub.errors.StrictDataclassError: For values that cannot be, each named: too few units,
             cuts that do not cover a network, networks of different families, labels, token grids or
             resolutions. Unknown keys are kept, as transformers does.
+        ValueError: For a config dict, or labels, that claim more than there can be (see `bounds`).
 
     Example:
 

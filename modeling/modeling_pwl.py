@@ -43,6 +43,10 @@ class PWLForImageClassification(PWLPreTrainedModel):
 
     The teacher is frozen: it is always in eval mode, and its parameters do not require gradients.
 
+    The route holds on to the modules that it was built of. One that is put in the place of a unit, an embedder or a
+    part of a head (`model.student.classifier = nn.Linear(...)`) is taken by the next `train`, `eval`, `to` or change of
+    stage; changes within a unit are seen at once.
+
     Args:
         config: The configuration.
         teacher: The teacher, if it exists already; of `config.teacher_config`.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 
+from examples import time_verification
 from tests.hub import Fault
 from tests.repository.helpers import publish, shard
 from tests.serving.served import Served, expected, png, serving
@@ -88,3 +90,10 @@ def test_keeps_answering_through_a_lasting_fault_and_grows_on_when_it_ends(hub, 
         assert refused.status_code == 400
         assert "no image that can be read" in refused.json()["detail"]
     assert any("stays at stage 2" in line for line in served.log)
+
+
+def test_the_times_of_verification_are_told_for_any_repository(repository, capsys):
+    time_verification.main([str(repository), "--rounds", "2"])
+    lines = capsys.readouterr().out.splitlines()
+    pattern = r"build [\d.]+ ms, hash [\d.]+ ms \([\d.]+ of it\), remembered [\d.]+ ms \([\d.]+\)"
+    assert [bool(re.fullmatch(pattern, line)) for line in lines] == [True, True]
