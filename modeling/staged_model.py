@@ -224,7 +224,7 @@ class PWLPreTrainedModel(PiecedModel):
         """Modules of pieces, and the statistics of masks that have none yet; over a side stream if there is one."""
         built_on = device if side is None else torch.device("cpu")
         made = {piece: self._make(piece, built_on, dtype) for piece in missing}
-        statistics = {
+        statistics: dict[str, Statistics] = {
             mask.mask: {n: t.to(built_on, dtype, copy=True) for n, t in found.items()}
             for mask in masks
             if mask.mask not in self._statistics and (found := store.statistics(mask)) is not None
