@@ -106,10 +106,8 @@ class SharedPaths:
             alone = route.has_own_statistics and not self._training and block in route.sources.converted_blocks
             key = (mask[:block], mask if alone else None)
             if key not in self._reached:
-                if features is None:
-                    features = route.embedder(self._pixel_values, self._interpolate)
-                self._reached[key] = route.run_block(block, features)
+                before = route.embedder(self._pixel_values, self._interpolate) if features is None else features
+                self._reached[key] = route.run_block(block, before)
             features = self._reached[key]
             outputs.append(features.tensor)
-        assert features is not None
-        return ImageClassifierOutput(logits=route.head(features), hidden_states=tuple(outputs))
+        return ImageClassifierOutput(logits=route.head(self._reached[key]), hidden_states=tuple(outputs))

@@ -12,14 +12,14 @@ import torch
 from transformers import BaseImageProcessor, PreTrainedModel, TrainingArguments, set_seed
 
 from pwl_hf import PWLForImageClassification
-from pwl_hf.training.checkpoints import last_checkpoint
 from pwl_hf.training.data_arguments import DataArguments
-from pwl_hf.training.identity import set_identity
-from pwl_hf.training.inheritance import inherit
-from pwl_hf.training.network_arguments import NetworkArguments
-from pwl_hf.training.networks import check_labels, image_processor, load_network, new_student
+from pwl_hf.training.networks.building import check_labels, image_processor, load_network, new_student
+from pwl_hf.training.networks.identity import set_identity
+from pwl_hf.training.networks.inheritance import inherit
+from pwl_hf.training.networks.network_arguments import NetworkArguments
 from pwl_hf.training.pairs import parse_pairs
 from pwl_hf.training.supervised import fit_teacher, trained
+from pwl_hf.training.trainer.checkpoints import last_checkpoint
 
 logger = logging.getLogger(__name__)
 

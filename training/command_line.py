@@ -52,7 +52,7 @@ class CommandLine:
 
     Example:
 
-        >>> from pwl_hf.training.objective_arguments import ObjectiveArguments
+        >>> from pwl_hf.training.objective.objective_arguments import ObjectiveArguments
         >>> line = CommandLine([ObjectiveArguments], "train.py", "Train.")
         >>> (objective,) = line.parse(["--alpha", "0.1"]).parts
         >>> objective.alpha

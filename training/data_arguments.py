@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields, replace
 
 from pwl_hf.data import DataSource
-from pwl_hf.training.augmentation import AUGMENTATIONS, Augmentation
+from pwl_hf.training.images.augmentation import AUGMENTATIONS, Augmentation
 from pwl_hf.training.pairs import parse_pairs
 
 

@@ -15,10 +15,10 @@ from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainingArgum
 from transformers.trainer import TRAINING_ARGS_NAME
 
 from pwl_hf.data import DataError, ImageSplit, open_split
-from pwl_hf.training.augmentation import Augmentation
 from pwl_hf.training.data_arguments import DataArguments
-from pwl_hf.training.network_arguments import TeacherArguments
-from pwl_hf.training.networks import image_processor, new_teacher
+from pwl_hf.training.images.augmentation import Augmentation
+from pwl_hf.training.networks.building import image_processor, new_teacher
+from pwl_hf.training.networks.network_arguments import TeacherArguments
 
 logger = logging.getLogger(__name__)
 

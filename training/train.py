@@ -27,15 +27,15 @@ from pwl_hf.training.assembly import assemble, checkpoint_of
 from pwl_hf.training.command_line import CommandLine, Parsed, write_options
 from pwl_hf.training.data_arguments import DataArguments
 from pwl_hf.training.finishing import measure, own_statistics
-from pwl_hf.training.gradient_arguments import GradientArguments
-from pwl_hf.training.network_arguments import NetworkArguments
-from pwl_hf.training.objective import build_objective
-from pwl_hf.training.objective_arguments import ObjectiveArguments
-from pwl_hf.training.overlay import gradient_overlay
-from pwl_hf.training.samples import some_batches
+from pwl_hf.training.images.gradient_arguments import GradientArguments
+from pwl_hf.training.images.overlay import gradient_overlay
+from pwl_hf.training.images.samples import some_batches
+from pwl_hf.training.networks.network_arguments import NetworkArguments
+from pwl_hf.training.objective.distillation import build_objective
+from pwl_hf.training.objective.objective_arguments import ObjectiveArguments
 from pwl_hf.training.supervised import open_eval_split, open_training_split, pixels
-from pwl_hf.training.trainer import PWLTrainer
-from pwl_hf.training.training_arguments import PWLTrainingArguments
+from pwl_hf.training.trainer.pwl_trainer import PWLTrainer
+from pwl_hf.training.trainer.training_arguments import PWLTrainingArguments
 
 _PROGRAM = "training/train.py"
 

@@ -22,7 +22,7 @@ from transformers import TrainingArguments
 
 from pwl_hf.training.command_line import CommandLine, Parsed, write_options
 from pwl_hf.training.data_arguments import DataArguments
-from pwl_hf.training.network_arguments import TeacherArguments
+from pwl_hf.training.networks.network_arguments import TeacherArguments
 from pwl_hf.training.supervised import fit_teacher
 
 _PROGRAM = "training/train_teacher.py"

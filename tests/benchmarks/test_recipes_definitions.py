@@ -11,7 +11,7 @@ from benchmarks.recipes.definitions import load_definitions
 from benchmarks.recipes.runs import Run, filled, runs_of
 from pwl_hf.training import train, train_teacher
 from pwl_hf.training.command_line import RECIPES, read_recipe
-from pwl_hf.training.objective_arguments import ObjectiveArguments
+from pwl_hf.training.objective.objective_arguments import ObjectiveArguments
 from tests.benchmarks.stand_ins import DEFINITIONS, write_definitions
 
 

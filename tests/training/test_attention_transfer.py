@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pwl_hf.training.attention import attention_distance, attention_map
-from pwl_hf.training.objective import build_objective
-from pwl_hf.training.objective_arguments import ObjectiveArguments
+from pwl_hf.training.objective.attention import attention_distance, attention_map
+from pwl_hf.training.objective.distillation import build_objective
+from pwl_hf.training.objective.objective_arguments import ObjectiveArguments
 from tests.tiny import FAMILIES, tiny_images, tiny_model
 
 

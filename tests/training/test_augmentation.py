@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from pwl_hf.data.digits import image_processor, load_splits
 from pwl_hf.data.processing import to_tensor
-from pwl_hf.training.augmentation import AUGMENTATIONS, Augmentation
-from pwl_hf.training.noise import uniforms
+from pwl_hf.training.images.augmentation import AUGMENTATIONS, Augmentation
+from pwl_hf.training.images.noise import uniforms
 
 PARTS = st.sampled_from([0.0, 0.05, 0.2])
 WAYS = st.builds(

@@ -12,7 +12,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, Vi
 from pwl_hf import Metric, PWLForImageClassification, RepositoryError
 from pwl_hf.modeling.manifest import Manifest
 from pwl_hf.modeling.saving import write_metrics
-from pwl_hf.training.checkpoints import CheckpointWriter, last_checkpoint, restore
+from pwl_hf.training.trainer.checkpoints import CheckpointWriter, last_checkpoint, restore
 from tests.tiny import tiny_images, tiny_model
 from tests.training.tiny_runs import differences, everything, tiny_trainer
 

@@ -10,7 +10,7 @@ from transformers import ViTImageProcessorPil
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from pwl_hf.data.digits import image_processor
-from pwl_hf.training.gradients import fingerprint, integrated_gradients, pixel_range
+from pwl_hf.training.images.gradients import fingerprint, integrated_gradients, pixel_range
 from tests.tiny import FAMILIES, tiny_images, tiny_model
 
 BLACK = torch.tensor([-1.0, -0.5, 0.25])[:, None, None]

@@ -10,9 +10,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from pwl_hf.training import gradient_maps
-from pwl_hf.training.gradient_maps import GradientMaps, GradientMapsError, MapSettings, compute_maps
-from pwl_hf.training.gradients import fingerprint, integrated_gradients
+from pwl_hf.training.images import gradient_maps
+from pwl_hf.training.images.gradient_maps import GradientMaps, GradientMapsError, MapSettings, compute_maps
+from pwl_hf.training.images.gradients import fingerprint, integrated_gradients
 from tests.tiny import tiny_images, tiny_model
 
 BLACK = torch.full((3, 1, 1), -1.0)

@@ -8,11 +8,11 @@ from torch.utils.data import Dataset
 
 from pwl_hf.data import DataSource, open_split
 from pwl_hf.data.digits import image_processor
-from pwl_hf.training.augmentation import AUGMENTATIONS, Augmentation
-from pwl_hf.training.gradient_arguments import GradientArguments
-from pwl_hf.training.gradient_maps import GradientMapsError
-from pwl_hf.training.gradients import PixelRange, integrated_gradients
-from pwl_hf.training.overlay import GradientOverlay, derangement, gradient_overlay, stretched
+from pwl_hf.training.images.augmentation import AUGMENTATIONS, Augmentation
+from pwl_hf.training.images.gradient_arguments import GradientArguments
+from pwl_hf.training.images.gradient_maps import GradientMapsError
+from pwl_hf.training.images.gradients import PixelRange, integrated_gradients
+from pwl_hf.training.images.overlay import GradientOverlay, derangement, gradient_overlay, stretched
 from tests.tiny import tiny_images, tiny_model
 
 IDS = torch.arange(12)
@@ -67,7 +67,7 @@ def test_image_is_half_itself_and_half_its_map(folder):
 
 
 def test_powers_are_log_uniform_from_one_to_two(folder, monkeypatch):
-    from pwl_hf.training import overlay
+    from pwl_hf.training.images import overlay
 
     seen = []
 

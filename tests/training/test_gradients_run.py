@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pwl_hf.training.gradient_maps import GradientMapsError
-from pwl_hf.training.objective import build_objective
-from pwl_hf.training.objective_arguments import ObjectiveArguments
+from pwl_hf.training.images.gradient_maps import GradientMapsError
+from pwl_hf.training.objective.distillation import build_objective
+from pwl_hf.training.objective.objective_arguments import ObjectiveArguments
 from pwl_hf.training.train import command_line, train
 from tests.tiny import tiny_images, tiny_model
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from pwl_hf import PWLForImageClassification, VGGConfig
-from pwl_hf.training.inheritance import inherit
-from pwl_hf.training.network_arguments import NetworkArguments
-from pwl_hf.training.networks import fresh, new_student
+from pwl_hf.training.networks.building import fresh, new_student
+from pwl_hf.training.networks.inheritance import inherit
+from pwl_hf.training.networks.network_arguments import NetworkArguments
 from tests.tiny import FAMILIES, tiny_images, tiny_model, tiny_pair
 
 

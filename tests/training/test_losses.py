@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from pwl_hf.training.losses import distillation_loss, feature_distance, hard_loss, soft_loss
+from pwl_hf.training.objective.losses import distillation_loss, feature_distance, hard_loss, soft_loss
 
 # Odds of 3 to 1 and of 1 to 1.
 LOGITS = torch.tensor([[math.log(3.0), 0.0]])

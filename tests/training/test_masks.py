@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pwl_hf.modeling import Sources
-from pwl_hf.training.masks import distribution, draw_masks, mixed_masks, prefix_masks, suffix_masks
-from pwl_hf.training.objective_arguments import MASK_DISTRIBUTIONS
+from pwl_hf.training.objective.masks import distribution, draw_masks, mixed_masks, prefix_masks, suffix_masks
+from pwl_hf.training.objective.objective_arguments import MASK_DISTRIBUTIONS
 
 
 def test_groups_of_four_blocks():

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch.nn import functional
 
-from pwl_hf.training.losses import hard_loss
-from pwl_hf.training.mixup import Mixup
-from pwl_hf.training.objective import build_objective
-from pwl_hf.training.objective_arguments import ObjectiveArguments
+from pwl_hf.training.images.mixup import Mixup
+from pwl_hf.training.objective.distillation import build_objective
+from pwl_hf.training.objective.losses import hard_loss
+from pwl_hf.training.objective.objective_arguments import ObjectiveArguments
 from tests.tiny import NUM_LABELS, tiny_images, tiny_model
 
 IDS = torch.tensor([7, 3, 11, 200])

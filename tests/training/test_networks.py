@@ -11,8 +11,7 @@ from PIL import Image
 from transformers import ResNetConfig, SwinConfig, ViTConfig, ViTImageProcessorPil
 
 from pwl_hf import PWLForImageClassification, VGGConfig
-from pwl_hf.training.network_arguments import NetworkArguments, TeacherArguments
-from pwl_hf.training.networks import (
+from pwl_hf.training.networks.building import (
     check_labels,
     derived_config,
     fresh,
@@ -23,7 +22,8 @@ from pwl_hf.training.networks import (
     read_config,
     with_labels,
 )
-from pwl_hf.training.presets import PRESETS, preset_overrides
+from pwl_hf.training.networks.network_arguments import NetworkArguments, TeacherArguments
+from pwl_hf.training.networks.presets import PRESETS, preset_overrides
 from tests.tiny import FAMILIES, tiny_images, tiny_pair
 
 NAMES = ["ant", "bee", "cat", "dog", "elk"]

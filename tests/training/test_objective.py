@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from pwl_hf import PWLForImageClassification
-from pwl_hf.training.identity import set_identity
-from pwl_hf.training.inheritance import inherit
-from pwl_hf.training.losses import distillation_loss, feature_distance
-from pwl_hf.training.masks import distribution, draw_masks
-from pwl_hf.training.objective import build_objective
-from pwl_hf.training.objective_arguments import ObjectiveArguments
+from pwl_hf.training.networks.identity import set_identity
+from pwl_hf.training.networks.inheritance import inherit
+from pwl_hf.training.objective.distillation import build_objective
+from pwl_hf.training.objective.losses import distillation_loss, feature_distance
+from pwl_hf.training.objective.masks import distribution, draw_masks
+from pwl_hf.training.objective.objective_arguments import ObjectiveArguments
 from tests.tiny import WITH_BATCH_NORM, tiny_images, tiny_model, tiny_pair
 
 LABELS = torch.tensor([0, 3, 1, 2])
@@ -188,9 +188,7 @@ def test_the_methods_own_defects_can_be_had():
 def test_identity_converters_need_equal_widths():
     model = tiny_model("resnet")
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    with pytest.raises(
-        ValueError, match="equal widths: at boundary 1 they are 8 and 4"
-    ):
+    with pytest.raises(ValueError, match="equal widths: at boundary 1 they are 8 and 4"):
         build_objective(model, ObjectiveArguments(identity_converters=True))
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 

@@ -10,11 +10,12 @@ import yaml
 from transformers import AutoConfig, ViTConfig
 
 from pwl_hf import PWLConfig
-from pwl_hf.training import networks, train_teacher
 from pwl_hf.training import train as script
+from pwl_hf.training import train_teacher
 from pwl_hf.training.command_line import RECIPES
+from pwl_hf.training.networks import building
+from pwl_hf.training.networks.presets import PRESETS, preset_overrides
 from pwl_hf.training.pairs import parse_pairs
-from pwl_hf.training.presets import PRESETS, preset_overrides
 
 OVERLAYS = ["paper"]
 ALL = sorted(path.stem for path in RECIPES.glob("*.yaml"))
@@ -41,7 +42,7 @@ def teacher_config(name: str):
     if arguments.model is not None:
         return ON_THE_HUB[arguments.model], arguments
     overrides = parse_pairs(arguments.config_overrides or (), "config_overrides")
-    return networks.derived_config(AutoConfig.for_model(arguments.model_type), overrides), arguments
+    return building.derived_config(AutoConfig.for_model(arguments.model_type), overrides), arguments
 
 
 def test_every_kind_of_recipe_is_there():
@@ -61,9 +62,9 @@ def test_recipe_says_what_it_is_and_leaves_the_output_to_the_line(name):
 def test_teacher_of_a_recipe_can_be_built_and_prepares_images(name):
     config, arguments = teacher_config(name)
     with torch.device("meta"):
-        network = networks.fresh(networks.with_labels(config, ["a", "b"]))
+        network = building.fresh(building.with_labels(config, ["a", "b"]))
     assert network.config.num_labels == 2
-    size = dict(networks.image_processor(None, config, arguments.image_size).size)
+    size = dict(building.image_processor(None, config, arguments.image_size).size)
     assert set(size.values()) == {{"vgg": 32, "resnet": 64, "vit": 224}[name.split("-")[0]] if "cifar" in name else 8}
 
 
@@ -76,7 +77,7 @@ def test_networks_of_a_recipe_can_be_joined(name):
     else:
         preset = preset_overrides(arguments.student_preset, teacher) if arguments.student_preset else {}
         given = parse_pairs(arguments.student_config_overrides or (), "student_config_overrides")
-        student = networks.derived_config(networks.derived_config(teacher, preset), given)
+        student = building.derived_config(building.derived_config(teacher, preset), given)
     config = PWLConfig(teacher_config=teacher, student_config=student, num_stages=arguments.num_stages)
     assert config.num_stages == (BLOCKS[name.split("-")[0]] if "cifar" in name else 4)
     if "cifar" in name:

@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 from pwl_hf import PWLConfig, PWLForImageClassification
-from pwl_hf.training.objective import Distillation, build_objective
-from pwl_hf.training.objective_arguments import ObjectiveArguments
-from pwl_hf.training.passes import Passes
-from pwl_hf.training.relations import RelationLoss, last_layer, relation, relation_loss
-from pwl_hf.training.terms import PathLoss, StudentLoss
+from pwl_hf.training.objective.distillation import Distillation, build_objective
+from pwl_hf.training.objective.objective_arguments import ObjectiveArguments
+from pwl_hf.training.objective.passes import Passes
+from pwl_hf.training.objective.relations import RelationLoss, last_layer, relation, relation_loss
+from pwl_hf.training.objective.terms import PathLoss, StudentLoss
 from tests.tiny import tiny_images, tiny_model, tiny_pair
 
 TRANSFORMERS = ["vit", "deit", "dinov2"]

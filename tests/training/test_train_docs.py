@@ -12,7 +12,7 @@ import pytest
 
 from pwl_hf.training import train, train_teacher
 from pwl_hf.training.command_line import RECIPES
-from pwl_hf.training.presets import PRESETS
+from pwl_hf.training.networks.presets import PRESETS
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs" / "training.md"

@@ -10,11 +10,11 @@ from torch import nn
 from transformers import TrainerCallback
 
 from pwl_hf import StageError
-from pwl_hf.training.objective import build_objective
-from pwl_hf.training.objective_arguments import ObjectiveArguments
-from pwl_hf.training.parameter_groups import parameter_groups
-from pwl_hf.training.trainer import PWLTrainer
-from pwl_hf.training.training_arguments import PWLTrainingArguments
+from pwl_hf.training.objective.distillation import build_objective
+from pwl_hf.training.objective.objective_arguments import ObjectiveArguments
+from pwl_hf.training.trainer.parameter_groups import parameter_groups
+from pwl_hf.training.trainer.pwl_trainer import PWLTrainer
+from pwl_hf.training.trainer.training_arguments import PWLTrainingArguments
 from tests.tiny import tiny_model
 from tests.training.tiny_runs import AUGMENTATION, Pictures, differences, everything, tiny_trainer
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pwl_hf.training.mask_statistics import average_statistics, select_statistics
+from pwl_hf.training.trainer.mask_statistics import average_statistics, select_statistics
 from tests.tiny import tiny_images, tiny_model
 from tests.training.tiny_runs import differences, everything
 

@@ -9,11 +9,11 @@ import torch
 from torch.utils.data import Dataset
 
 from pwl_hf import PWLForImageClassification
-from pwl_hf.training.augmentation import Augmentation
-from pwl_hf.training.objective import build_objective
-from pwl_hf.training.objective_arguments import ObjectiveArguments
-from pwl_hf.training.trainer import PWLTrainer
-from pwl_hf.training.training_arguments import PWLTrainingArguments
+from pwl_hf.training.images.augmentation import Augmentation
+from pwl_hf.training.objective.distillation import build_objective
+from pwl_hf.training.objective.objective_arguments import ObjectiveArguments
+from pwl_hf.training.trainer.pwl_trainer import PWLTrainer
+from pwl_hf.training.trainer.training_arguments import PWLTrainingArguments
 from tests.tiny import NUM_LABELS, tiny_images, tiny_model
 
 AUGMENTATION = Augmentation(rotation=10, horizontal_flip=True, crop=0.125)

@@ -9,14 +9,22 @@ import torch
 from torch import nn
 
 from pwl_hf.modeling import PWLForImageClassification
-from pwl_hf.training.attention import AttentionTransfer
-from pwl_hf.training.identity import set_identity
-from pwl_hf.training.masks import distribution
-from pwl_hf.training.mixup import Mixup
-from pwl_hf.training.objective_arguments import ObjectiveArguments
-from pwl_hf.training.passes import Passes
-from pwl_hf.training.relations import RelationLoss
-from pwl_hf.training.terms import MaskLoss, PathLoss, PrefixLoss, Reconstruction, StudentLoss, Synchronisation, Term
+from pwl_hf.training.images.mixup import Mixup
+from pwl_hf.training.networks.identity import set_identity
+from pwl_hf.training.objective.attention import AttentionTransfer
+from pwl_hf.training.objective.masks import distribution
+from pwl_hf.training.objective.objective_arguments import ObjectiveArguments
+from pwl_hf.training.objective.passes import Passes
+from pwl_hf.training.objective.relations import RelationLoss
+from pwl_hf.training.objective.terms import (
+    MaskLoss,
+    PathLoss,
+    PrefixLoss,
+    Reconstruction,
+    StudentLoss,
+    Synchronisation,
+    Term,
+)
 
 Losses = dict[str, torch.Tensor]
 

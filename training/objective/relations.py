@@ -21,8 +21,8 @@ from transformers import PreTrainedModel
 
 from pwl_hf.modeling import PWLForImageClassification
 from pwl_hf.modeling.families import family_of
-from pwl_hf.training.objective_arguments import RELATIONS
-from pwl_hf.training.passes import Passes
+from pwl_hf.training.objective.objective_arguments import RELATIONS
+from pwl_hf.training.objective.passes import Passes
 
 # The norm before attention, by `model_type`: where attention goes over all tokens.
 _NORMS = {"vit": "layernorm_before", "deit": "layernorm_before", "dinov2": "norm1"}

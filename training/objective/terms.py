@@ -14,9 +14,9 @@ from typing import ClassVar, Protocol
 
 import torch
 
-from pwl_hf.training.losses import distillation_loss, feature_distance
-from pwl_hf.training.masks import Distribution, draw_masks, prefix_masks
-from pwl_hf.training.passes import ALL, Passes
+from pwl_hf.training.objective.losses import distillation_loss, feature_distance
+from pwl_hf.training.objective.masks import Distribution, draw_masks, prefix_masks
+from pwl_hf.training.objective.passes import ALL, Passes
 
 
 class Term(Protocol):

@@ -14,7 +14,7 @@ import torch
 from torch.nn import functional
 
 from pwl_hf.modeling import PWLForImageClassification
-from pwl_hf.training.passes import Passes
+from pwl_hf.training.objective.passes import Passes
 
 
 def attention_map(features: torch.Tensor) -> torch.Tensor:

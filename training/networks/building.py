@@ -30,9 +30,9 @@ from transformers.utils.constants import (
 )
 
 from pwl_hf.modeling.families import family_of
-from pwl_hf.training.network_arguments import NetworkArguments, TeacherArguments
+from pwl_hf.training.networks.network_arguments import NetworkArguments, TeacherArguments
+from pwl_hf.training.networks.presets import preset_overrides
 from pwl_hf.training.pairs import parse_pairs
-from pwl_hf.training.presets import preset_overrides
 
 logger = logging.getLogger(__name__)
 

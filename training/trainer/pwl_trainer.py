@@ -20,13 +20,13 @@ from transformers.trainer_callback import TrainerCallback
 from transformers.trainer_utils import TrainOutput
 
 from pwl_hf.modeling import PWLForImageClassification, Sources, StageError
-from pwl_hf.training.checkpoints import CheckpointWriter, check_resumable, last_checkpoint, restore
-from pwl_hf.training.hub import HubTrainer
-from pwl_hf.training.mask_statistics import average_statistics
-from pwl_hf.training.objective import Distillation
-from pwl_hf.training.parameter_groups import names_within_norms, parameter_groups
-from pwl_hf.training.step_log import StepLog
-from pwl_hf.training.training_arguments import PWLTrainingArguments
+from pwl_hf.training.objective.distillation import Distillation
+from pwl_hf.training.trainer.checkpoints import CheckpointWriter, check_resumable, last_checkpoint, restore
+from pwl_hf.training.trainer.hub import HubTrainer
+from pwl_hf.training.trainer.mask_statistics import average_statistics
+from pwl_hf.training.trainer.parameter_groups import names_within_norms, parameter_groups
+from pwl_hf.training.trainer.step_log import StepLog
+from pwl_hf.training.trainer.training_arguments import PWLTrainingArguments
 
 Batch = dict[str, Any]
 

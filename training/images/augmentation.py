@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional
 
-from pwl_hf.training.noise import uniforms
+from pwl_hf.training.images.noise import uniforms
 
 # Tells these draws from others of the same image and step.
 _PURPOSE = 0xA06

@@ -22,11 +22,11 @@ from accelerate.utils import tqdm
 from torch.utils.data import DataLoader
 from transformers import BaseImageProcessor, PreTrainedModel
 
-from pwl_hf.training.augmentation import Augmentation
-from pwl_hf.training.gradient_arguments import GradientArguments
-from pwl_hf.training.gradient_maps import GradientMaps, GradientMapsError, MapSettings, compute_maps
-from pwl_hf.training.gradients import PixelRange, fingerprint, pixel_range
-from pwl_hf.training.noise import uniforms
+from pwl_hf.training.images.augmentation import Augmentation
+from pwl_hf.training.images.gradient_arguments import GradientArguments
+from pwl_hf.training.images.gradient_maps import GradientMaps, GradientMapsError, MapSettings, compute_maps
+from pwl_hf.training.images.gradients import PixelRange, fingerprint, pixel_range
+from pwl_hf.training.images.noise import uniforms
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ import torch
 from scipy.special import betaincinv  # type: ignore[import-untyped]
 from torch.nn import functional
 
-from pwl_hf.training.noise import uniforms
+from pwl_hf.training.images.noise import uniforms
 
 # Tells these draws from others of the same image and step.
 _PURPOSE = 0x313

@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from pwl_hf.modeling.errors import PWLError
-from pwl_hf.training.gradients import integrated_gradients
+from pwl_hf.training.images.gradients import integrated_gradients
 
 _FORMAT = "pwl-gradient-maps/1"
 _PER_FILE = 1024

@@ -1,0 +1,1 @@
+"""What is done to training images on their way to the model."""

@@ -1,0 +1,1 @@
+"""The teacher and the student that are trained, and their first weights."""

@@ -1,0 +1,1 @@
+"""What a step minimises: terms over the paths of a model."""
