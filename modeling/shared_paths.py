@@ -6,15 +6,25 @@ Notation: N blocks; B images of C channels, H x W pixels; K labels.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
-
-from transformers.modeling_outputs import ImageClassifierOutput
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     import torch
 
     from .family import Features
     from .route import Route
+
+
+class PathOutput(NamedTuple):
+    """What a path gives.
+
+    Args:
+        logits: (B, K).
+        hidden_states: The output of each of the N blocks, in its own width.
+    """
+
+    logits: torch.Tensor
+    hidden_states: tuple[torch.Tensor, ...]
 
 
 class SharedPaths:
@@ -49,9 +59,9 @@ class SharedPaths:
         self._training = training
         self._interpolate = interpolate_pos_encoding
         self._reached: dict[tuple[str, str | None], Features] = {}
-        self._outputs: dict[str, ImageClassifierOutput] = {}
+        self._outputs: dict[str, PathOutput] = {}
 
-    def __call__(self, sources: str) -> ImageClassifierOutput:
+    def __call__(self, sources: str) -> PathOutput:
         """The path of a mask.
 
         Returns:
@@ -97,7 +107,7 @@ class SharedPaths:
             features = route.run_block(block, features)
         return route.head(features)
 
-    def _run(self, route: Route) -> ImageClassifierOutput:
+    def _run(self, route: Route) -> PathOutput:
         mask = route.sources.mask
         features: Features | None = None
         outputs = []
@@ -110,4 +120,4 @@ class SharedPaths:
                 self._reached[key] = route.run_block(block, before)
             features = self._reached[key]
             outputs.append(features.tensor)
-        return ImageClassifierOutput(logits=route.head(self._reached[key]), hidden_states=tuple(outputs))
+        return PathOutput(logits=route.head(self._reached[key]), hidden_states=tuple(outputs))

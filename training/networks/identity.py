@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from pwl_hf.modeling import PWLForImageClassification
+from pwl_hf.modeling import Converter, PWLForImageClassification
 
 
 @torch.no_grad()
@@ -21,7 +21,12 @@ def set_identity(model: PWLForImageClassification, option: str) -> None:
     Raises:
         ValueError: If the widths differ somewhere; nothing is changed then.
     """
-    converters = [*model.encoders.items(), *model.decoders.items()]
+    converters = [
+        (boundary, converter)
+        for converters in (model.encoders, model.decoders)
+        for boundary, converter in converters.items()
+        if isinstance(converter, Converter)
+    ]
     for boundary, converter in converters:
         rows, columns = converter.weight.shape
         if rows != columns:

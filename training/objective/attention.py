@@ -81,7 +81,5 @@ class AttentionTransfer:
     def __call__(self, passes: Passes) -> torch.Tensor:
         """The term."""
         teacher, student = passes.teacher.hidden_states, passes.student.hidden_states
-        assert teacher is not None
-        assert student is not None
         blocks = self.blocks or range(1, passes.num_stages + 1)
         return torch.stack([attention_distance(student[i - 1], teacher[i - 1]) for i in blocks]).mean()

@@ -9,10 +9,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
-from transformers.modeling_outputs import ImageClassifierOutput
 
 from pwl_hf.modeling import PWLForImageClassification
-from pwl_hf.modeling.shared_paths import SharedPaths
+from pwl_hf.modeling.shared_paths import PathOutput, SharedPaths
 
 # All images of a batch.
 ALL = slice(None)
@@ -39,7 +38,7 @@ class Passes:
     seed: int = 0
     sample_ids: torch.Tensor | None = None
     shared: bool = True
-    _alone: dict[str, ImageClassifierOutput] = field(default_factory=dict, init=False, repr=False)
+    _alone: dict[str, PathOutput] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def num_stages(self) -> int:
@@ -47,22 +46,23 @@ class Passes:
         return self.model.num_stages
 
     @cached_property
-    def teacher(self) -> ImageClassifierOutput:
+    def teacher(self) -> PathOutput:
         """The teacher's `logits` (B, K) and `hidden_states` (N tensors), without gradients."""
         with torch.no_grad():
             return self.path("T" * self.num_stages)
 
     @cached_property
-    def student(self) -> ImageClassifierOutput:
+    def student(self) -> PathOutput:
         """The student's `logits` (B, K) and `hidden_states` (N tensors)."""
         return self.path("S" * self.num_stages)
 
-    def path(self, mask: str) -> ImageClassifierOutput:
+    def path(self, mask: str) -> PathOutput:
         """The `logits` and `hidden_states` of a mask."""
         if self.shared:
             return self._paths(mask)
         if mask not in self._alone:
-            self._alone[mask] = self.model(self.pixel_values, sources=mask, output_hidden_states=True)
+            found = self.model(self.pixel_values, sources=mask, output_hidden_states=True, return_dict=True)
+            self._alone[mask] = PathOutput(found.logits, found.hidden_states)
         return self._alone[mask]
 
     def logits(self, mask: str, rows: slice = ALL) -> torch.Tensor:

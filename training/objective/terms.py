@@ -177,8 +177,6 @@ def _over_boundaries(
     passes: Passes, distance: Callable[[torch.Tensor, torch.Tensor, _Convert, _Convert], torch.Tensor]
 ) -> torch.Tensor | None:
     model, teacher, student = passes.model, passes.teacher.hidden_states, passes.student.hidden_states
-    assert teacher is not None
-    assert student is not None
     found = [
         distance(teacher[i - 1], student[i - 1], model.encoders[str(i)], model.decoders[str(i)])
         for i in range(1, passes.num_stages)
