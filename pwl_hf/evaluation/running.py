@@ -15,7 +15,6 @@ from typing import Any, cast
 import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
-from transformers.modeling_outputs import ImageClassifierOutput
 
 from pwl_hf.evaluation.labels import class_numbers
 from pwl_hf.evaluation.orders import masks_of
@@ -83,7 +82,7 @@ def evaluate_masks(
             while together := list(islice(waiting, _SHARING)):
                 paths = model.shared_paths(pixel_values)
                 with _naming(pixel_values):
-                    right |= {mask: _is_right(paths(mask), labels) for mask in together}
+                    right |= {mask: _is_right(paths(mask).logits, labels) for mask in together}
             tally.add(torch.stack([right[mask] for mask in found]).cpu())
     return tally.result()
 
@@ -163,7 +162,7 @@ def _right_and_labels(
     right, seen = [torch.empty(0, dtype=torch.bool)], [torch.empty(0, dtype=torch.int64)]
     for pixel_values, labels in batches:
         with _naming(pixel_values):
-            right.append(_is_right(model(pixel_values, return_dict=True), labels).cpu())
+            right.append(_is_right(model(pixel_values, return_dict=True).logits, labels).cpu())
         seen.append(labels.cpu())
     return torch.cat(right), torch.cat(seen)
 
@@ -172,9 +171,8 @@ def _classes(model: Model, label_names: Sequence[str] | None) -> list[int]:
     return class_numbers(label_names, cast(dict[int, str], model.config.id2label))
 
 
-def _is_right(output: ImageClassifierOutput, labels: torch.Tensor) -> torch.Tensor:
-    """(B,) bool from an output with logits (B, K), and labels (B,)."""
-    logits = cast(torch.Tensor, output.logits)
+def _is_right(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """(B,) bool from logits (B, K) and labels (B,)."""
     # The greatest of numbers and NaNs would be a NaN, at whatever class.
     return (logits.argmax(-1) == labels) & ~logits.isnan().any(-1)
 

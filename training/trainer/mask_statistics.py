@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import nn
@@ -143,7 +142,7 @@ def _measure(
         start += len(batch)
         paths = model.shared_paths(batch.to(model.device))
         for mask, (right, surprise) in found.items():
-            logits = cast(torch.Tensor, paths(mask).logits).float()
+            logits = paths(mask).logits.float()
             right += int((logits.argmax(-1) == wanted).sum())
             surprise += functional.cross_entropy(logits, wanted, reduction="sum").item()
             found[mask] = right, surprise

@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -284,8 +284,7 @@ class PWLTrainer(HubTrainer):
             raise ValueError("the images to measure on have no labels: give an eval_dataset that has, or none")
         with torch.no_grad(), self.accelerator.autocast():
             paths = self.model.shared_paths(inputs["pixel_values"])
-            found = [cast(torch.Tensor, paths(mask).logits) for mask in self._stages]
-            logits = torch.stack(found, dim=1).float()
+            logits = torch.stack([paths(mask).logits for mask in self._stages], dim=1).float()
             loss = functional.cross_entropy(logits.flatten(0, 1), labels.repeat_interleave(len(self._stages)))
         return loss, None if prediction_loss_only else logits.argmax(-1), labels
 
