@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import datasets
 import torch
@@ -21,9 +21,7 @@ from transformers import BaseImageProcessor
 
 from pwl_hf.data.errors import DataError
 from pwl_hf.data.processing import to_tensor
-
-if TYPE_CHECKING:
-    from pwl_hf.data.split import ImageSplit
+from pwl_hf.data.rows import LabelledRows
 
 Item = dict[str, Any]
 
@@ -35,7 +33,7 @@ _REQUESTS = 16
 
 
 def read_items(
-    split: ImageSplit,
+    split: LabelledRows,
     encoded: Sequence[Any],
     rows: Sequence[int],
     labels: Sequence[int] | None,
@@ -72,7 +70,7 @@ def _is_remote(encoded: Any) -> bool:
     return encoded is not None and encoded["bytes"] is None and "://" in (encoded["path"] or "")
 
 
-def _decode(split: ImageSplit, encoded: Any, row: int) -> Image.Image:
+def _decode(split: LabelledRows, encoded: Any, row: int) -> Image.Image:
     if encoded is None:
         raise DataError(f"row {row} of {split.title} has no image")
     try:
@@ -93,7 +91,7 @@ class PixelDataset(Dataset[Item]):
         processor: What makes tensors of images.
     """
 
-    def __init__(self, split: ImageSplit, processor: BaseImageProcessor) -> None:
+    def __init__(self, split: LabelledRows, processor: BaseImageProcessor) -> None:
         self.split = split
         self.processor = processor
 
@@ -120,7 +118,7 @@ class PixelsInMemory(Dataset[Item]):
         processor: What makes tensors of images.
     """
 
-    def __init__(self, split: ImageSplit, processor: BaseImageProcessor) -> None:
+    def __init__(self, split: LabelledRows, processor: BaseImageProcessor) -> None:
         lazy = PixelDataset(split, processor)
         self.labels = split.labels
         self.pixel_values = torch.empty(0)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import datasets
-import torch
 
-from pwl_hf.data.columns import LabelEncoding
 from pwl_hf.data.errors import DataError
 from pwl_hf.data.pixels import Item, PixelDataset, PixelsInMemory
+from pwl_hf.data.rows import LabelledRows
 from pwl_hf.data.stream import PixelStream
 
 if TYPE_CHECKING:
@@ -20,43 +18,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class ImageSplit:
-    """Images and their labels, as `open_split` opens them.
-
-    Args:
-        title: What errors and logs call it: the split and the source.
-        data: The rows, their images still encoded.
-        image_column: The column of the images.
-        label_column: The column of the labels, or None if there are none.
-        encoding: The numbers of the labels, or None if there are none.
-        labels: The labels, (rows,) int64. None if there are none, and for a stream.
-        max_samples: How many rows of a stream are read.
-        tokens: The token of each private repository that images lie in.
-    """
-
-    title: str
-    data: datasets.Dataset | datasets.IterableDataset
-    image_column: str
-    label_column: str | None
-    encoding: LabelEncoding | None
-    labels: torch.Tensor | None
-    max_samples: int | None = None
-    tokens: Mapping[str, str] = field(default_factory=dict, repr=False)
-
-    @property
-    def label_names(self) -> list[str] | None:
-        """The labels' names in the order of their numbers; None without labels, or if they are not known."""
-        return None if self.encoding is None or self.encoding.names is None else list(self.encoding.names)
-
-    @property
-    def num_rows(self) -> int | None:
-        """How many images there are; None for a stream."""
-        return None if self.streaming else len(self.data)
-
-    @property
-    def streaming(self) -> bool:
-        """Whether the rows are read as they are needed, and only in their order."""
-        return isinstance(self.data, datasets.IterableDataset)
+class ImageSplit(LabelledRows):
+    """Images and their labels, as `open_split` opens them; its fields are those of `LabelledRows`."""
 
     def pixels(
         self,
@@ -91,9 +54,3 @@ class ImageSplit:
         if shuffle_buffer:
             raise DataError(f"{self.title} is no stream: let the loader shuffle it, and leave out shuffle_buffer")
         return PixelsInMemory(self, processor) if keep_in_memory else PixelDataset(self, processor)
-
-    def encode(self, row: dict[str, Any], number: int) -> int | None:
-        """The label of a row, or None if the data has none."""
-        if self.encoding is None or self.label_column is None:
-            return None
-        return self.encoding(row[self.label_column], number, self.title)

@@ -5,15 +5,13 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch.utils.data import IterableDataset, get_worker_info
 from transformers import BaseImageProcessor
 
 from pwl_hf.data.pixels import Item, read_items
-
-if TYPE_CHECKING:
-    from pwl_hf.data.split import ImageSplit
+from pwl_hf.data.rows import LabelledRows
 
 # A row's number is its number in its file, plus this times the file's number: known without reading other files.
 FILE_STRIDE = 1 << 32
@@ -39,7 +37,7 @@ class PixelStream(IterableDataset[Item]):
         seed: The seed of that, together with the epoch.
     """
 
-    def __init__(self, split: ImageSplit, processor: BaseImageProcessor, *, shuffle_buffer: int = 0, seed: int = 0):
+    def __init__(self, split: LabelledRows, processor: BaseImageProcessor, *, shuffle_buffer: int = 0, seed: int = 0):
         self.split = split
         self.processor = processor
         self.shuffle_buffer = shuffle_buffer

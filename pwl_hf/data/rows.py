@@ -1,0 +1,58 @@
+"""Rows of labelled images, still encoded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import datasets
+import torch
+
+from pwl_hf.data.columns import LabelEncoding
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledRows:
+    """The rows of a split, and what is known of them.
+
+    Args:
+        title: What errors and logs call it: the split and the source.
+        data: The rows, their images still encoded.
+        image_column: The column of the images.
+        label_column: The column of the labels, or None if there are none.
+        encoding: The numbers of the labels, or None if there are none.
+        labels: The labels, (rows,) int64. None if there are none, and for a stream.
+        max_samples: How many rows of a stream are read.
+        tokens: The token of each private repository that images lie in.
+    """
+
+    title: str
+    data: datasets.Dataset | datasets.IterableDataset
+    image_column: str
+    label_column: str | None
+    encoding: LabelEncoding | None
+    labels: torch.Tensor | None
+    max_samples: int | None = None
+    tokens: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    @property
+    def label_names(self) -> list[str] | None:
+        """The labels' names in the order of their numbers; None without labels, or if they are not known."""
+        return None if self.encoding is None or self.encoding.names is None else list(self.encoding.names)
+
+    @property
+    def num_rows(self) -> int | None:
+        """How many images there are; None for a stream."""
+        return None if self.streaming else len(self.data)
+
+    @property
+    def streaming(self) -> bool:
+        """Whether the rows are read as they are needed, and only in their order."""
+        return isinstance(self.data, datasets.IterableDataset)
+
+    def encode(self, row: dict[str, Any], number: int) -> int | None:
+        """The label of a row, or None if the data has none."""
+        if self.encoding is None or self.label_column is None:
+            return None
+        return self.encoding(row[self.label_column], number, self.title)
