@@ -31,7 +31,7 @@ class Prefetch(Generic[Result]):
         self._thread = threading.Thread(target=self._run, name="pwl-fetch", daemon=True)
 
     def __enter__(self) -> Prefetch[Result]:
-        end_before_exit(self, self._cancelled.set, [self._thread])
+        self._farewell = end_before_exit(self, self._cancelled.set, [self._thread])
         self._thread.start()
         return self
 
@@ -56,17 +56,24 @@ class Prefetch(Generic[Result]):
             self._result.append(self._work(self._cancelled))
         except BaseException as error:
             self._error = error
+        # Nothing is left to end, whenever and wherever this object is thrown away.
+        self._farewell.detach()
 
 
-def end_before_exit(owner: object, end: Callable[[], None], threads: list[threading.Thread]) -> None:
+def end_before_exit(
+    owner: object, end: Callable[[], None], threads: list[threading.Thread]
+) -> weakref.finalize[..., object]:
     """End threads when their owner is gone, and before the interpreter is: amid C code they would take it down.
 
     Args:
         owner: Whose threads they are.
         end: Asks them to end; must not hold the owner.
         threads: The threads. A child process that was forked from this one has none of them.
+
+    Returns:
+        What does it, to be detached once the threads have ended.
     """
-    weakref.finalize(owner, _leave, os.getpid(), end, threads)
+    return weakref.finalize(owner, _leave, os.getpid(), end, threads)
 
 
 def _leave(process: int, end: Callable[[], None], threads: list[threading.Thread]) -> None:

@@ -141,13 +141,25 @@ def lookups(requests: Iterable[Request]) -> list[str]:
 
 
 def run_python(
-    code: str, env: dict[str, str], cwd: Path, *, without_package: bool = False, stdin: str | None = None
+    code: str,
+    env: dict[str, str],
+    cwd: Path,
+    *,
+    without_package: bool = False,
+    stdin: str | None = None,
+    timeout: float = 300,
 ) -> str:
-    """Run code in a new process and return what it printed."""
+    """Run code in a new process, for so many seconds at most, and return what it printed."""
     code = (WITHOUT_PACKAGE if without_package else "") + code
     environment = {**env, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, cwd=cwd, capture_output=True, text=True, input=stdin, timeout=300
+        [sys.executable, "-c", code],
+        env=environment,
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        input=stdin,
+        timeout=timeout,
     )
     assert done.returncode == 0, done.stderr[-4000:]
     return done.stdout
