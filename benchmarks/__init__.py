@@ -1,6 +1,7 @@
-"""How long it takes: PWL against transformers' own loader, in ratios from one run.
+"""How fast PWL is, against transformers' own loader; and what recipes of training are worth.
 
-    python -m benchmarks loading --pair vit-b
+    python -m benchmarks speed --pair vit-b
+    python -m benchmarks recipes headline --data FOLDER
 
-Run from a checkout. Weights are random: times do not depend on them.
+Run from a checkout.
 """

@@ -9,8 +9,8 @@ from pathlib import Path
 import yaml
 
 from benchmarks.recipes.runs import Run
-from benchmarks.recipes.store import Entry
 from benchmarks.recipes.workplace import Workplace
+from benchmarks.store import Entry
 from pwl_hf.model_card import CARD_FILE, render_card
 from pwl_hf.modeling.manifest import MANIFEST_FILE, Manifest
 

@@ -14,9 +14,9 @@ from benchmarks.recipes.definitions import FOLDER, Definitions, Table, load_defi
 from benchmarks.recipes.engine import check_files, fill
 from benchmarks.recipes.processes import ChildFailed, Children
 from benchmarks.recipes.runs import runs_of
-from benchmarks.recipes.store import Store
 from benchmarks.recipes.tables import render
 from benchmarks.recipes.workplace import Workplace
+from benchmarks.store import Store
 
 _TABLE = Annotated[str, typer.Argument(help="A table of the definitions: headline, objective, cost.")]
 _STORE = Annotated[Path, typer.Option(help="The JSON file of all results; tables are written beside it.")]

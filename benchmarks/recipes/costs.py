@@ -5,12 +5,13 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 
+from benchmarks.circumstances import circumstances
 from benchmarks.recipes.definitions import Definitions, Section, Table
 from benchmarks.recipes.estimates import MISSING
 from benchmarks.recipes.goals import MET, MISSED, UNKNOWN
 from benchmarks.recipes.runs import Run, chosen, digest, run_of
-from benchmarks.recipes.store import Entry, Store
-from benchmarks.recipes.workplace import Workplace, circumstances
+from benchmarks.recipes.workplace import Workplace
+from benchmarks.store import Entry, Store
 
 
 def round_runs(definitions: Definitions, table: Table, section: Section) -> dict[str, Run]:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from benchmarks.recipes.runs import Run, Training
 from benchmarks.recipes.schedule import Task, perform
-from benchmarks.recipes.store import Store
 from benchmarks.recipes.workplace import Workplace
+from benchmarks.store import Store
 
 Report = Callable[[str], None]
 

@@ -9,7 +9,7 @@ from benchmarks.recipes import masks
 from benchmarks.recipes.definitions import Definitions, Section
 from benchmarks.recipes.estimates import Accuracies
 from benchmarks.recipes.runs import run_of
-from benchmarks.recipes.store import Entry
+from benchmarks.store import Entry
 
 
 @dataclass(frozen=True)

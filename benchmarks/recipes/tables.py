@@ -8,7 +8,7 @@ from benchmarks.recipes import goals, masks
 from benchmarks.recipes.definitions import Definitions, Section, Table
 from benchmarks.recipes.estimates import MISSING, Accuracies, Estimate, accuracy, difference
 from benchmarks.recipes.results import Results
-from benchmarks.recipes.store import Entry
+from benchmarks.store import Entry
 
 
 def render(

@@ -6,28 +6,23 @@ folder of its own, figures as `done.json` once it is trained, and of runs `evalu
 
 from __future__ import annotations
 
-import datetime
 import json
-import platform
 import shlex
 import shutil
-import subprocess
 import sys
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import yaml
 from filelock import FileLock
 
+from benchmarks.circumstances import circumstances
 from benchmarks.recipes.definitions import Options
 from benchmarks.recipes.outputs import read_evaluation, read_training
 from benchmarks.recipes.processes import Execute
 from benchmarks.recipes.runs import Run, Training, filled
-from benchmarks.recipes.store import Entry
-
-_PACKAGES = ("pwl-hf", "torch", "transformers", "accelerate", "datasets", "huggingface_hub")
+from benchmarks.store import Entry
+from pwl_hf.modeling.files import write_text
 
 
 class Workplace:
@@ -74,7 +69,7 @@ class Workplace:
             command = [sys.executable, "-m", f"pwl_hf.training.{training.script}", str(recipe)]
             self._execute(command, place / "log.txt")
             result = read_training(model) | {"command": self._shown(command)}
-            _write_json(place / "done.json", result)
+            write_text(place / "done.json", json.dumps(result, indent=1) + "\n")
         return model
 
     def trained(self, training: Training) -> Entry:
@@ -148,25 +143,3 @@ def flags(options: Options) -> list[str]:
         elif value is not None and value is not False:
             found += [flag, str(value)]
     return found
-
-
-def circumstances() -> dict[str, Any]:
-    """When, with which versions of the code and its libraries, and on what a result came about."""
-    import torch
-
-    cuda = torch.cuda.is_available()
-    git = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=12"], capture_output=True, text=True, check=False
-    )
-    return {
-        "versions": {package: version(package) for package in _PACKAGES} | {"python": platform.python_version()},
-        "commit": git.stdout.strip() or None,
-        "device": torch.cuda.get_device_name(0) if cuda else f"CPU, {platform.machine()}",
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    }
-
-
-def _write_json(path: Path, value: Any) -> None:
-    beside = path.with_suffix(".new")
-    beside.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-    beside.replace(path)

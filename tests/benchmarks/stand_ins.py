@@ -13,8 +13,8 @@ from benchmarks.recipes import masks
 from benchmarks.recipes.engine import fill
 from benchmarks.recipes.processes import ChildFailed
 from benchmarks.recipes.runs import runs_of
-from benchmarks.recipes.store import Store
 from benchmarks.recipes.workplace import Workplace
+from benchmarks.store import Store
 
 DEFINITIONS = {
     "data": {

@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 from benchmarks.__main__ import app
 from benchmarks.recipes.cards import publish_card
 from benchmarks.recipes.runs import run_of
-from benchmarks.recipes.store import Store
 from benchmarks.recipes.workplace import Workplace
+from benchmarks.store import Store
 from pwl_hf.model_card import write_card
 from tests.benchmarks.stand_ins import Scripts, run_all, write_definitions
 from tests.tiny import tiny_model

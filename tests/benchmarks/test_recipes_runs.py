@@ -12,8 +12,8 @@ import yaml
 from benchmarks.recipes.definitions import load_definitions
 from benchmarks.recipes.engine import check_files
 from benchmarks.recipes.runs import filled, run_of, runs_of
-from benchmarks.recipes.store import Store
 from benchmarks.recipes.workplace import flags
+from benchmarks.store import Store
 from tests.benchmarks.stand_ins import DEFINITIONS, Scripts, run_all, write_definitions
 
 

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from benchmarks.recipes.store import Store, StoreError
+from benchmarks.store import Store, StoreError
 
 
 def test_store_keeps_what_others_added_meanwhile(tmp_path):

@@ -10,9 +10,9 @@ from benchmarks.recipes import goals, masks
 from benchmarks.recipes.costs import measure_rounds, render_costs
 from benchmarks.recipes.definitions import load_definitions
 from benchmarks.recipes.estimates import Estimate, accuracy, beyond_spread, difference
-from benchmarks.recipes.store import Store
 from benchmarks.recipes.tables import render
 from benchmarks.recipes.workplace import Workplace
+from benchmarks.store import Store
 from tests.benchmarks.stand_ins import DEFINITIONS, Scripts, run_all, write_definitions
 
 

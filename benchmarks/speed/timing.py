@@ -6,14 +6,14 @@ import gc
 import os
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 
 @dataclass(frozen=True)
 class Spread:
-    """Times of one thing, in seconds.
+    """Values of one thing, such as times in seconds.
 
     Args:
         median: The middle one.
@@ -28,21 +28,26 @@ class Spread:
     count: int
 
     @classmethod
-    def of(cls, times: list[float]) -> Spread:
-        """The spread of at least two times."""
-        low, _, high = statistics.quantiles(times, n=4)
-        return cls(statistics.median(times), low, high, len(times))
+    def of(cls, values: Sequence[float]) -> Spread:
+        """The spread of values; one alone is its own quartiles."""
+        if len(values) == 1:
+            return cls(values[0], values[0], values[0], 1)
+        low, _, high = statistics.quantiles(values, n=4)
+        return cls(statistics.median(values), low, high, len(values))
 
 
 def interleaved(
     things: Mapping[str, Callable[[], object]], repeats: int, before: Callable[[], None] = lambda: None
-) -> dict[str, Spread]:
+) -> dict[str, list[float]]:
     """Time each thing in turn, `repeats` times over, after one round that does not count.
 
     Args:
         things: What to time, by name.
-        repeats: Rounds that count, at least 2.
+        repeats: Rounds that count, at least 1.
         before: Called before each, and not timed.
+
+    Returns:
+        Seconds, round by round.
     """
     times: dict[str, list[float]] = {name: [] for name in things}
     for turn in range(repeats + 1):
@@ -55,7 +60,7 @@ def interleaved(
             del kept
             if turn:
                 times[name].append(taken)
-    return {name: Spread.of(found) for name, found in times.items()}
+    return times
 
 
 def drop_from_page_cache(folder: Path) -> None:

@@ -6,15 +6,15 @@ The file holds one entry a line, so that a version control system shows a new ru
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
+from pwl_hf.modeling.files import write_text
+
 VERSION = 1
-KINDS = ("runs", "rounds")
 Entry = dict[str, Any]
 
 
@@ -23,16 +23,18 @@ class StoreError(ValueError):
 
 
 class Store:
-    """Results by kind and key: `runs` (accuracies of a trained model) and `rounds` (speeds side by side).
+    """Results by kind and key.
 
     Any number of processes may add at the same time: each reads, adds and replaces the file under a lock.
 
     Args:
         path: The JSON file; it is made with the first entry.
+        kinds: What it holds. Recipes: `runs` (accuracies of a trained model), `rounds` (speeds side by side).
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, kinds: Sequence[str] = ("runs", "rounds")) -> None:
         self.path = path
+        self.kinds = kinds
 
     def read(self, kind: str) -> dict[str, Entry]:
         """All entries of a kind by key.
@@ -48,13 +50,11 @@ class Store:
         with FileLock(self.path.with_name(f".{self.path.name}.lock")):
             content = self._read()
             content[kind][key] = dict(entry)
-            beside = self.path.with_name(f".{self.path.name}.new")
-            beside.write_text(_text(content), encoding="utf-8")
-            os.replace(beside, self.path)
+            write_text(self.path, _text(content))
 
     def _read(self) -> dict[str, dict[str, Entry]]:
         if not self.path.exists():
-            return {kind: {} for kind in KINDS}
+            return {kind: {} for kind in self.kinds}
         try:
             content = json.loads(self.path.read_text(encoding="utf-8"))
         except ValueError as error:
@@ -62,12 +62,12 @@ class Store:
         if not isinstance(content, dict) or content.get("version") != VERSION:
             found = content.get("version") if isinstance(content, dict) else type(content).__name__
             raise StoreError(f"{self.path} is no store of results of version {VERSION}, found {found!r}")
-        return {kind: content.get(kind, {}) for kind in KINDS}
+        return {kind: content.get(kind, {}) for kind in self.kinds}
 
 
 def _text(content: Mapping[str, Mapping[str, Entry]]) -> str:
     parts = [f'"version": {VERSION}']
-    for kind in KINDS:
+    for kind in content:
         lines = [f" {json.dumps(key)}: {json.dumps(content[kind][key])}" for key in sorted(content[kind])]
         parts.append(f'"{kind}": {{\n' + ",\n".join(lines) + ("\n}" if lines else "}"))
     return "{\n" + ",\n".join(parts) + "\n}\n"
