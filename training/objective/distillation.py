@@ -69,6 +69,12 @@ class Distillation(nn.Module):
         self.mixup = mixup
         model.isolate_statistics(not shared_statistics)
 
+    def train(self, mode: bool = True) -> Distillation:
+        """As every module's; nothing if it is so already: Trainer asks at each step, and routes would be built anew."""
+        if mode != self.training or mode != self.model.training:
+            super().train(mode)
+        return self
+
     def forward(
         self,
         pixel_values: torch.Tensor,
@@ -163,7 +169,7 @@ def build_terms(arguments: ObjectiveArguments, num_stages: int) -> list[tuple[fl
         (arguments.student_weight, StudentLoss(path)),
         (arguments.prefix_weight, PrefixLoss(path, arguments.prefix_share)),
         (arguments.mask_weight, masks),
-        (arguments.sync_weight, Synchronisation(arguments.normalize_features)),
-        (arguments.recon_weight, Reconstruction(arguments.normalize_features)),
+        (arguments.sync_weight, Synchronisation(arguments.normalize_features, arguments.feature_share)),
+        (arguments.recon_weight, Reconstruction(arguments.normalize_features, arguments.feature_share)),
         (arguments.attention_weight, AttentionTransfer(attention_blocks)),
     ]

@@ -54,6 +54,9 @@ class ObjectiveArguments:
     recon_weight: float = field(
         default=1.0, metadata={"help": "Weight of the distance of features to themselves, converted there and back."}
     )
+    feature_share: int = field(
+        default=1, metadata={"help": "sync and recon see every so manieth image of a batch; saves time."}
+    )
     normalize_features: bool = field(
         default=False, metadata={"help": "Divide each feature distance's squared error by the target's own power."}
     )
@@ -121,7 +124,7 @@ class ObjectiveArguments:
             raise ValueError(f"mixup_alpha must be positive and finite, got {self.mixup_alpha}")
         if not self.relation_pairs or not set(self.relation_pairs) <= set(RELATIONS):
             raise ValueError(f"relation_pairs must be of {', '.join(RELATIONS)}, got {self.relation_pairs}")
-        for name in ("prefix_share", "mask_count", "mask_every", "mask_share"):
+        for name in ("prefix_share", "mask_count", "mask_every", "mask_share", "feature_share"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.mask_distribution not in MASK_DISTRIBUTIONS:

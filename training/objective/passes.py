@@ -5,6 +5,7 @@ Notation: N blocks; B images of C channels, H x W pixels; K labels.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -15,6 +16,33 @@ from pwl_hf.modeling.shared_paths import PathOutput, SharedPaths
 
 # All images of a batch.
 ALL = slice(None)
+
+
+@dataclass(frozen=True)
+class Boundary:
+    """The features of both networks at a boundary, and what the converters there make of them.
+
+    Args:
+        teacher: t, what the teacher has there.
+        student: s, what the student has there.
+        encode: e, the encoder: to the student's width.
+        decode: d, the decoder: to the teacher's width.
+    """
+
+    teacher: torch.Tensor
+    student: torch.Tensor
+    encode: Callable[[torch.Tensor], torch.Tensor]
+    decode: Callable[[torch.Tensor], torch.Tensor]
+
+    @cached_property
+    def encoded(self) -> torch.Tensor:
+        """e(t), like s."""
+        return self.encode(self.teacher)
+
+    @cached_property
+    def decoded(self) -> torch.Tensor:
+        """d(s), like t."""
+        return self.decode(self.student)
 
 
 @dataclass(frozen=True)
@@ -39,6 +67,7 @@ class Passes:
     sample_ids: torch.Tensor | None = None
     shared: bool = True
     _alone: dict[str, PathOutput] = field(default_factory=dict, init=False, repr=False)
+    _boundaries: dict[int, list[Boundary]] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def num_stages(self) -> int:
@@ -64,6 +93,23 @@ class Passes:
             found = self.model(self.pixel_values, sources=mask, output_hidden_states=True, return_dict=True)
             self._alone[mask] = PathOutput(found.logits, found.hidden_states)
         return self._alone[mask]
+
+    def part(self, share: int, number: int = 0) -> slice:
+        """Every so manieth image, others at every step and for every number; all of them if the share is 1."""
+        # A batch smaller than the share: there must be an image.
+        share = min(share, len(self.pixel_values))
+        return slice((self.step + number) % share, None, share) if share > 1 else ALL
+
+    def boundaries(self, share: int = 1) -> list[Boundary]:
+        """The boundaries 1 to N-1, for every so manieth image."""
+        if share not in self._boundaries:
+            rows = self.part(share)
+            features = zip(self.teacher.hidden_states[:-1], self.student.hidden_states[:-1], strict=True)
+            self._boundaries[share] = [
+                Boundary(teacher[rows], student[rows], self.model.encoders[str(i)], self.model.decoders[str(i)])
+                for i, (teacher, student) in enumerate(features, start=1)
+            ]
+        return self._boundaries[share]
 
     def logits(self, mask: str, rows: slice = ALL) -> torch.Tensor:
         """The logits of a mask, of all images (B, K) or of some.

@@ -8,7 +8,7 @@ Most are after arXiv 2509.22319 (Progressive Weight Loading) and its authors' co
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
@@ -125,18 +125,19 @@ class Synchronisation:
 
     Args:
         normalize: See `feature_distance`.
+        share: Of every so manieth image of the batch, others at every step.
     """
 
     normalize: bool = False
+    share: int = 1
     name: ClassVar[str] = "sync"
 
     def __call__(self, passes: Passes) -> torch.Tensor | None:
         """The term; None if there is one block."""
-        return _over_boundaries(
-            passes,
-            lambda t, s, encode, decode: (
-                feature_distance(encode(t), s, self.normalize) + feature_distance(decode(s), t, self.normalize)
-            ),
+        return _mean(
+            feature_distance(at.encoded, at.student, self.normalize)
+            + feature_distance(at.decoded, at.teacher, self.normalize)
+            for at in passes.boundaries(self.share)
         )
 
 
@@ -146,39 +147,26 @@ class Reconstruction:
 
     Args:
         normalize: See `feature_distance`.
+        share: Of every so manieth image of the batch, others at every step.
     """
 
     normalize: bool = False
+    share: int = 1
     name: ClassVar[str] = "recon"
 
     def __call__(self, passes: Passes) -> torch.Tensor | None:
         """The term; None if there is one block."""
-        return _over_boundaries(
-            passes,
-            lambda t, s, encode, decode: (
-                feature_distance(decode(encode(t)), t, self.normalize)
-                + feature_distance(encode(decode(s)), s, self.normalize)
-            ),
+        return _mean(
+            feature_distance(at.decode(at.encoded), at.teacher, self.normalize)
+            + feature_distance(at.encode(at.decoded), at.student, self.normalize)
+            for at in passes.boundaries(self.share)
         )
 
 
 def _mean_loss(passes: Passes, loss: PathLoss, masks: Sequence[str], share: int) -> torch.Tensor | None:
-    # A batch smaller than the shares: each mask needs an image.
-    share = min(share, len(passes.pixel_values))
-    rows = [slice((passes.step + i) % share, None, share) if share > 1 else ALL for i in range(len(masks))]
-    losses = [loss(passes, mask, some) for mask, some in zip(masks, rows, strict=True)]
-    return torch.stack(losses).mean() if losses else None
+    return _mean(loss(passes, mask, passes.part(share, number)) for number, mask in enumerate(masks))
 
 
-_Convert = Callable[[torch.Tensor], torch.Tensor]
-
-
-def _over_boundaries(
-    passes: Passes, distance: Callable[[torch.Tensor, torch.Tensor, _Convert, _Convert], torch.Tensor]
-) -> torch.Tensor | None:
-    model, teacher, student = passes.model, passes.teacher.hidden_states, passes.student.hidden_states
-    found = [
-        distance(teacher[i - 1], student[i - 1], model.encoders[str(i)], model.decoders[str(i)])
-        for i in range(1, passes.num_stages)
-    ]
+def _mean(values: Iterable[torch.Tensor]) -> torch.Tensor | None:
+    found = list(values)
     return torch.stack(found).mean() if found else None
