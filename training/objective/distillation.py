@@ -167,7 +167,7 @@ def build_terms(arguments: ObjectiveArguments, num_stages: int) -> list[tuple[fl
         # First, for it records the networks' passes.
         (arguments.relation_weight, RelationLoss(tuple(arguments.relation_pairs), arguments.relation_heads)),
         (arguments.student_weight, StudentLoss(path)),
-        (arguments.prefix_weight, PrefixLoss(path, arguments.prefix_share)),
+        (arguments.prefix_weight, PrefixLoss(path, arguments.prefix_share, arguments.prefix_every)),
         (arguments.mask_weight, masks),
         (arguments.sync_weight, Synchronisation(arguments.normalize_features, arguments.feature_share)),
         (arguments.recon_weight, Reconstruction(arguments.normalize_features, arguments.feature_share)),

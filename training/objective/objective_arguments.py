@@ -30,6 +30,7 @@ class ObjectiveArguments:
         default=4,
         metadata={"help": "Each stage sees every so manieth image of a batch, another part at every step; saves time."},
     )
+    prefix_every: int = field(default=1, metadata={"help": "Stages are trained at every such step."})
     mask_weight: float = field(default=2.0, metadata={"help": "Weight of the mean loss of the drawn masks."})
     mask_count: int = field(default=4, metadata={"help": "Masks drawn for a step."})
     mask_every: int = field(default=1, metadata={"help": "Masks are drawn at every such step."})
@@ -124,7 +125,7 @@ class ObjectiveArguments:
             raise ValueError(f"mixup_alpha must be positive and finite, got {self.mixup_alpha}")
         if not self.relation_pairs or not set(self.relation_pairs) <= set(RELATIONS):
             raise ValueError(f"relation_pairs must be of {', '.join(RELATIONS)}, got {self.relation_pairs}")
-        for name in ("prefix_share", "mask_count", "mask_every", "mask_share", "feature_share"):
+        for name in ("prefix_share", "prefix_every", "mask_count", "mask_every", "mask_share", "feature_share"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.mask_distribution not in MASK_DISTRIBUTIONS:

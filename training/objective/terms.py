@@ -71,7 +71,7 @@ class StudentLoss:
 
 @dataclass(frozen=True)
 class PrefixLoss:
-    """The mean loss of all stages between the student and the teacher, at every step.
+    """The mean loss of all stages between the student and the teacher.
 
     Ours: the method trains one of them at some steps. The teacher's features are there already, so a step costs
     little more than the student's own.
@@ -79,14 +79,18 @@ class PrefixLoss:
     Args:
         loss: Of each path.
         share: Each stage sees every so manieth image of the batch, another part at every step.
+        every: At every such step.
     """
 
     loss: PathLoss
     share: int = 1
+    every: int = 1
     name: ClassVar[str] = "prefix"
 
     def __call__(self, passes: Passes) -> torch.Tensor | None:
-        """mean_k of the loss of T^k S^(N-k), 0 < k < N; None if there is one block."""
+        """mean_k of the loss of T^k S^(N-k), 0 < k < N; None at other steps, or if there is one block."""
+        if passes.step % self.every:
+            return None
         return _mean_loss(passes, self.loss, prefix_masks(passes.num_stages), self.share)
 
 
