@@ -23,7 +23,7 @@ from .route import Route, build_route
 from .sources import ROLE_OF, Piece, Role, Sources
 from .streaming import StageStream
 from .transformers_internals import copy_checkpointing
-from .weights import Tensors, WeightStore
+from .weights import Tensors, WeightStore, same_bits
 
 
 class PiecedModel(PreTrainedModel):
@@ -236,7 +236,7 @@ class PiecedModel(PreTrainedModel):
             return False
         stored, resident = self._store.piece(piece), self._tensors(piece)
         return stored.keys() == resident.keys() and all(
-            _same_bits(tensor, stored[name]) for name, tensor in resident.items()
+            _is_as_stored(tensor, stored[name]) for name, tensor in resident.items()
         )
 
     # --- Routes -------------------------------------------------------------------------------------------------
@@ -321,11 +321,7 @@ def _tensor(module: nn.Module, name: str) -> torch.Tensor:
     return tensor.detach()
 
 
-def _same_bits(resident: torch.Tensor, stored: torch.Tensor) -> bool:
-    if resident.shape != stored.shape:
-        return False
+def _is_as_stored(resident: torch.Tensor, stored: torch.Tensor) -> bool:
     if resident.is_meta:
-        return True  # It has no values that could be lost.
-    stored = stored.to(resident.device, resident.dtype)
-    flat = [t.contiguous().reshape(-1).view(torch.uint8) for t in (resident, stored)]
-    return torch.equal(*flat)
+        return resident.shape == stored.shape  # It has no values that could be lost.
+    return same_bits(resident, stored.to(resident.device, resident.dtype))

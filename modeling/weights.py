@@ -236,3 +236,11 @@ def statistics_names(sources: Sources, blueprints: Mapping[Role, Blueprint]) -> 
             if name.endswith((".running_mean", ".running_var")):
                 found[f"{role}.{spec.checkpoint_name}"] = f"{role}.{name}"
     return found
+
+
+def same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two tensors are one of dtype and shape, and bit for bit; compared on the first one's device."""
+    if one.dtype != other.dtype or one.shape != other.shape:
+        return False
+    flat = [tensor.contiguous().reshape(-1).view(torch.uint8) for tensor in (one, other.to(one.device))]
+    return torch.equal(*flat)

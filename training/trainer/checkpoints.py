@@ -22,7 +22,7 @@ from pwl_hf.modeling.loading import read_config
 from pwl_hf.modeling.manifest import MANIFEST_FILE, FileEntry
 from pwl_hf.modeling.repository import Repository
 from pwl_hf.modeling.saving import PlannedFile, save_repository, write_metrics
-from pwl_hf.modeling.weights import WeightStore
+from pwl_hf.modeling.weights import WeightStore, same_bits
 
 logger = logging.get_logger(__name__)
 
@@ -211,14 +211,7 @@ def _holds(file: Path, tensors: Mapping[str, torch.Tensor]) -> bool:
 
 def _same(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> bool:
     """Whether two sets of tensors are one, bit for bit."""
-    return one.keys() == other.keys() and all(_same_bits(tensor, other[name]) for name, tensor in one.items())
-
-
-def _same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
-    if one.dtype != other.dtype or one.shape != other.shape:
-        return False
-    flat = [t.cpu().contiguous().reshape(-1).view(torch.uint8) for t in (one, other)]
-    return torch.equal(*flat)
+    return one.keys() == other.keys() and all(same_bits(tensor, other[name]) for name, tensor in one.items())
 
 
 def _difference(stored: Mapping[str, Any], own: Mapping[str, Any], where: str = "") -> str | None:
