@@ -13,7 +13,7 @@ import torch
 from scipy.special import betaincinv  # type: ignore[import-untyped]
 from torch.nn import functional
 
-from pwl_hf.training.images.noise import uniforms
+from pwl_hf.training.images.noise import ring, uniforms
 
 # Tells these draws from others of the same image and step.
 _PURPOSE = 0x313
@@ -77,7 +77,4 @@ class Mixup:
         drawn = torch.from_numpy(betaincinv(self.alpha, self.alpha, part.double().cpu().numpy())).to(part)
         kept = torch.where(chance < self.probability, drawn, torch.ones_like(drawn))
         # Once around in random order: nobody is mixed with itself.
-        order = place.argsort(stable=True)
-        other = torch.empty_like(order)
-        other[order] = order.roll(1)
-        return kept, other
+        return kept, ring(place.argsort(stable=True))

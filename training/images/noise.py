@@ -39,6 +39,20 @@ def uniforms(sample_ids: torch.Tensor, count: int, *keys: int) -> torch.Tensor:
     return _shift_right(words, 64 - _BITS).float() * 2.0**-_BITS
 
 
+def ring(order: torch.Tensor) -> torch.Tensor:
+    """Another place for each of n: the one before it in an order whose ends are joined, so nobody has its own.
+
+    Args:
+        order: All n places, (n,) int64, of any device.
+
+    Returns:
+        (n,) int64; of a single place, itself.
+    """
+    others = torch.empty_like(order)
+    others[order] = order.roll(1)
+    return others
+
+
 def _mix(word: int) -> int:
     word = ((word ^ (word >> 30)) * _FIRST) & _WORD
     word = ((word ^ (word >> 27)) * _SECOND) & _WORD

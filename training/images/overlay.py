@@ -26,7 +26,7 @@ from pwl_hf.training.images.augmentation import Augmentation
 from pwl_hf.training.images.gradient_arguments import GradientArguments
 from pwl_hf.training.images.gradient_maps import GradientMaps, GradientMapsError, MapSettings, compute_maps
 from pwl_hf.training.images.gradients import PixelRange, fingerprint, pixel_range
-from pwl_hf.training.images.noise import uniforms
+from pwl_hf.training.images.noise import ring, uniforms
 
 logger = logging.getLogger(__name__)
 
@@ -117,10 +117,7 @@ def derangement(count: int, seed: int) -> torch.Tensor:
     """
     if count < 2:
         raise ValueError(f"maps are shuffled among at least 2 images, got {count}")
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
-    others = torch.empty_like(order)
-    others[order] = order.roll(1)
-    return others
+    return ring(torch.randperm(count, generator=torch.Generator().manual_seed(seed)))
 
 
 def gradient_overlay(
