@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import errno
-import hashlib
 import json
 import os
 import re
@@ -38,6 +37,7 @@ from .manifest import (
 )
 from .repository import Repository
 from .sources import Piece, Sources
+from .verification import sha256_of
 from .weights import STUDENT_PREFIX, Tensors, WeightStore, statistics_names
 
 if TYPE_CHECKING:
@@ -193,9 +193,7 @@ def write_tensors(target: Path, path: str, tensors: Tensors, parameters: int) ->
         mode = temporary.stat().st_mode
         save_file({name: t.contiguous() for name, t in tensors.items()}, temporary, metadata={"format": "pt"})
         temporary.chmod(mode)
-        with temporary.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        size = temporary.stat().st_size
+        size, digest = temporary.stat().st_size, sha256_of(temporary)
     return FileEntry(path=path, bytes=size, sha256=digest, parameters=parameters)
 
 

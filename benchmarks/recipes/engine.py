@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -11,6 +10,7 @@ from benchmarks.recipes.runs import Run, Training
 from benchmarks.recipes.schedule import Task, perform
 from benchmarks.recipes.workplace import Workplace
 from benchmarks.store import Store
+from pwl_hf.modeling.verification import sha256_of
 
 Report = Callable[[str], None]
 
@@ -76,8 +76,7 @@ def check_files(files: Mapping[str, str], folder: Path | None) -> None:
         path = folder / name
         if not path.is_file():
             raise ValueError(f"no {name} in {folder}")
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
+        found = sha256_of(path)
         if found != wanted:
             raise ValueError(
                 f"{path} is not the file that the definitions name: its SHA-256 is {found}, not {wanted}. "

@@ -196,7 +196,8 @@ def test_damaged_files_are_named(tmp_path, settings, teacher):
 
 
 def test_file_that_was_not_finished_is_no_file(tmp_path, settings, teacher, monkeypatch):
-    monkeypatch.setattr(gradient_maps.os, "replace", lambda *_: (_ for _ in ()).throw(OSError("no space")))
+    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError("no space")))
     with pytest.raises(OSError, match="no space"):
         _compute(tmp_path, settings, teacher)
+    assert not list(tmp_path.iterdir())
     assert len(GradientMaps(tmp_path, settings)) == 0

@@ -13,7 +13,6 @@ Notation: B images, H x W pixels.
 
 from __future__ import annotations
 
-import os
 import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -26,6 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from pwl_hf.modeling.errors import PWLError
+from pwl_hf.modeling.files import beside
 from pwl_hf.training.images.gradients import integrated_gradients
 
 _FORMAT = "pwl-gradient-maps/1"
@@ -234,9 +234,8 @@ def _write(folder: Path, settings: MapSettings, parts: dict[str, list[torch.Tens
     tensors = {name: torch.cat(found) for name, found in parts.items()}
     # Of a name that no other process chooses.
     path = folder / f"maps-{uuid.uuid4().hex}.safetensors"
-    beside = path.with_name(f".{path.name}")
-    save_file(tensors, beside, metadata=settings.metadata())
-    os.replace(beside, path)
+    with beside(path) as temporary:
+        save_file(tensors, temporary, metadata=settings.metadata())
     for found in parts.values():
         found.clear()
 
