@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from pwl_hf.modeling import Sources
+from pwl_hf.evaluation import masks_of
 
 # Groups of masks: a group is drawn first, each alike, then a mask of it, each alike.
 Distribution = Sequence[Sequence[str]]
@@ -16,17 +16,17 @@ Distribution = Sequence[Sequence[str]]
 
 def prefix_masks(num_stages: int) -> list[str]:
     """The masks of stages 1 to N-1: all stages that take blocks of both networks."""
-    return [Sources.prefix(stage, num_stages).mask for stage in range(1, num_stages)]
+    return masks_of("prefix", num_stages)[1:-1]
 
 
 def suffix_masks(num_stages: int) -> list[str]:
     """Student blocks first, teacher blocks last, at least one of each."""
-    return ["S" * (num_stages - k) + "T" * k for k in range(1, num_stages)]
+    return masks_of("suffix", num_stages)[1:-1]
 
 
 def mixed_masks(num_stages: int) -> list[str]:
     """All masks with blocks of both networks."""
-    return [source.mask for source in Sources.all(num_stages) if source.is_mixed]
+    return masks_of("all", num_stages)[1:-1]
 
 
 def distribution(name: str, num_stages: int) -> Distribution:

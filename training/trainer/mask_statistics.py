@@ -12,8 +12,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from pwl_hf.modeling import PWLForImageClassification, Sources
+from pwl_hf.modeling import PWLForImageClassification
 from pwl_hf.modeling.batchnorm import batch_norms
+from pwl_hf.training.objective.masks import mixed_masks
 
 
 @torch.no_grad()
@@ -96,7 +97,7 @@ def select_statistics(
     ):
         return {}
     if masks is None:
-        masks = [sources.mask for sources in Sources.all(model.num_stages) if sources.is_mixed]
+        masks = mixed_masks(model.num_stages)
     first = _first_measured([len(batch) for batch in images], held_out)
     estimated, measured = images[:first], images[first:]
     right_labels = labels[sum(len(batch) for batch in estimated) :].to(model.device)

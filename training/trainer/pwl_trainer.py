@@ -19,7 +19,8 @@ from transformers.image_processing_utils import BaseImageProcessor
 from transformers.trainer_callback import TrainerCallback
 from transformers.trainer_utils import TrainOutput
 
-from pwl_hf.modeling import PWLForImageClassification, Sources, StageError
+from pwl_hf.evaluation import masks_of
+from pwl_hf.modeling import PWLForImageClassification, StageError
 from pwl_hf.training.objective.distillation import Distillation
 from pwl_hf.training.trainer.checkpoints import CheckpointWriter, check_resumable, last_checkpoint, restore
 from pwl_hf.training.trainer.hub import HubTrainer
@@ -32,7 +33,7 @@ Batch = dict[str, Any]
 
 
 class Augments(Protocol):
-    """What moves training images: see `pwl_hf.training.augmentation.Augmentation`."""
+    """What moves training images: see `pwl_hf.training.images.augmentation.Augmentation`."""
 
     def augment(self, pixel_values: torch.Tensor, sample_ids: torch.Tensor, seed: int, step: int) -> torch.Tensor:
         """A batch (B, C, H, W), each image changed in the way that (seed, step, sample id) says."""
@@ -113,7 +114,7 @@ class PWLTrainer(HubTrainer):
             del model.config.use_cache
         self.objective = objective
         self.augmentation = augmentation
-        self._stages = [Sources.prefix(stage, model.num_stages).mask for stage in range(model.num_stages + 1)]
+        self._stages = masks_of("prefix", model.num_stages)
         self._writer = CheckpointWriter()
         self._step_log = StepLog()
         if args.torch_compile:
