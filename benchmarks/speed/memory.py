@@ -128,7 +128,8 @@ class Watched:
         Args:
             count: `"private"`, `"proportional"` or `"resident"`.
         """
-        return max(getattr(sample, count) for sample in self.samples) - int(getattr(self.baseline, count))
+        values = [int(getattr(sample, count)) for sample in (*self.samples, self.baseline)]
+        return max(values) - values[-1]
 
     def series(self) -> dict[str, Any]:
         """For plots: `memory`, rows of seconds, private MB and proportional MB; and `marks`, rows of seconds and name.

@@ -59,4 +59,15 @@ SUITE: dict[str, Entry] = {
         "The same, the files dropped from the page cache before each.",
         "loading:cold",
     ),
+    "memory": Entry(
+        "Memory on the whole way",
+        "The most memory above that of the imports, while requests are answered and all stages stream in from local files "
+        "that were not verified before. Each in a fresh process; pages of mapped files count as soon as they are read.",
+        "memory:peak",
+    ),
+    "step-down": Entry(
+        "Down to the student and back",
+        "Time of `set_stage` and one answer, files verified; and the memory that comes back.",
+        "memory:step_down",
+    ),
 }

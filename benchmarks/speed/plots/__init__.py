@@ -1,0 +1,1 @@
+"""What draws the series of measures, a module each."""
