@@ -79,8 +79,8 @@ def evaluate_repository(
 
         >>> from pwl_hf.data import DataSource
         >>> report = evaluate_repository("digits-pwl", DataSource("digits"))  # doctest: +SKIP
-        >>> report.evaluation.accuracies  # doctest: +SKIP
-        [0.711, 0.904, 0.929, 0.962, 0.982]
+        >>> [round(accuracy, 3) for accuracy in report.evaluation.accuracies]  # doctest: +SKIP
+        [0.932, 0.957, 0.969, 0.976, 0.976]
     """
     if orders not in ORDERS:
         raise ValueError(f"orders must be one of {', '.join(ORDERS)}, got {orders!r}")
