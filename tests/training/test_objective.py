@@ -78,6 +78,36 @@ def test_terms_of_no_weight_are_left_out_and_masks_come_when_they_are_due():
     assert names == [{"loss", "student", "mask"}, {"loss", "student"}, {"loss", "student"}, {"loss", "student", "mask"}]
 
 
+def test_stages_come_when_they_are_due():
+    options = ObjectiveArguments(mask_weight=0, sync_weight=0, recon_weight=0, prefix_every=2)
+    objective = build_objective(tiny_model("vit"), options)
+    names = [set(objective(tiny_images("vit", 4), LABELS, step=step)) for step in range(3)]
+    assert names == [{"loss", "student", "prefix"}, {"loss", "student"}, {"loss", "student", "prefix"}]
+
+
+@pytest.mark.parametrize("step", [0, 3])
+def test_features_of_a_share_are_those_of_some_images(step):
+    model, images = tiny_model("vit"), tiny_images("vit", 4)
+    found = build_objective(model, ObjectiveArguments(feature_share=2), seed=5)(images, LABELS, step=step)
+    whole = build_objective(model, ObjectiveArguments(), seed=5)(
+        images[step % 2 :: 2], LABELS[step % 2 :: 2], step=step
+    )
+    for name in ("sync", "recon"):
+        torch.testing.assert_close(found[name], whole[name])
+
+
+def test_routes_are_not_built_anew_at_every_step_but_in_a_new_mode():
+    objective = build_objective(tiny_model("resnet"), ObjectiveArguments())
+    objective.train()
+    route = objective.model._route_for("TTSS")
+    objective.train()
+    assert objective.model._route_for("TTSS") is route
+    objective.model.eval()
+    objective.train()
+    assert objective.model.training
+    assert objective.model._route_for("TTSS") is not route
+
+
 @pytest.mark.parametrize("step", [0, 1, 5])
 def test_shares_give_each_path_other_images_and_another_part_at_every_step(step):
     model, images = tiny_model("vit"), tiny_images("vit", 4)
@@ -97,7 +127,7 @@ def test_shares_give_each_path_other_images_and_another_part_at_every_step(step)
 
 
 def test_a_batch_smaller_than_the_shares_is_trained_on_all_paths():
-    options = ObjectiveArguments(prefix_share=3, mask_share=8)
+    options = ObjectiveArguments(prefix_share=3, mask_share=8, feature_share=4)
     found = build_objective(tiny_model("vit"), options)(tiny_images("vit", 2), LABELS[:2], step=2)
     assert all(value.isfinite() for value in found.values())
 
