@@ -108,9 +108,7 @@ def _teacher(
         # The Trainer makes its folder, also where nothing is saved in it.
         with suppress(OSError):
             Path(str(teacher_args.output_dir)).rmdir()
-    processor = trainer.processing_class
-    assert isinstance(processor, BaseImageProcessor)
-    return trained(trainer), processor
+    return trained(trainer), trainer.processing_class
 
 
 def checkpoint_of(args: TrainingArguments) -> str | None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainingArguments, set_seed
+from transformers import BaseImageProcessor, EvalPrediction, PreTrainedModel, Trainer, TrainingArguments, set_seed
 from transformers.trainer import TRAINING_ARGS_NAME
 
 from pwl_hf.data import DataError, ImageSplit, open_split
@@ -28,11 +28,14 @@ class SupervisedTrainer(Trainer):
 
     Args:
         augmentation: How training images are moved.
+        processing_class: The image processor, saved with the model.
         kwargs: The Trainer's own.
     """
 
-    def __init__(self, *, augmentation: Augmentation, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+    processing_class: BaseImageProcessor
+
+    def __init__(self, *, augmentation: Augmentation, processing_class: BaseImageProcessor, **kwargs: Any) -> None:
+        super().__init__(processing_class=processing_class, **kwargs)
         self.augmentation = augmentation
         # The networks' forward takes any keyword, and so seems to scale its loss by the accumulated batch itself.
         self.model_accepts_loss_kwargs = False
