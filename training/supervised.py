@@ -14,11 +14,11 @@ import torch
 from transformers import BaseImageProcessor, EvalPrediction, PreTrainedModel, Trainer, TrainingArguments, set_seed
 from transformers.trainer import TRAINING_ARGS_NAME
 
-from pwl_hf.data import DataError, ImageSplit, open_split
 from pwl_hf.training.data_arguments import DataArguments
 from pwl_hf.training.images.augmentation import Augmentation
 from pwl_hf.training.networks.building import image_processor, new_teacher
 from pwl_hf.training.networks.network_arguments import TeacherArguments
+from pwl_hf.training.splits import open_eval_split, open_training_split, pin_where_copied, pixels
 
 logger = logging.getLogger(__name__)
 
@@ -64,35 +64,6 @@ class SupervisedTrainer(Trainer):
         Path(str(output_dir or self.args.output_dir), TRAINING_ARGS_NAME).unlink(missing_ok=True)
 
 
-def open_training_split(data: DataArguments, token: str | None = None) -> ImageSplit:
-    """The split to train on, of the options."""
-    return open_split(data.train_source(token), data.train_split)
-
-
-def open_eval_split(data: DataArguments, label_names: list[str] | None, token: str | None = None) -> ImageSplit | None:
-    """The split to measure on, of the options; None if there is to be none.
-
-    Raises:
-        DataError: If its labels are not those of the training split.
-    """
-    if data.eval_split is None:
-        return None
-    split = open_split(data.eval_source(token), data.eval_split)
-    if label_names is not None and split.label_names is not None and split.label_names != label_names:
-        raise DataError(
-            f"{split.title} has the labels {split.label_names[:5]}, the training split {label_names[:5]} "
-            f"({len(split.label_names)} and {len(label_names)}): give class_names"
-        )
-    return split
-
-
-def pixels(split: ImageSplit, processor: Any, data: DataArguments, *, seed: int, training: bool) -> Any:
-    """The images of a split as the options say: in memory, read when needed, or as a stream."""
-    if split.streaming:
-        return split.pixels(processor, shuffle_buffer=data.shuffle_buffer if training else 0, seed=seed)
-    return split.pixels(processor, keep_in_memory=data.keep_in_memory)
-
-
 def fit_teacher(
     teacher: TeacherArguments, data: DataArguments, args: TrainingArguments, resume: str | bool | None = None
 ) -> tuple[SupervisedTrainer, dict[str, float]]:
@@ -114,8 +85,7 @@ def fit_teacher(
     # Read by column, collated by name: what the model's forward takes says nothing of what is needed.
     args.remove_unused_columns = False
     args.label_names = ["labels"]
-    # torch warns of it where there is nothing to copy to.
-    args.dataloader_pin_memory = args.dataloader_pin_memory and torch.accelerator.is_available()
+    pin_where_copied(args)
     train = open_training_split(data, args.hub_token)
     if train.label_names is None:
         raise ValueError(f"{train.title} has no labels whose names are known: a teacher needs them; give class_names")
@@ -128,9 +98,7 @@ def fit_teacher(
         args=args,
         augmentation=data.augment(),
         train_dataset=pixels(train, processor, data, seed=args.seed, training=True),
-        eval_dataset=None
-        if evaluation is None
-        else pixels(evaluation, processor, data, seed=args.seed, training=False),
+        eval_dataset=pixels(evaluation, processor, data, seed=args.seed, training=False),
         processing_class=processor,
         compute_metrics=_accuracy,
         preprocess_logits_for_metrics=_winners,

@@ -20,8 +20,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from pwl_hf import PWLForImageClassification
 from pwl_hf.training.assembly import assemble, checkpoint_of
 from pwl_hf.training.command_line import CommandLine, Parsed, write_options
@@ -33,7 +31,7 @@ from pwl_hf.training.images.samples import some_batches
 from pwl_hf.training.networks.network_arguments import NetworkArguments
 from pwl_hf.training.objective.distillation import build_objective
 from pwl_hf.training.objective.objective_arguments import ObjectiveArguments
-from pwl_hf.training.supervised import open_eval_split, open_training_split, pixels
+from pwl_hf.training.splits import open_eval_split, open_training_split, pin_where_copied, pixels
 from pwl_hf.training.trainer.pwl_trainer import PWLTrainer
 from pwl_hf.training.trainer.training_arguments import PWLTrainingArguments
 
@@ -62,8 +60,7 @@ def train(parsed: Parsed) -> list[float]:
     """
     networks, data, objective_arguments, gradients, args = parsed.parts
     folder, checkpoint = Path(args.output_dir), checkpoint_of(args)
-    # torch warns of it where there is nothing to copy to.
-    args.dataloader_pin_memory = args.dataloader_pin_memory and torch.accelerator.is_available()
+    pin_where_copied(args)
     train_split = open_training_split(data, args.hub_token)
     eval_split = open_eval_split(data, train_split.label_names, args.hub_token)
     label_names = train_split.label_names or (eval_split.label_names if eval_split is not None else None)
@@ -76,9 +73,7 @@ def train(parsed: Parsed) -> list[float]:
         args=args,
         objective=build_objective(model, objective_arguments, args.seed),
         train_dataset=train_dataset,
-        eval_dataset=None
-        if eval_split is None
-        else pixels(eval_split, processor, data, seed=args.seed, training=False),
+        eval_dataset=pixels(eval_split, processor, data, seed=args.seed, training=False),
         augmentation=data.augment(),
         processing_class=processor,
     )
