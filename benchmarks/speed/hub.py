@@ -11,18 +11,15 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from benchmarks.speed.figures import Place
+from benchmarks.speed.peers import Peer, running
 from pwl_hf.modeling.families import family_of
-
-CHECKOUT = Path(__file__).resolve().parents[2]
 
 # The line of the figures: bytes a second for all connections together, and seconds before each answer.
 BANDWIDTH = 20e6
@@ -57,16 +54,37 @@ def total_bytes(asked: Sequence[Asked]) -> int:
     return sum(request.sent for request in asked)
 
 
-class Hub:
-    """A Hub that serves, over pipes to its process.
+def environment(home: Path) -> dict[str, str]:
+    """The environment of a process that is measured, as it loads from local files.
+
+    Nothing of the caller's own Hub settings is in it. Xet is off: it is the line that limits, and a Hub on the loopback
+    interface has plain files only. torch has one thread.
 
     Args:
-        process: The process.
+        home: The folder of its caches (`HF_HOME`).
+    """
+    foreign = ("HF_", "HUGGINGFACE_", "HUGGING_FACE_", "TRANSFORMERS_")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
+    return kept | {
+        "HF_HOME": str(home),
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "HF_UPDATE_DOWNLOAD_COUNTS": "0",
+        "OMP_NUM_THREADS": "1",
+    }
+
+
+class Hub:
+    """A Hub that serves.
+
+    Args:
+        peer: Its process, of `benchmarks.speed.hub_process`.
     """
 
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self._process = process
-        self.url = self._read()
+    def __init__(self, peer: Peer) -> None:
+        self._peer = peer
+        self.url: str = peer.hear()
 
     def set_line(self, bandwidth: float | None, latency: float) -> None:
         """How far away it is.
@@ -84,46 +102,16 @@ class Hub:
     def environment(self, home: Path) -> dict[str, str]:
         """The environment of a process that loads from this Hub.
 
-        Nothing of the caller's own Hub settings is in it. Xet is off: the limit is the line's, and this Hub has plain
-        files only. torch has one thread.
-
         Args:
             home: The folder of its caches (`HF_HOME`).
         """
-        foreign = ("HF_", "HUGGINGFACE_", "HUGGING_FACE_", "TRANSFORMERS_")
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
-        paths = [str(CHECKOUT), *filter(None, [kept.get("PYTHONPATH")])]
-        return kept | {
-            "HF_ENDPOINT": self.url,
-            "HF_HOME": str(home),
-            "HF_HUB_DISABLE_XET": "1",
-            "HF_HUB_DISABLE_TELEMETRY": "1",
-            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-            "HF_UPDATE_DOWNLOAD_COUNTS": "0",
-            "NO_PROXY": "127.0.0.1",
-            "no_proxy": "127.0.0.1",
-            "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": os.pathsep.join(paths),
-        }
+        return environment(home) | {"HF_ENDPOINT": self.url, "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
 
     def _order(self, **order: Any) -> dict[str, Any]:
-        _pipe(self._process.stdin).write(json.dumps(order) + "\n")
-        _pipe(self._process.stdin).flush()
-        answer: dict[str, Any] = json.loads(self._read())
+        answer: dict[str, Any] = self._peer.ask(order)
         if answer["errors"]:
             raise RuntimeError(f"the Hub's own mistakes: {answer['errors']}")
         return answer
-
-    def _read(self) -> str:
-        line = _pipe(self._process.stdout).readline()
-        if not line:
-            raise RuntimeError(f"the Hub's process ended with code {self._process.wait()}")
-        return line.strip()
-
-
-def _pipe(pipe: IO[str] | None) -> IO[str]:
-    assert pipe is not None
-    return pipe
 
 
 @contextmanager
@@ -139,20 +127,10 @@ def serving(
         latency: Seconds before each answer.
     """
     given = json.dumps({name: str(folder.resolve()) for name, folder in folders.items()})
-    process = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.speed.hub_process", str(root.resolve()), given],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=CHECKOUT,
-    )
-    try:
-        hub = Hub(process)
+    with running("benchmarks.speed.hub_process", [str(root.resolve()), given]) as peer:
+        hub = Hub(peer)
         hub.set_line(bandwidth, latency)
         yield hub
-    finally:
-        # The end of its input ends it.
-        process.communicate()
 
 
 @contextmanager

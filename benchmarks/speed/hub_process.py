@@ -1,7 +1,7 @@
 """What the process of a Hub runs; see `benchmarks.speed.hub`. It imports neither torch nor huggingface_hub.
 
-Its first line on standard output is the URL. Then it answers lines of JSON with lines of JSON, and ends when its
-standard input does, so also with the process that started it.
+It says its URL first. Then it answers what it is asked, in lines of JSON, and ends when its standard input does, so
+also with the process that started it.
 """
 
 from __future__ import annotations
@@ -111,11 +111,11 @@ def main(root: Path, folders: dict[str, Path]) -> None:
             order = json.loads(line)
             if "line" in order:
                 server.bandwidth, server.latency = order["line"]
-            _say(json.dumps({"requests": log.take(), "errors": server.errors}))
+            _say({"requests": log.take(), "errors": server.errors})
 
 
-def _say(line: str) -> None:
-    sys.stdout.write(line + "\n")
+def _say(answer: Any) -> None:
+    sys.stdout.write(json.dumps(answer) + "\n")
     sys.stdout.flush()
 
 

@@ -61,13 +61,60 @@ SUITE: dict[str, Entry] = {
     ),
     "memory": Entry(
         "Memory on the whole way",
-        "The most memory above that of the imports, while requests are answered and all stages stream in from local files "
-        "that were not verified before. Each in a fresh process; pages of mapped files count as soon as they are read.",
+        "The most memory above that of the imports, while requests are answered and all stages stream in from local "
+        "files that were not verified before. Each in a fresh process; pages of mapped files count once they are read.",
         "memory:peak",
     ),
     "step-down": Entry(
         "Down to the student and back",
         "Time of `set_stage` and one answer, files verified; and the memory that comes back.",
         "memory:step_down",
+    ),
+    "hub": Entry(
+        "From a Hub",
+        "First load and first answer of a process whose imports are done, from a Hub at 20 MB/s and 20 ms latency, "
+        "with an empty cache. A third of the rounds: each downloads the teacher three times.",
+        "hub_loading:hub",
+    ),
+    "fresh-process-hub": Entry(
+        "Fresh process, from a Hub",
+        "From the start of a process to its first answer, imports included, with the same Hub and an empty cache. A "
+        "third of the rounds. The floor is the same process over local files: a download that hides behind the imports.",
+        "fresh_process:from_hub",
+    ),
+    "fresh-process-local": Entry(
+        "Fresh process, from local files",
+        "The same from local files in the page cache, shards verified before. Two thirds of the rounds.",
+        "fresh_process:from_local_files",
+    ),
+    "floor-warm": Entry(
+        "Against the bare floor, warm",
+        "Time to load and answer one image, against the modules built on the meta device, mapped tensors assigned, nothing "
+        "checked; one thread, files in the page cache, shards verified before.",
+        "floor:warm",
+    ),
+    "floor-cold": Entry(
+        "Against the bare floor, cold",
+        "The same, the files dropped from the page cache before each.",
+        "floor:cold",
+    ),
+    "forward": Entry(
+        "Forward passes",
+        "One image, one thread: the model at each stage against the very same modules called in a loop by hand, and at "
+        "both ends against transformers' own networks.",
+        "forward:forward",
+    ),
+    "growth": Entry(
+        "Growth with stages and with the teacher",
+        "Time to load and answer one image, warm and verified before; bytes and requests of a first load from a Hub with "
+        "an empty cache. The pair cut into more blocks, and the same student below other teachers.",
+        "growth:growth",
+        pairs=("vit-b",),
+    ),
+    "hashing": Entry(
+        "Verification",
+        "Comparing shards with the manifest's sha256, the first time and when it is remembered, files in the page cache, "
+        "one thread; and what each stage adds in bytes.",
+        "hashing:hashing",
     ),
 }

@@ -22,7 +22,11 @@ def tiny(tmp_path_factory) -> Place:
     return Place("tiny", pairs()["tiny"], tmp_path_factory.mktemp("speed"), repeats=2)
 
 
-@pytest.mark.parametrize("name", SUITE)
+# Each of their rounds is several processes that import everything.
+SLOW = ("fresh-process-hub", "fresh-process-local")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in SUITE])
 def test_every_measure_runs_and_has_the_figures_that_goals_are_set_for(name, tiny):
     found = json.loads(json.dumps(measured(name, tiny)))
     names = [figure["name"] for figure in found["figures"]]

@@ -11,8 +11,9 @@ from urllib.request import urlopen
 import pytest
 
 from benchmarks.speed.figures import Place
-from benchmarks.speed.hub import CHECKOUT, PWL, STUDENT, TEACHER, Hub, serving, serving_pair, total_bytes
+from benchmarks.speed.hub import PWL, STUDENT, TEACHER, Hub, serving, serving_pair, total_bytes
 from benchmarks.speed.pairs import pairs
+from benchmarks.speed.peers import CHECKOUT
 
 SIZE = 600_000
 
@@ -77,7 +78,7 @@ def test_repository_has_the_files_of_the_folder_without_the_student(folder, tmp_
 def test_process_ends_with_the_block_and_with_an_error_in_it(folder, tmp_path):
     processes = []
     with pytest.raises(ZeroDivisionError), serving({"org/a": folder}, tmp_path / "hub") as hub:
-        processes.append(hub._process) or 1 / 0
+        processes.append(hub._peer.process) or 1 / 0
     assert [process.poll() for process in processes] == [0]
 
 

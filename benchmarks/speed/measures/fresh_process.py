@@ -1,0 +1,89 @@
+"""Time from the start of a process to its first answer; imports are in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from transformers.utils import logging
+
+from benchmarks.speed.child import Task
+from benchmarks.speed.figures import Figure, Measured, Place, ratios
+from benchmarks.speed.hub import PWL, STUDENT, TEACHER, Hub, environment, serving_pair
+from benchmarks.speed.launching import PWL_CLASS, Run, fresh, plain_class
+from benchmarks.speed.measures.hub_loading import hub_rounds
+from benchmarks.speed.timing import Spread
+
+TEACHER_ROW, STUDENT_ROW, FIRST = "transformers' teacher", "transformers' student", "first answer"
+AHEAD, LOCAL = "first answer, fetched while importing", "first answer from local files"
+
+
+def from_hub(place: Place) -> Measured:
+    """From a Hub, with an empty cache, in turn with the same from local files."""
+    logging.disable_progress_bar()
+    size, plain, folder = place.pair.size, plain_class(place), place.repository().resolve()
+    tasks = {
+        TEACHER_ROW: Task(plain, TEACHER, size),
+        STUDENT_ROW: Task(plain, STUDENT, size),
+        FIRST: Task(PWL_CLASS, PWL, size),
+        AHEAD: Task(PWL_CLASS, PWL, size, "ahead"),
+        LOCAL: Task(PWL_CLASS, str(folder), size),
+    }
+    with serving_pair(place) as hub:
+        # What all processes import comes into the page cache.
+        _with_empty_cache(place, hub, tasks[LOCAL])
+        runs = _in_turn({n: partial(_with_empty_cache, place, hub, t) for n, t in tasks.items()}, hub_rounds(place))
+    return _measured(runs, [_against(runs, name, LOCAL) for name in (FIRST, AHEAD)])
+
+
+def from_local_files(place: Place) -> Measured:
+    """From local files in the page cache, verified before."""
+    logging.disable_progress_bar()
+    size, plain, folder = place.pair.size, plain_class(place), place.repository().resolve()
+    tasks = {
+        TEACHER_ROW: Task(plain, str(folder / "teacher"), size),
+        STUDENT_ROW: Task(plain, str(folder / "student"), size),
+        FIRST: Task(PWL_CLASS, str(folder), size),
+    }
+    with TemporaryDirectory(dir=place.data) as home:
+        things = {name: partial(fresh, task, environment(Path(home))) for name, task in tasks.items()}
+        things[FIRST]()
+        runs = _in_turn(things, max(1, place.repeats * 2 // 3))
+    return _measured(runs, [_against(runs, FIRST, STUDENT_ROW)])
+
+
+def _with_empty_cache(place: Place, hub: Hub, task: Task) -> Run:
+    with TemporaryDirectory(dir=place.data) as home:
+        return fresh(task, hub.environment(Path(home)))
+
+
+def _in_turn(things: Mapping[str, Callable[[], Run]], rounds: int) -> dict[str, list[Run]]:
+    runs: dict[str, list[Run]] = {name: [] for name in things}
+    for _ in range(rounds):
+        for name, thing in things.items():
+            runs[name].append(thing())
+    return runs
+
+
+def _measured(runs: Mapping[str, Sequence[Run]], more: Sequence[Figure]) -> Measured:
+    seconds = {name: [run.seconds for run in found] for name, found in runs.items()}
+    imports = {name: [run.marks["imported"] for run in found] for name, found in runs.items()}
+    figures = [
+        *ratios(seconds, TEACHER_ROW, TEACHER_ROW),
+        *more,
+        *(_parts(f"imports alone: {n}", imports[n], seconds[TEACHER_ROW], TEACHER_ROW) for n in (STUDENT_ROW, FIRST)),
+        Figure("transformers' teacher", Spread.of([1e3 * value for value in seconds[TEACHER_ROW]]), "ms"),
+    ]
+    marks = {name: [dict(run.marks) for run in found] for name, found in runs.items()}
+    return Measured(figures, {"seconds": seconds, "marks": marks})
+
+
+def _against(runs: Mapping[str, Sequence[Run]], name: str, base: str) -> Figure:
+    own, whole = ([run.seconds for run in runs[each]] for each in (name, base))
+    return _parts(f"{name}, against {base}", own, whole, base)
+
+
+def _parts(name: str, own: Sequence[float], whole: Sequence[float], base: str) -> Figure:
+    return Figure(name, Spread.of([a / b for a, b in zip(own, whole, strict=True)]), base=base)
