@@ -14,14 +14,14 @@ know its models from then on, whichever of the two is imported first.
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 # In a checkout the sub-packages lie beside this folder; installed, they lie in it.
 if not Path(__file__).with_name("modeling").is_dir():
     __path__.append(str(Path(__file__).resolve().parent.parent))
 
+from pwl_hf.exports import lazy
 from pwl_hf.registration import register_when_loaded
 
 if TYPE_CHECKING:
@@ -88,17 +88,6 @@ __all__ = [
     "__version__",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _EXPORTS:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_EXPORTS[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
-
+__getattr__, __dir__ = lazy(__name__, _EXPORTS)
 
 register_when_loaded()

@@ -8,8 +8,9 @@ dataset = split.pixels(processor)  # pixel_values, labels and sample_ids of each
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from pwl_hf.exports import lazy
 
 if TYPE_CHECKING:
     from pwl_hf.data.errors import DataError
@@ -22,8 +23,4 @@ _EXPORTS = {"DataError": "errors", "DataSource": "source", "ImageSplit": "split"
 
 __all__ = ["DataError", "DataSource", "ImageSplit", "open_split"]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _EXPORTS:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_EXPORTS[name]}"), name)
+__getattr__, __dir__ = lazy(__name__, _EXPORTS)

@@ -9,8 +9,9 @@ report.evaluation.accuracies  # of the stages, the student's first
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from pwl_hf.exports import lazy
 
 if TYPE_CHECKING:
     from pwl_hf.evaluation.area import area_over_bytes
@@ -49,14 +50,4 @@ __all__ = [
     "record_metrics",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _EXPORTS:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_EXPORTS[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy(__name__, _EXPORTS)

@@ -104,7 +104,7 @@ print(Path(pwl_hf.modeling.__file__).parent, pwl_hf.modeling.__name__)
     assert printed(code, ROOT) == f"{ROOT / 'modeling'} pwl_hf.modeling"
 
 
-@pytest.mark.parametrize("module", ["pwl_hf", "pwl_hf.modeling"])
+@pytest.mark.parametrize("module", ["pwl_hf", "pwl_hf.data", "pwl_hf.evaluation", "pwl_hf.modeling"])
 def test_all_is_sorted_complete_and_importable(module):
     found = importlib.import_module(module)
     names = list(found.__all__)
@@ -116,9 +116,24 @@ def test_all_is_sorted_complete_and_importable(module):
     assert set(names) - {"__version__"} == lazy
 
 
-def test_unknown_name_raises_attribute_error():
-    with pytest.raises(AttributeError, match="module 'pwl_hf' has no attribute 'nothing'"):
-        pwl_hf.nothing  # noqa: B018
+@pytest.mark.parametrize("module", ["pwl_hf", "pwl_hf.data", "pwl_hf.evaluation", "pwl_hf.modeling"])
+def test_unknown_name_raises_attribute_error(module):
+    found = importlib.import_module(module)
+    with pytest.raises(AttributeError, match=f"module '{module}' has no attribute 'nothing'"):
+        found.nothing  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "from pwl_hf.data import DataSource",
+        "from pwl_hf.evaluation import masks_of",
+        "from pwl_hf.training.objective.masks import mixed_masks",
+    ],
+)
+def test_light_names_of_sub_packages_import_neither_torch_nor_transformers(statement):
+    heavy = "{'torch', 'transformers', 'datasets', 'safetensors'}"
+    assert printed(f"import sys; {statement}; print({heavy} & set(sys.modules))") == "set()"
 
 
 @pytest.mark.parametrize("module", ["pwl_hf", "pwl_hf.modeling"])
