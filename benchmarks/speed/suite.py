@@ -89,8 +89,8 @@ SUITE: dict[str, Entry] = {
     ),
     "floor-warm": Entry(
         "Against the bare floor, warm",
-        "Time to load and answer one image, against the modules built on the meta device, mapped tensors assigned, nothing "
-        "checked; one thread, files in the page cache, shards verified before.",
+        "Time to load and answer one image, against the modules built on the meta device, mapped tensors assigned, "
+        "nothing checked; one thread, files in the page cache, shards verified before.",
         "floor:warm",
     ),
     "floor-cold": Entry(
@@ -106,15 +106,15 @@ SUITE: dict[str, Entry] = {
     ),
     "growth": Entry(
         "Growth with stages and with the teacher",
-        "Time to load and answer one image, warm and verified before; bytes and requests of a first load from a Hub with "
-        "an empty cache. The pair cut into more blocks, and the same student below other teachers.",
+        "Time to load and answer one image, warm and verified before; bytes and requests of a first load from a Hub "
+        "with an empty cache. The pair cut into more blocks, and the same student below other teachers.",
         "growth:growth",
         pairs=("vit-b",),
     ),
     "hashing": Entry(
         "Verification",
-        "Comparing shards with the manifest's sha256, the first time and when it is remembered, files in the page cache, "
-        "one thread; and what each stage adds in bytes.",
+        "Comparing shards with the manifest's sha256, the first time and when it is remembered, files in the page "
+        "cache, one thread; and what each stage adds in bytes.",
         "hashing:hashing",
     ),
 }

@@ -1,0 +1,98 @@
+"""Time to the first answer and to the teacher, against the least that any loader has to do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from transformers.utils import logging
+
+from benchmarks.speed.bare import Bare, Stopwatch
+from benchmarks.speed.figures import Figure, Measured, Place, ratios
+from benchmarks.speed.timing import Spread, drop_from_page_cache, interleaved
+from pwl_hf import PWLForImageClassification
+from pwl_hf.modeling.families import family_of
+
+STUDENT, TEACHER = "the student's bare floor", "the teacher's bare floor"
+FIRST, WHOLE = "first answer", "all stages, one answer at the end"
+
+BUILD, FILL, LOAD, ANSWER = "build the modules", "map and assign the tensors", "load", "answer"
+
+
+def warm(place: Place) -> Measured:
+    """Files in the page cache, shards verified before."""
+    return _measure(place, cold=False)
+
+
+def cold(place: Place) -> Measured:
+    """Files dropped from the page cache before each."""
+    return _measure(place, cold=True)
+
+
+def _measure(place: Place, *, cold: bool) -> Measured:
+    torch.set_num_threads(1)
+    logging.disable_progress_bar()
+    folder, pixel_values = place.repository(), place.pair.pixel_values()
+    network = family_of(place.pair.teacher).model_class()
+    watches: dict[str, Stopwatch] = {}
+
+    def bare(name: str, path: Path, watch: Stopwatch) -> Callable[[], object]:
+        known = Bare.of(path, getattr(place.pair, path.name))
+        watches[name] = watch
+
+        def answer() -> object:
+            watch.start()
+            model = known.build()
+            watch.lap(BUILD)
+            known.fill(model)
+            watch.lap(FILL)
+            logits = model(pixel_values).logits
+            watch.lap(ANSWER)
+            return model, logits
+
+        return answer
+
+    def plain(path: Path) -> Callable[[], object]:
+        def answer() -> object:
+            model = network.from_pretrained(path)
+            return model, model(pixel_values).logits
+
+        return answer
+
+    def grow(name: str, until: int, watch: Stopwatch) -> Callable[[], object]:
+        watches[name] = watch
+
+        def answer() -> object:
+            watch.start()
+            model = PWLForImageClassification.from_pretrained(folder)
+            for _ in range(until):
+                model.load_next_stage()
+            watch.lap(LOAD)
+            logits = model(pixel_values).logits
+            watch.lap(ANSWER)
+            return model, logits
+
+        return answer
+
+    of_student = {
+        STUDENT: bare(STUDENT, folder / "student", Stopwatch(BUILD, FILL, ANSWER)),
+        FIRST: grow(FIRST, 0, Stopwatch(LOAD, ANSWER)),
+        "transformers' student": plain(folder / "student"),
+    }
+    of_teacher = {
+        TEACHER: bare(TEACHER, folder / "teacher", Stopwatch(BUILD, FILL, ANSWER)),
+        WHOLE: grow(WHOLE, place.pair.num_stages, Stopwatch(LOAD, ANSWER)),
+        "transformers' teacher": plain(folder / "teacher"),
+    }
+    with torch.inference_mode():
+        before = (lambda: drop_from_page_cache(folder)) if cold else lambda: None
+        times = interleaved(of_student | of_teacher, place.repeats, before)
+    figures = ratios({name: times[name] for name in of_student}, STUDENT, STUDENT)
+    figures += ratios({name: times[name] for name in of_teacher}, TEACHER, TEACHER)
+    for name, watch in watches.items():
+        for part, seconds in watch.seconds.items():
+            # The first round does not count.
+            found = Spread.of([1000 * value for value in seconds[1:]])
+            figures.append(Figure(f"{name}: {part}", found, "ms"))
+    return Measured(figures, {"seconds": times})

@@ -1,0 +1,187 @@
+"""Forward passes at each stage, against the same modules called by hand and against transformers' own."""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.utils import logging
+
+from benchmarks.speed.figures import Figure, Measured, Place
+from benchmarks.speed.timing import Spread
+from pwl_hf import PWLForImageClassification
+from pwl_hf.modeling.families import family_of
+
+BY_HAND = "the same modules called directly"
+
+# Passes in a row, about a fifth of a second of them: one that is disturbed does not decide.
+_SECONDS, _MOST_CALLS = 0.2, 50
+
+Pass = Callable[[], torch.Tensor]
+
+
+def forward(place: Place) -> Measured:
+    """One image, one thread. A figure of a stage is the median of as many ratios of neighbours as there are rounds."""
+    torch.set_num_threads(1)
+    logging.disable_progress_bar()
+    folder, pixel_values = place.repository(), place.pair.pixel_values()
+    figures: list[Figure] = []
+    of_stages: list[Figure] = []
+    seconds: dict[str, list[float]] = {}
+
+    def compare(name: str, ours: Pass, base: str, theirs: Pass) -> None:
+        if not torch.equal(ours(), theirs()):
+            raise AssertionError(f"{name}: the logits are not those of {base}")
+        one, other = in_turns(ours, theirs, place.repeats)
+        seconds[name], seconds[f"{name}: {base}"] = one, other
+        found = Spread.of([a / b for a, b in zip(one, other, strict=True)])
+        figures.append(Figure(name, found, base=base))
+        if base == BY_HAND:
+            of_stages.append(figures[-1])
+            beyond = Spread.of([1000 * (a - b) for a, b in zip(one, other, strict=True)])
+            figures.append(Figure(f"{name}: beyond that", beyond, "ms"))
+
+    network = family_of(place.pair.teacher).model_class()
+    ends = {0: "student", place.pair.num_stages: "teacher"}
+    with torch.inference_mode():
+        for stage in range(place.pair.num_stages + 1):
+            model = PWLForImageClassification.from_pretrained(folder, stage=stage)
+
+            ours = partial(_logits, model, pixel_values)
+            by_hand = _DIRECT[place.pair.teacher.model_type](model)
+            compare(f"stage {stage}", ours, BY_HAND, partial(by_hand, pixel_values))
+            if stage in ends:
+                plain = network.from_pretrained(folder / ends[stage])
+                name = f"stage {stage}, the {ends[stage]}"
+                compare(name, ours, f"transformers' {ends[stage]}", partial(_logits, plain, pixel_values))
+    worst = max(of_stages, key=lambda figure: figure.value.median)
+    figures.insert(0, replace(worst, name="the stage that loses most"))
+    return Measured(figures, {"seconds": seconds})
+
+
+def in_turns(one: Pass, other: Pass, rounds: int) -> tuple[list[float], list[float]]:
+    """Seconds a pass of two things, in each round a block of passes of each, the first of them changing.
+
+    Args:
+        one: The first.
+        other: The second.
+        rounds: How many; one more that does not count comes before.
+    """
+    calls = _calls(one)
+    times: tuple[list[float], list[float]] = ([], [])
+    was_enabled = gc.isenabled()
+    try:
+        for turn in range(rounds + 1):
+            pair = [(one, times[0]), (other, times[1])]
+            for thing, found in pair if turn % 2 else reversed(pair):
+                gc.collect()
+                gc.disable()
+                block = [_seconds(thing) for _ in range(calls)]
+                if was_enabled:
+                    gc.enable()
+                if turn:
+                    found.append(statistics.median(block))
+    finally:
+        if was_enabled:
+            gc.enable()
+    return times
+
+
+def _logits(model: PreTrainedModel, pixel_values: torch.Tensor) -> torch.Tensor:
+    logits: torch.Tensor = model(pixel_values).logits
+    return logits
+
+
+def _calls(thing: Pass) -> int:
+    thing()
+    return max(3, min(_MOST_CALLS, round(_SECONDS / _seconds(thing))))
+
+
+def _seconds(thing: Pass) -> float:
+    start = time.perf_counter()
+    thing()
+    return time.perf_counter() - start
+
+
+# --- The same modules by hand ---------------------------------------------------------------------------------------
+# Written for each family as one would write it who has the modules and nothing of this library.
+
+
+def _vit(model: PWLForImageClassification) -> Callable[[torch.Tensor], torch.Tensor]:
+    first, last = _ends(model)
+    embeddings, layernorm, classifier = first.vit.embeddings, last.vit.layernorm, last.classifier
+    steps = _steps(model, lambda network: network.vit.layers)
+
+    def run(pixel_values: torch.Tensor) -> torch.Tensor:
+        hidden = embeddings(pixel_values)
+        for step in steps:
+            hidden = step(hidden)
+        logits: torch.Tensor = classifier(layernorm(hidden)[:, 0, :])
+        return logits
+
+    return run
+
+
+def _resnet(model: PWLForImageClassification) -> Callable[[torch.Tensor], torch.Tensor]:
+    first, last = _ends(model)
+    embedder, pooler, classifier = first.resnet.embedder, last.resnet.pooler, last.classifier
+    steps = _steps(model, lambda network: [layer for stage in network.resnet.encoder.stages for layer in stage.layers])
+
+    def run(pixel_values: torch.Tensor) -> torch.Tensor:
+        hidden = embedder(pixel_values)
+        for step in steps:
+            hidden = step(hidden)
+        logits: torch.Tensor = classifier(pooler(hidden))
+        return logits
+
+    return run
+
+
+def _vgg(model: PWLForImageClassification) -> Callable[[torch.Tensor], torch.Tensor]:
+    _, last = _ends(model)
+    pooler, classifier = last.vgg.pooler, last.classifier
+    steps = _steps(model, lambda network: network.vgg.layers)
+
+    def run(pixel_values: torch.Tensor) -> torch.Tensor:
+        hidden = pixel_values
+        for step in steps:
+            hidden = step(hidden)
+        logits: torch.Tensor = classifier(pooler(hidden).flatten(1))
+        return logits
+
+    return run
+
+
+_DIRECT: Mapping[str, Callable[[PWLForImageClassification], Callable[[torch.Tensor], torch.Tensor]]] = {
+    "vit": _vit,
+    "resnet": _resnet,
+    "pwl_vgg": _vgg,
+}
+
+
+def _ends(model: PWLForImageClassification) -> tuple[Any, Any]:
+    """The networks of the first and the last block."""
+    networks = {"T": "teacher", "S": "student"}
+    return getattr(model, networks[model.sources[0]]), getattr(model, networks[model.sources[-1]])
+
+
+def _steps(model: PWLForImageClassification, units_of: Callable[[Any], Sequence[nn.Module]]) -> list[nn.Module]:
+    """Units and encoders in the order of the current stage, its blocks being those of the config's cuts."""
+    stage, config = model.stage, model.config
+    assert stage is not None
+    steps: list[nn.Module] = []
+    if stage:
+        steps += list(units_of(model.teacher))[: config.teacher_cuts[stage - 1]]
+    if 0 < stage < model.num_stages:
+        steps.append(model.encoders[str(stage)])
+    if stage < model.num_stages:
+        steps += list(units_of(model.student))[config.student_cuts[stage - 1] if stage else 0 :]
+    return steps

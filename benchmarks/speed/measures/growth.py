@@ -1,0 +1,169 @@
+"""How the main figures grow with the number of stages, and with the teacher's size."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import constants
+from transformers import PreTrainedConfig
+from transformers.utils import logging
+
+from benchmarks.speed.figures import Figure, Measured, Place, ratios
+from benchmarks.speed.fresh import Fresh, Mark
+from benchmarks.speed.hub import Asked, serving, total_bytes
+from benchmarks.speed.pairs import Pair, repository
+from benchmarks.speed.timing import Spread, interleaved
+from pwl_hf import PWLForImageClassification
+from pwl_hf.modeling.families import family_of
+
+TEACHER = "transformers' teacher"
+
+# Numbers of stages; of those, the ones that both networks have units for.
+STAGES = (1, 2, 4, 8, 12)
+
+# Width, layers and heads of other teachers, by pair and name.
+_TEACHERS: Mapping[str, Mapping[str, tuple[int, int, int]]] = {
+    "vit-b": {"ViT-S": (384, 12, 6), "ViT-B": (768, 12, 12), "ViT-L": (1024, 24, 16)},
+    "tiny": {"small": (32, 4, 2), "large": (64, 6, 2)},
+}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One pair of a series.
+
+    Args:
+        name: What it is called in tables.
+        pair: The pair.
+        folder: Its repository.
+    """
+
+    name: str
+    pair: Pair
+    folder: Path
+
+
+def growth(place: Place) -> Measured:
+    """Local files in the page cache, shards verified before, one thread; requests and bytes from a Hub that is near."""
+    torch.set_num_threads(1)
+    logging.disable_progress_bar()
+    figures: list[Figure] = []
+    series: dict[str, Any] = {}
+    for by, variants in (("stages", of_stages(place)), ("teachers", of_teachers(place))):
+        times: dict[str, dict[str, list[float]]] = {}
+        for variant in variants:
+            times[variant.name] = _times(variant, place.repeats)
+            figures += [
+                replace(figure, name=f"{variant.name}: {figure.name}")
+                for figure in ratios(times[variant.name], TEACHER, f"{TEACHER}, of this repository")
+            ]
+        series[by] = times
+    cut = of_stages(place)
+    for variant, stages in zip(cut, requests([variant.folder for variant in cut], place.data), strict=True):
+        name = variant.name
+        # The first stage opens the repository; of those after it, the one with the most bytes counts.
+        first, largest = stages[0], max(stages[1:], key=total_bytes)
+        for stage, found in (("stage 0", first), ("largest stage", largest)):
+            figures.append(Figure(f"{name}: {stage}, bytes", Spread.of([total_bytes(found) / 1e6]), "MB"))
+            figures.append(Figure(f"{name}: {stage}, requests", Spread.of([float(len(found))]), "requests"))
+        whole = sum(total_bytes(stage) for stage in stages)
+        figures.append(Figure(f"{name}: all stages, bytes", Spread.of([whole / 1e6]), "MB"))
+        series.setdefault("requests", {})[name] = [[len(stage), total_bytes(stage)] for stage in stages]
+    return Measured(figures, series)
+
+
+def of_stages(place: Place) -> list[Variant]:
+    """The pair cut into more and more blocks."""
+    family = family_of(place.pair.teacher)
+    most = min(family.num_units(config) for config in (place.pair.teacher, place.pair.student))
+    return [
+        _variant(f"{n} stages" if n > 1 else "1 stage", replace(place.pair, num_stages=n), place)
+        for n in STAGES
+        if n <= most
+    ]
+
+
+def of_teachers(place: Place) -> list[Variant]:
+    """The same student below smaller and larger teachers."""
+    sizes = _TEACHERS.get(place.name, {})
+    return [
+        _variant(name, replace(place.pair, teacher=_resized(place.pair.teacher, *size)), place)
+        for name, size in sizes.items()
+    ]
+
+
+def requests(folders: Sequence[Path], room: Path) -> list[list[list[Asked]]]:
+    """What a fresh process with an empty cache asks a Hub for: of each repository, stage by stage from stage 0 on.
+
+    Args:
+        folders: The repositories that the Hub serves.
+        room: Where there is room for their copies, which are gone afterwards.
+    """
+    served = {f"org/pwl-{number}": folder for number, folder in enumerate(folders)}
+    found: dict[str, list[list[Asked]]] = {name: [] for name in served}
+    with (
+        tempfile.TemporaryDirectory(dir=room) as root,
+        tempfile.TemporaryDirectory(dir=room) as home,
+        serving(served, Path(root), bandwidth=None, latency=0.0) as hub,
+        Fresh(f"{__name__}:grow", {"sources": list(served)}, hub.environment(Path(home))) as process,
+    ):
+        process.run(lambda name, at: found[name].append(hub.take()))
+    return list(found.values())
+
+
+def grow(mark: Mark, sources: list[str]) -> None:
+    """Load models and all their stages, with a mark of the model's name at each."""
+    for source in sources:
+        with tempfile.TemporaryDirectory(dir=constants.HF_HOME) as cache:
+            model = PWLForImageClassification.from_pretrained(source, cache_dir=cache)
+            mark(source)
+            while model.stage != model.num_stages:
+                model.load_next_stage()
+                mark(source)
+
+
+def _times(variant: Variant, repeats: int) -> dict[str, list[float]]:
+    network = family_of(variant.pair.teacher).model_class()
+    pixel_values = variant.pair.pixel_values()
+
+    def teacher() -> object:
+        model = network.from_pretrained(variant.folder / "teacher")
+        return model, model(pixel_values).logits
+
+    def stages(until: int) -> Callable[[], object]:
+        def answer() -> object:
+            model = PWLForImageClassification.from_pretrained(variant.folder)
+            for _ in range(until):
+                model.load_next_stage()
+            return model, model(pixel_values).logits
+
+        return answer
+
+    things = {
+        TEACHER: teacher,
+        "first answer": stages(0),
+        "all stages, one answer at the end": stages(variant.pair.num_stages),
+    }
+    with torch.inference_mode():
+        return interleaved(things, repeats)
+
+
+def _variant(name: str, pair: Pair, place: Place) -> Variant:
+    if pair.num_stages == place.pair.num_stages and pair.teacher.to_dict() == place.pair.teacher.to_dict():
+        return Variant(name, pair, place.repository())
+    return Variant(name, pair, repository(pair, place.data / f"{place.name}-{name.replace(' ', '-')}"))
+
+
+def _resized(config: PreTrainedConfig, width: int, layers: int, heads: int) -> PreTrainedConfig:
+    changes = {
+        "hidden_size": width,
+        "intermediate_size": width * config.intermediate_size // config.hidden_size,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+    }
+    return type(config)(**(config.to_dict() | changes))

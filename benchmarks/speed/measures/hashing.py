@@ -1,0 +1,97 @@
+"""What it costs to verify a shard the first time, what when that is remembered, and the bytes of each stage."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from huggingface_hub import constants
+from transformers.utils import logging
+
+from benchmarks.speed.figures import Figure, Measured, Place, ratios
+from benchmarks.speed.timing import Spread, interleaved
+from pwl_hf import PWLForImageClassification
+from pwl_hf.modeling.families import family_of
+from pwl_hf.modeling.manifest import FileEntry, Manifest
+from pwl_hf.modeling.repository import Repository
+
+TEACHER = "transformers' teacher"
+
+
+def hashing(place: Place) -> Measured:
+    """Local files in the page cache, one thread."""
+    torch.set_num_threads(1)
+    logging.disable_progress_bar()
+    folder, pixel_values = place.repository(), place.pair.pixel_values()
+    network = family_of(place.pair.teacher).model_class()
+    repository = Repository.open(folder)
+    manifest = repository.manifest()
+    shards = [entry for entry in manifest.files if entry.path.startswith("teacher/")]
+
+    def teacher() -> object:
+        model = network.from_pretrained(folder / "teacher")
+        return model, model(pixel_values).logits
+
+    def grow() -> object:
+        model = PWLForImageClassification.from_pretrained(folder)
+        for _ in range(model.num_stages):
+            model.load_next_stage()
+        return model, model(pixel_values).logits
+
+    verified, unverified = "verify the teacher's shards, first time", "all stages, never verified before"
+    remembered = "verify the teacher's shards, remembered"
+    things: dict[str, Callable[[], object]] = {
+        TEACHER: teacher,
+        verified: _forgetting(lambda: repository.verify(shards)),
+        remembered: lambda: repository.verify(shards),
+        unverified: _forgetting(grow),
+        "all stages, verified before": grow,
+    }
+    with torch.inference_mode():
+        repository.verify(manifest.files)
+        times = interleaved(things, place.repeats)
+    size = sum(entry.bytes for entry in shards) / 1e6
+    figures = [
+        *ratios(times, TEACHER, f"{TEACHER}, load and one answer"),
+        Figure("first verification", Spread.of([size / seconds for seconds in times[verified]]), "MB/s"),
+        Figure(
+            "remembered verification of a shard",
+            Spread.of([1000 * seconds / len(shards) for seconds in times[remembered]]),
+            "ms",
+        ),
+        *(
+            Figure(f"stage {stage}", Spread.of([sum(entry.bytes for entry in files) / 1e6]), "MB")
+            for stage, files in enumerate(stage_files(manifest))
+        ),
+    ]
+    return Measured(figures, {"seconds": times})
+
+
+def stage_files(manifest: Manifest) -> list[tuple[FileEntry, ...]]:
+    """What each stage adds to the one before it, the student's file first."""
+    return [stage.files for stage in manifest.stages]
+
+
+def _forgetting(work: Callable[[], object]) -> Callable[[], object]:
+    """Work for which nothing was ever verified."""
+
+    def forget() -> object:
+        with nothing_verified():
+            return work()
+
+    return forget
+
+
+@contextmanager
+def nothing_verified() -> Iterator[None]:
+    """What was verified is remembered below huggingface_hub's home, which is another, empty one meanwhile."""
+    home = constants.HF_HOME
+    with tempfile.TemporaryDirectory() as empty:
+        constants.HF_HOME = str(Path(empty))
+        try:
+            yield
+        finally:
+            constants.HF_HOME = home
