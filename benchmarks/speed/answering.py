@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 
 import torch
 
 from pwl_hf import PWLForImageClassification
+
+# Requests after a change of stage that do not count as idle: pages come in, the old stage's memory is given back.
+_SETTLING = 3
 
 
 @dataclass(frozen=True)
@@ -20,11 +24,14 @@ class Answer:
     Args:
         began: When, in seconds of `time.monotonic`.
         seconds: How long it took.
+        worked: For how many of these seconds its thread ran; the rest is waiting, for the interpreter's lock, the
+            memory's pages or a core.
         stage: The stage of the route that it took.
     """
 
     began: float
     seconds: float
+    worked: float
     stage: int
 
     @property
@@ -37,16 +44,35 @@ class Client:
     """Sends requests within a `with` block, each when the one before it was answered.
 
     Args:
-        model: The model; at a stage, always.
-        pixel_values: The images of each request.
+        ask: Asks one, and tells the stage of the route that it took.
     """
 
-    def __init__(self, model: PWLForImageClassification, pixel_values: torch.Tensor) -> None:
+    def __init__(self, ask: Callable[[], int]) -> None:
         self.answers: list[Answer] = []
-        self._model, self._pixel_values = model, pixel_values
+        self._ask = ask
         self._more, self._ended = threading.Condition(), False
         self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._ask, name="client")
+        self._thread = threading.Thread(target=self._go_on, name="client")
+
+    def rest(self, seconds: float, most: int) -> tuple[float, float]:
+        """Wait for requests while the caller does nothing, after a few that do not count.
+
+        Args:
+            seconds: For so long.
+            most: But for no more requests than these.
+
+        Returns:
+            From when to when.
+        """
+        self.wait(_SETTLING)
+        start, before = time.monotonic(), len(self.answers)
+        while time.monotonic() - start < seconds and len(self.answers) - before < most:
+            self.wait(1)
+        return start, time.monotonic()
+
+    def within(self, span: tuple[float, float]) -> list[Answer]:
+        """The requests that began and ended in a span of time."""
+        return [answer for answer in self.answers if span[0] <= answer.began and answer.ended <= span[1]]
 
     def wait(self, count: int) -> None:
         """Wait, in any other thread, until `count` more requests than now were answered.
@@ -73,11 +99,13 @@ class Client:
         if error is None and self._error is not None:
             raise self._error
 
-    def _ask(self) -> None:
+    def _go_on(self) -> None:
         try:
             with torch.inference_mode():
                 while not self._ended:
-                    answer = self._one()
+                    began, working = time.monotonic(), time.thread_time()
+                    stage = self._ask()
+                    answer = Answer(began, time.monotonic() - began, time.thread_time() - working, stage)
                     with self._more:
                         self.answers.append(answer)
                         self._more.notify_all()
@@ -86,14 +114,23 @@ class Client:
                 self._error, self._ended = error, True
                 self._more.notify_all()
 
-    def _one(self) -> Answer:
-        # A route is taken at the beginning of the pass; that a swap comes between these lines is a matter of
-        # microseconds.
-        stage = self._model.stage
+
+def requests_of(model: PWLForImageClassification, pixel_values: torch.Tensor) -> Callable[[], int]:
+    """What asks a model that goes from stage to stage.
+
+    Args:
+        model: The model; at a stage, always.
+        pixel_values: The images of each request.
+    """
+
+    def ask() -> int:
+        # A route is taken at the beginning of the pass: only a swap within these microseconds would be told wrong.
+        stage: int | None = model.stage
         assert stage is not None
-        began = time.monotonic()
-        self._model(self._pixel_values)
-        return Answer(began, time.monotonic() - began, stage)
+        model(pixel_values)
+        return stage
+
+    return ask
 
 
 def quantile(values: Sequence[float], share: float) -> float:
@@ -105,5 +142,5 @@ def quantile(values: Sequence[float], share: float) -> float:
     """
     ordered = sorted(values)
     # Exact where the product is whole: 0.95 of 20 values is the 19th.
-    rank = -(-round(share * len(ordered) * 1e6) // 10**6)
+    rank: int = math.ceil(round(share * len(ordered), 6))
     return ordered[max(rank, 1) - 1]

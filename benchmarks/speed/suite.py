@@ -117,4 +117,17 @@ SUITE: dict[str, Entry] = {
         "cache, one thread; and what each stage adds in bytes.",
         "hashing:hashing",
     ),
+    "swaps": Entry(
+        "What a swap costs",
+        "Of each swap, how much slower the slowest of the 5 requests around it was than the idle p95 of its stage; "
+        "below 0 where none was. Requests one after the other in a thread, local files that were verified before.",
+        "swaps:swaps",
+    ),
+    "requests-while-growing": Entry(
+        "Requests while stages arrive",
+        "Latency of requests, one after the other in a thread, while stages are downloaded from a Hub at 20 MB/s and "
+        "20 ms, verified and attached; each against idle requests of the stage that answered it. Two cores.",
+        "streaming:requests",
+        plot="requests:draw",
+    ),
 }

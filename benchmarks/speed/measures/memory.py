@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import tempfile
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,10 @@ from typing import Any
 import torch
 from transformers.utils import logging
 
-from benchmarks.speed.answering import Client
+from benchmarks.speed.answering import Client, requests_of
 from benchmarks.speed.figures import Figure, Measured, Place, ratios
 from benchmarks.speed.fresh import Mark
+from benchmarks.speed.hub import environment
 from benchmarks.speed.memory import Watched, memory_of, watch
 from benchmarks.speed.pairs import Pair, pairs
 from benchmarks.speed.timing import Spread, interleaved
@@ -46,7 +48,7 @@ def peak(place: Place) -> Measured:
     for _ in range(max(1, place.repeats // 3)):
         with tempfile.TemporaryDirectory() as home:
             # What was verified is remembered there: nothing was, so it is hashed on the way.
-            for name, seen in watch(works, {"HF_HOME": home, "OMP_NUM_THREADS": "1"}).items():
+            for name, seen in watch(works, environment(Path(home))).items():
                 found[name].append(seen)
     return Measured(_peaks(found, allowed), {name: runs[-1].series() for name, runs in found.items()})
 
@@ -56,7 +58,7 @@ def grow(mark: Mark, folder: str, pair: str) -> None:
     pixel_values = _ready(pair)
     mark("start")
     model = PWLForImageClassification.from_pretrained(folder)
-    with Client(model, pixel_values) as client:
+    with Client(requests_of(model, pixel_values)) as client:
         client.wait(_REQUESTS)
         mark("stage 0")
 
@@ -91,12 +93,12 @@ def _ready(pair: str) -> torch.Tensor:
 def _allowed(folder: Path) -> int:
     """The bytes of teacher, student and the teacher's largest block, by the manifest."""
     manifest = Manifest.from_json((folder / "pwl_index.json").read_bytes())
-    mine = [
+    networks = [
         sum(entry.bytes for entry in manifest.files_for(Sources.prefix(stage, manifest.num_stages)))
         for stage in (0, manifest.num_stages)
     ]
     shards = [entry.bytes for entry in manifest.files if entry.path.startswith("teacher/")]
-    return sum(mine) + max(shards)
+    return int(sum(networks) + max(shards))
 
 
 def _peaks(found: dict[str, list[Watched]], allowed: int) -> list[Figure]:
@@ -140,7 +142,7 @@ def step_down(place: Place) -> Measured:
         gc.collect()
         return memory_of().proportional / 1e6
 
-    things = {
+    things: dict[str, Callable[[], object]] = {
         TEACHER: load_teacher,
         "down to the student, one answer": partial(move, 0),
         "up to the teacher, one answer": partial(move, top),

@@ -1,0 +1,119 @@
+"""What a swap costs the requests around it."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from transformers.utils import logging
+
+from benchmarks.speed.answering import Answer, Client, quantile, requests_of
+from benchmarks.speed.figures import Figure, Measured, Place
+from benchmarks.speed.timing import Spread
+from pwl_hf import PWLForImageClassification
+
+# Swaps at the usual 9 rounds, and of stages that are loaded without a stream.
+_SWAPS, _SWAPS_BY_HAND, _ROUNDS = 50, 20, 9
+# Requests around a swap: the one under way, and as many on each side.
+_BESIDE = 2
+# Requests at each stage of each model while nothing else is done, and for how long at most; more than those around.
+_IDLE, _IDLE_SECONDS = 20, 3.0
+
+# Called when a stage is reached: the model stays there until it returns.
+Reached = Callable[[int], None]
+
+
+@dataclass
+class Swaps:
+    """Swaps that were seen, with the requests meanwhile.
+
+    Args:
+        around: For each swap, the request that was under way, or else the next, and those on each side of it.
+        idle: By stage, the seconds of requests while nothing else was done.
+    """
+
+    around: list[Sequence[Answer]] = field(default_factory=list)
+    idle: dict[int, list[float]] = field(default_factory=lambda: defaultdict(list))
+
+    def add(self, answers: Sequence[Answer], at: Sequence[float], resting: Sequence[Answer]) -> None:
+        """Add what was seen of one model.
+
+        Args:
+            answers: All its requests in order.
+            at: For each swap, when it had been done (`time.monotonic`).
+            resting: The requests while nothing else was done.
+        """
+        for swap in at:
+            middle = next(i for i, answer in enumerate(answers) if answer.ended >= swap)
+            self.around.append(answers[max(0, middle - _BESIDE) : middle + _BESIDE + 1])
+        for answer in resting:
+            self.idle[answer.stage].append(answer.seconds)
+
+    def idle_quantile(self, share: float) -> dict[int, float]:
+        """By stage, a quantile of the seconds of requests while nothing else was done."""
+        return {stage: quantile(seconds, share) for stage, seconds in sorted(self.idle.items())}
+
+    def excesses(self) -> list[float]:
+        """For each swap, by how many seconds the worst request around it was slower than the idle p95 of its stage."""
+        limits = self.idle_quantile(0.95)
+        return [max(answer.seconds - limits[answer.stage] for answer in around) for around in self.around]
+
+
+def swaps(place: Place) -> Measured:
+    """Swaps of a stream, and of `load_next_stage` called in another thread than the requests."""
+    torch.set_num_threads(1)
+    logging.disable_progress_bar()
+    ways = {
+        "swap of a stream": (_stream, _SWAPS),
+        "swap by load_next_stage in another thread": (_by_hand, _SWAPS_BY_HAND),
+    }
+    seen = {name: _watch(place, grow, count) for name, (grow, count) in ways.items()}
+    figures = [
+        Figure(name, Spread.of([1000 * seconds for seconds in found.excesses()]), "ms", "idle p95 of the stage")
+        for name, found in seen.items()
+    ]
+    series = {
+        name: {
+            "excess_ms": [round(1000 * seconds, 3) for seconds in found.excesses()],
+            "idle_p50_ms": {stage: round(1000 * s, 3) for stage, s in found.idle_quantile(0.5).items()},
+            "idle_p95_ms": {stage: round(1000 * s, 3) for stage, s in found.idle_quantile(0.95).items()},
+        }
+        for name, found in seen.items()
+    }
+    return Measured(figures, series)
+
+
+def _watch(place: Place, grow: Callable[[PWLForImageClassification, Reached], None], count: int) -> Swaps:
+    """Grow models until there were enough swaps; the first one's do not count."""
+    wanted, found = max(1, round(count * min(1.0, place.repeats / _ROUNDS))), Swaps()
+    _grow_once(place, grow, Swaps())
+    while len(found.around) < wanted:
+        _grow_once(place, grow, found)
+    return found
+
+
+def _grow_once(place: Place, grow: Callable[[PWLForImageClassification, Reached], None], found: Swaps) -> None:
+    model = PWLForImageClassification.from_pretrained(place.repository())
+    at: list[float] = []
+    with Client(requests_of(model, place.pair.pixel_values())) as client:
+        spans = [client.rest(_IDLE_SECONDS, _IDLE)]
+
+        def reached(stage: int) -> None:
+            at.append(time.monotonic())
+            spans.append(client.rest(_IDLE_SECONDS, _IDLE))
+
+        grow(model, reached)
+    found.add(client.answers, at, [answer for span in spans for answer in client.within(span)])
+
+
+def _stream(model: PWLForImageClassification, reached: Reached) -> None:
+    with model.stream_stages(on_stage=lambda _, stage: reached(stage)):
+        pass
+
+
+def _by_hand(model: PWLForImageClassification, reached: Reached) -> None:
+    for _ in range(model.num_stages):
+        reached(model.load_next_stage())
