@@ -77,6 +77,12 @@ def test_paper_is_the_recipe_that_the_scripts_offer():
     assert {name: offered[name] for name in ours} == ours
 
 
+def test_quick_is_the_recipe_that_the_scripts_offer():
+    definitions = load_definitions()
+    ours, quick = (definitions.recipe_options(recipe, "resnet") for recipe in ("ours", "quick"))
+    assert {name: value for name, value in quick.items() if value != ours[name]} == read_recipe(RECIPES / "quick.yaml")
+
+
 def test_ours_is_the_objective_by_default():
     ours = load_definitions().recipe_options("ours", "resnet")
     assert ours["mask_alpha"] == ours["alpha"]

@@ -17,7 +17,7 @@ from pwl_hf.training.networks import building
 from pwl_hf.training.networks.presets import PRESETS, preset_overrides
 from pwl_hf.training.pairs import parse_pairs
 
-OVERLAYS = ["paper"]
+OVERLAYS = ["paper", "quick"]
 ALL = sorted(path.stem for path in RECIPES.glob("*.yaml"))
 TEACHERS = [name for name in ALL if name.endswith("-teacher")]
 RUNS = [name for name in ALL if name not in TEACHERS and name not in OVERLAYS]

@@ -56,7 +56,7 @@ class ObjectiveArguments:
         default=1.0, metadata={"help": "Weight of the distance of features to themselves, converted there and back."}
     )
     feature_share: int = field(
-        default=1, metadata={"help": "sync and recon see every so manieth image of a batch; saves time."}
+        default=4, metadata={"help": "sync and recon see every so manieth image of a batch; saves time."}
     )
     normalize_features: bool = field(
         default=False, metadata={"help": "Divide each feature distance's squared error by the target's own power."}
