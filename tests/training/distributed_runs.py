@@ -1,6 +1,7 @@
-"""What the processes of tests/training/test_distributed.py run: `python distributed_runs.py FOLDER BATCH FAMILIES`.
+"""What the processes of tests/training/test_distributed.py run: `python distributed_runs.py FOLDER BATCH RUNS`.
 
-Each process writes the tensors that it ends with; the main one what it logged.
+A run is called by its family and what it tries. Each process writes the tensors that it ends with; the main one what
+it logged.
 """
 
 from __future__ import annotations
@@ -13,14 +14,28 @@ from safetensors.torch import save_file
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from pwl_hf.data.digits import image_processor
+from pwl_hf.training.images.gradient_arguments import GradientArguments
+from pwl_hf.training.images.overlay import gradient_overlay
 from tests.training.tiny_runs import everything, tiny_trainer
 
+# Options beside the defaults: of the objective, and of the Trainer.
+OBJECTIVES = {
+    "terms": {"relation_weight": 1.0, "attention_weight": 10.0, "feature_share": 2},
+    # Converters of boundaries that no path of a step changes at get no gradient.
+    "unused": {"prefix_weight": 0.0, "sync_weight": 0.0, "recon_weight": 0.0, "mask_every": 2, "mask_count": 1},
+    "mixup": {"mixup_alpha": 1.0, "mixup_probability": 0.75},
+}
+ARGUMENTS = {"accumulated": {"gradient_accumulation_steps": 2, "activation_checkpointing": True}}
 
-def run(family: str, folder: Path, batch_size: int, **options: object) -> None:
+
+def run(name: str, folder: Path, batch_size: int) -> None:
     """Train for four steps, evaluate and save on the way, and write what came of it."""
+    family, _, tried = name.partition("-")
     trainer = tiny_trainer(
         folder,
         family,
+        objective=OBJECTIVES.get(tried),
         eval_images=10,
         per_device_train_batch_size=batch_size,
         max_steps=4,
@@ -32,8 +47,19 @@ def run(family: str, folder: Path, batch_size: int, **options: object) -> None:
         eval_steps=2,
         save_strategy="steps",
         save_steps=2,
-        **options,
+        **ARGUMENTS.get(tried, {}),
     )
+    if tried == "overlay":
+        trainer.augmentation = gradient_overlay(
+            GradientArguments(ig_probability=0.5, ig_steps=4, ig_batch_size=4),
+            trainer.model.teacher,
+            image_processor(),
+            trainer.train_dataset,
+            title="pictures",
+            folder=folder / "gradient-maps",
+            then=trainer.augmentation,
+            disable_tqdm=True,
+        )
     resume = next(folder.glob("checkpoint-2"), None)
     trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     save_file(everything(trainer.model), folder / f"rank-{trainer.args.process_index}.safetensors")
@@ -42,5 +68,5 @@ def run(family: str, folder: Path, batch_size: int, **options: object) -> None:
 
 
 if __name__ == "__main__":
-    for name in sys.argv[3].split(","):
-        run(name, Path(sys.argv[1], name), int(sys.argv[2]))
+    for wanted in sys.argv[3].split(","):
+        run(wanted, Path(sys.argv[1], wanted), int(sys.argv[2]))

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from pwl_hf import PWLForImageClassification
+from pwl_hf.training.images.mixup import Mixup
 from tests.tiny import tiny_model
 from tests.training.distributed_runs import run
 from tests.training.tiny_runs import differences, everything
@@ -21,9 +22,12 @@ from tests.training.tiny_runs import differences, everything
 SCRIPT = Path(__file__).with_name("distributed_runs.py")
 
 
-def _start(folder, families):
+TRIED = ("terms", "unused", "overlay", "mixup", "accumulated")
+
+
+def _start(folder, runs):
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
-    command += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0", str(SCRIPT), str(folder), "4", families]
+    command += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0", str(SCRIPT), str(folder), "4", runs]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400, check=False)
     assert done.returncode == 0, done.stderr[-5000:]
@@ -31,9 +35,9 @@ def _start(folder, families):
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
-    """Runs in two processes of four images each, by family."""
+    """Runs in two processes of four images each, by name."""
     folder = tmp_path_factory.mktemp("two")
-    _start(folder, "vit,resnet")
+    _start(folder, ",".join(["vit", "resnet", *(f"vit-{tried}" for tried in TRIED)]))
     return folder
 
 
@@ -70,6 +74,34 @@ def test_two_processes_end_with_the_weights_of_one(one, two):
     assert alone.keys() == together.keys()
     for name, tensor in alone.items():
         torch.testing.assert_close(together[name], tensor, atol=1e-4, rtol=1e-3)
+
+
+def _in_fours(original):
+    """Mixup as two processes do it: each within its own images."""
+
+    def mixed(self, pixel_values, labels, sample_ids, **kwargs):
+        parts = zip(*(tensor.split(4) for tensor in (pixel_values, labels, sample_ids)), strict=True)
+        return tuple(map(torch.cat, zip(*(original(self, *part, **kwargs) for part in parts), strict=True)))
+
+    return mixed
+
+
+@pytest.mark.parametrize("tried", TRIED)
+def test_options_have_the_same_losses_in_two_processes(tried, one, two, tmp_path, monkeypatch):
+    monkeypatch.setattr(Mixup, "__call__", _in_fours(Mixup.__call__))
+    run(f"vit-{tried}", tmp_path, 8)
+    alone, together, plain = (_logs(path, "loss") for path in (tmp_path, two / f"vit-{tried}", one))
+    # What is tried does something: more than the two may differ by.
+    assert [log["loss"] for log in alone] != pytest.approx([log["loss"] for log in plain], rel=1e-3)
+    assert tried != "terms" or {"loss_relation", "loss_attention"} <= alone[0].keys()
+    for expected, found in zip(alone, together, strict=True):
+        assert expected.keys() == found.keys()
+        for name in [*(name for name in expected if name.startswith("loss")), "grad_norm"]:
+            assert found[name] == pytest.approx(expected[name], rel=1e-4), (found["step"], name)
+    for rank in (0, 1):
+        ended = load_file(two / f"vit-{tried}" / f"rank-{rank}.safetensors")
+        for name, tensor in load_file(tmp_path / "rank-0.safetensors").items():
+            torch.testing.assert_close(ended[name], tensor, atol=1e-4, rtol=1e-3)
 
 
 @pytest.mark.parametrize("family", ["vit", "resnet"])
