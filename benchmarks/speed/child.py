@@ -28,9 +28,9 @@ class Task:
         network: Its class, `module:name`.
         source: A folder or a Hub id.
         size: Height and width of the image.
-        way: `"first"`: answer once. `"stages"`: load all stages, one by one, and answer at the end. `"stream"`: answer
-            at stage 0, stream all stages, and answer at the end. `"ahead"`: answer once, and let a thread fetch the
-            files while this one imports.
+        way: `"first"`: answer once. `"stages"`: load all stages, one by one, and answer at the end. `"grow"`: the same,
+            and answer at stage 0 too. `"stream"`: answer at stage 0, stream all stages, and answer at the end.
+            `"ahead"`: answer once, and let a thread fetch the files while this one imports.
         cache_dir: The Hub cache; the environment's if it is None.
     """
 
@@ -53,7 +53,7 @@ class Marks:
         began: The first line of code, or the fork.
         imported: What the task needs was imported.
         loaded: A model was there.
-        first: The first answer of a model that streams was there.
+        first: The first answer of a model that grows or streams was there.
         answered: The last answer was there, and with it the task done.
         stages: Of a model that grows, when each stage was there, from stage 0 on.
     """
@@ -84,13 +84,14 @@ def perform(task: Task, marks: Marks) -> None:
         model = network.from_pretrained(task.source, cache_dir=task.cache_dir)
         marks.loaded = time.monotonic()
         marks.stages.append(marks.loaded)
-        if task.way == "stages":
+        if task.way in ("grow", "stream"):
+            model(images)
+            marks.first = time.monotonic()
+        if task.way in ("grow", "stages"):
             for _ in range(model.num_stages):
                 model.load_next_stage()
                 marks.stages.append(time.monotonic())
         elif task.way == "stream":
-            model(images)
-            marks.first = time.monotonic()
             with model.stream_stages(on_stage=lambda *_: marks.stages.append(time.monotonic())):
                 pass
         logits = model(images).logits
