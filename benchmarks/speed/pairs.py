@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from rich.console import Console
 from transformers import PreTrainedConfig, ResNetConfig, ViTConfig
 
 from pwl_hf import PWLConfig, PWLForImageClassification, VGGConfig
+from pwl_hf.demo import run_demo
 
 
 @dataclass(frozen=True)
@@ -20,12 +22,14 @@ class Pair:
         student: The student's config.
         num_stages: The number of blocks N.
         size: Height and width of the images.
+        trained: Whether its repository is the one that `pwl-hf demo` trains; all others have random weights.
     """
 
     teacher: PreTrainedConfig
     student: PreTrainedConfig
     num_stages: int
     size: int
+    trained: bool = False
 
     def pixel_values(self) -> torch.Tensor:
         """One image, (1, 3, size, size)."""
@@ -33,8 +37,9 @@ class Pair:
 
 
 def pairs() -> dict[str, Pair]:
-    """The pairs by name; `tiny` is for trying the suite itself."""
+    """The pairs by name; `digits` is for what needs accuracies, `tiny` for trying the suite itself."""
     tiny = {"image_size": 32, "patch_size": 8, "num_attention_heads": 2}
+    digits = {"image_size": 8, "patch_size": 2, "num_labels": 10}
     return {
         "vit-b": Pair(_vit(768, 12, 12), _vit(192, 12, 3), 4, 224),
         "vit-l": Pair(_vit(1024, 24, 16), _vit(384, 12, 6), 4, 224),
@@ -45,6 +50,14 @@ def pairs() -> dict[str, Pair]:
             224,
         ),
         "vgg": Pair(VGGConfig(), VGGConfig(depths=[1] * 5, hidden_sizes=[32, 64, 128, 256, 256]), 5, 32),
+        # As the recipes vit-digits-teacher and vit-digits say.
+        "digits": Pair(
+            ViTConfig(hidden_size=48, intermediate_size=96, num_hidden_layers=8, num_attention_heads=4, **digits),
+            ViTConfig(hidden_size=12, intermediate_size=24, num_hidden_layers=4, num_attention_heads=2, **digits),
+            4,
+            8,
+            trained=True,
+        ),
         "tiny": Pair(
             ViTConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=4, **tiny),
             ViTConfig(hidden_size=16, intermediate_size=32, num_hidden_layers=2, **tiny),
@@ -61,11 +74,18 @@ def _vit(width: int, layers: int, heads: int) -> ViTConfig:
 
 
 def repository(pair: Pair, folder: Path) -> Path:
-    """The pair's repository with random weights, made if it is not there; `student/` in it is the plain student."""
+    """The pair's repository, made if it is not there; `student/` in it is the plain student.
+
+    Weights are random, but for a pair that is trained: that takes minutes.
+    """
     if not (folder / "student" / "config.json").is_file():
-        torch.manual_seed(0)
-        config = PWLConfig(teacher_config=pair.teacher, student_config=pair.student, num_stages=pair.num_stages)
-        model = PWLForImageClassification(config).eval()
-        model.save_pretrained(folder)
+        if pair.trained:
+            run_demo(folder, quiet=True, console=Console(stderr=True))
+            model = PWLForImageClassification.from_pretrained(folder)
+        else:
+            torch.manual_seed(0)
+            config = PWLConfig(teacher_config=pair.teacher, student_config=pair.student, num_stages=pair.num_stages)
+            model = PWLForImageClassification(config).eval()
+            model.save_pretrained(folder)
         model.student.save_pretrained(folder / "student")
     return folder
