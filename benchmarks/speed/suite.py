@@ -130,4 +130,28 @@ SUITE: dict[str, Entry] = {
         "streaming:requests",
         plot="requests:draw",
     ),
+    "alternatives-warm": Entry(
+        "What users would do instead, from local files, warm",
+        "Time to load and answer one image, and until the teacher itself has answered; imports apart, one thread, files "
+        "in the page cache, shards verified before. What answers first is of different worth: see the accuracies.",
+        "alternatives:warm",
+    ),
+    "alternatives-cold": Entry(
+        "What users would do instead, from local files, cold",
+        "The same, the files dropped from the page cache before each. Two thirds of the rounds.",
+        "alternatives:cold",
+    ),
+    "alternatives-hub": Entry(
+        "What users would do instead, from a Hub",
+        "The same from a Hub at 20 MB/s and 20 ms latency, with an empty cache, and the bytes that it sends. A quarter "
+        "of the rounds.",
+        "alternatives:hub",
+    ),
+    "alternatives-accuracy": Entry(
+        "What the first answers are worth",
+        "Accuracy of what answers first, and the bytes of weights that it needs, for the pair that `pwl-hf demo` trains: "
+        "tiny networks, one seed; single tenths are within the noise.",
+        "alternatives_accuracy:accuracy",
+        pairs=("digits",),
+    ),
 }

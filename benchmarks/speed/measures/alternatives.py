@@ -1,0 +1,177 @@
+"""PWL against what users would do instead: time and bytes to the first answer, and to the teacher's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from transformers.utils import logging
+
+from benchmarks.speed.bare import Stopwatch
+from benchmarks.speed.child import Task
+from benchmarks.speed.figures import Figure, Measured, Place, ratios
+from benchmarks.speed.hub import PWL, STUDENT, Asked, serving, total_bytes
+from benchmarks.speed.launching import PWL_CLASS, Run, imported, plain_class
+from benchmarks.speed.measures.alternatives_files import alternatives
+from benchmarks.speed.measures.alternatives_ways import Accelerate, Bf16First, Both, Int8First
+from benchmarks.speed.timing import Spread, drop_from_page_cache, interleaved
+from pwl_hf import PWLForImageClassification
+from pwl_hf.modeling.families import family_of
+
+TEACHER_WAY, STUDENT_WAY, PWL_WAY = "transformers' teacher", "the student for ever", "PWL"
+INT8_WAY, BF16_WAY = "int8 first, then the teacher", "bf16 first, then the teacher"
+ACCELERATE_WAY, BOTH_WAY = "accelerate's load_checkpoint_and_dispatch", "both networks from one file"
+
+# The repository with the files of all the others.
+ALTERNATIVES = "org/alternatives"
+_WAYS = "benchmarks.speed.measures.alternatives_ways"
+
+
+@dataclass(frozen=True)
+class Way:
+    """One thing that users may do.
+
+    Args:
+        network: Its class.
+        where: The same as `Task` takes it.
+        folder: Its files.
+        hub_id: The repository that serves them.
+        task: What a process does that loads it from a Hub, as `Task` takes it.
+    """
+
+    network: Any
+    where: str
+    folder: Path
+    hub_id: str
+    task: str
+
+    @property
+    def grows(self) -> bool:
+        """Whether its first answer is not its last."""
+        return self.task != "first"
+
+
+def ways(place: Place) -> dict[str, Way]:
+    """All of them for a pair, by name; the teacher is the first."""
+    folder, others = place.repository().resolve(), alternatives(place).resolve()
+    plain, where = family_of(place.pair.teacher).model_class(), plain_class(place)
+
+    def other(network: type, task: str) -> Way:
+        return Way(network, f"{_WAYS}:{network.__name__}", others, ALTERNATIVES, task)
+
+    return {
+        TEACHER_WAY: Way(plain, where, others, ALTERNATIVES, "first"),
+        STUDENT_WAY: Way(plain, where, folder / "student", STUDENT, "first"),
+        INT8_WAY: other(Int8First, "grow"),
+        BF16_WAY: other(Bf16First, "grow"),
+        ACCELERATE_WAY: other(Accelerate, "first"),
+        BOTH_WAY: other(Both, "grow"),
+        PWL_WAY: Way(PWLForImageClassification, PWL_CLASS, folder, PWL, "stream"),
+    }
+
+
+def warm(place: Place) -> Measured:
+    """From local files in the page cache, those of PWL verified before."""
+    return _local(place, cold=False)
+
+
+def cold(place: Place) -> Measured:
+    """From local files, dropped from the page cache before each. Two thirds of the rounds."""
+    return _local(place, cold=True)
+
+
+def hub(place: Place) -> Measured:
+    """From a Hub, with an empty cache, each in a fork of a process whose imports are done. A quarter of the rounds."""
+    logging.disable_progress_bar()
+    known, size = ways(place), place.pair.size
+    runs: dict[str, list[Run]] = {name: [] for name in known}
+    asked: dict[str, list[list[Asked]]] = {name: [] for name in known}
+    rehearsed = [Task(way.where, str(way.folder), size, way.task) for way in known.values()]
+    with (
+        TemporaryDirectory(dir=place.data) as home,
+        serving({way.hub_id: way.folder for way in known.values()}, place.data / f"{place.name}-hub") as server,
+        imported(rehearsed, server.environment(Path(home))) as run,
+    ):
+        for _ in range(max(1, place.repeats // 4)):
+            for name, way in known.items():
+                with TemporaryDirectory(dir=place.data) as cache:
+                    server.take()
+                    runs[name].append(run(Task(way.where, way.hub_id, size, way.task, cache)))
+                    asked[name].append(server.take())
+    whole = {name: [run.seconds for run in found] for name, found in runs.items()}
+    first = {name: [run.marks.get("first", run.seconds) for run in found] for name, found in runs.items()}
+    return Measured(
+        [*_times(known, first, whole), *_bytes(known, runs, asked)], {"first answer": first, "whole way": whole}
+    )
+
+
+def _local(place: Place, *, cold: bool) -> Measured:
+    torch.set_num_threads(1)
+    logging.disable_progress_bar()
+    known, pixel_values = ways(place), place.pair.pixel_values()
+    watches = {name: Stopwatch("first", "rest") for name in known}
+
+    def thing(way: Way, watch: Stopwatch) -> Callable[[], object]:
+        def load() -> object:
+            watch.start()
+            model = way.network.from_pretrained(way.folder)
+            logits = model(pixel_values).logits
+            watch.lap("first")
+            if way.grows:
+                for _ in range(model.num_stages):
+                    model.load_next_stage()
+                logits = model(pixel_values).logits
+            watch.lap("rest")
+            return model, logits
+
+        return load
+
+    def drop() -> None:
+        if cold:
+            for folder in {way.folder for way in known.values()}:
+                drop_from_page_cache(folder)
+
+    rounds = max(1, place.repeats * 2 // 3) if cold else place.repeats
+    with torch.inference_mode():
+        whole = interleaved({name: thing(way, watches[name]) for name, way in known.items()}, rounds, drop)
+    # The first round does not count.
+    first = {name: watch.seconds["first"][1:] for name, watch in watches.items()}
+    return Measured(_times(known, first, whole), {"first answer": first, "whole way": whole})
+
+
+def _times(
+    known: Mapping[str, Way], first: Mapping[str, Sequence[float]], whole: Mapping[str, Sequence[float]]
+) -> list[Figure]:
+    """First answers, and then the whole ways of what grows, both as parts of the teacher's time."""
+    base = whole[TEACHER_WAY]
+    of_first = {f"first answer: {name}": seconds for name, seconds in first.items() if name != TEACHER_WAY}
+    of_whole = {f"the teacher's answer: {name}": whole[name] for name, way in known.items() if way.grows}
+    figures = ratios({TEACHER_WAY: base} | of_first | of_whole, TEACHER_WAY, TEACHER_WAY)
+    return [*figures, Figure(TEACHER_WAY, Spread.of([1e3 * seconds for seconds in base]), "ms")]
+
+
+def _bytes(
+    known: Mapping[str, Way], runs: Mapping[str, Sequence[Run]], asked: Mapping[str, Sequence[Sequence[Asked]]]
+) -> list[Figure]:
+    """What the Hub sent until the first answer, and in all."""
+    figures = []
+    for name in known:
+        before = [
+            total_bytes(
+                [request for request in requests if request.at - run.start < run.marks.get("first", run.seconds)]
+            )
+            for run, requests in zip(runs[name], asked[name], strict=True)
+        ]
+        figures.append(_megabytes(f"bytes at the first answer: {name}", before))
+    for name, way in known.items():
+        if way.grows:
+            figures.append(_megabytes(f"bytes in all: {name}", [total_bytes(requests) for requests in asked[name]]))
+    return figures
+
+
+def _megabytes(name: str, sizes: Sequence[int]) -> Figure:
+    return Figure(name, Spread.of([size / 1e6 for size in sizes]), "MB")

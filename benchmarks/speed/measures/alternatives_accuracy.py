@@ -1,0 +1,80 @@
+"""What the first answers are worth: accuracy and bytes of weights of PWL's stages and of what users would do instead."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from transformers.utils import logging
+
+from benchmarks.speed.figures import Figure, Measured, Place
+from benchmarks.speed.measures.alternatives import BF16_WAY, INT8_WAY, PWL_WAY, STUDENT_WAY, TEACHER_WAY, ways
+from benchmarks.speed.measures.alternatives_files import BF16, INT8
+from benchmarks.speed.timing import Spread
+from pwl_hf import PWLForImageClassification
+from pwl_hf.modeling.manifest import MANIFEST_FILE, STUDENT_FILE, Manifest
+
+# Of a pair with random weights, which can only be held against its teacher.
+_RANDOM_IMAGES = 64
+
+
+def accuracy(place: Place) -> Measured:
+    """Accuracy on test images (of the pair `digits`), and how many are classified as the teacher classifies them."""
+    logging.disable_progress_bar()
+    pixel_values, labels = images_of(place)
+    known = ways(place)
+
+    @torch.inference_mode()
+    def classes(model: Callable[[torch.Tensor], object]) -> torch.Tensor:
+        found: torch.Tensor = model(pixel_values).logits.argmax(-1)  # type: ignore[attr-defined]
+        return found
+
+    by_teacher = classes(known[TEACHER_WAY].network.from_pretrained(known[TEACHER_WAY].folder))
+    figures: list[Figure] = []
+
+    def add(name: str, found: torch.Tensor, size: int) -> None:
+        images = f"{len(found)} images"
+        if labels is not None:
+            figures.append(Figure(f"right: {name}", _percent(found == labels), "%", images))
+        if name != TEACHER_WAY:
+            figures.append(Figure(f"as the teacher: {name}", _percent(found == by_teacher), "%", images))
+        figures.append(Figure(f"weights until then: {name}", Spread.of([size / 1e3]), "kB"))
+
+    add(TEACHER_WAY, by_teacher, _size(known[TEACHER_WAY].folder / STUDENT_FILE))
+    for name, file in ((STUDENT_WAY, STUDENT_FILE), (INT8_WAY, INT8), (BF16_WAY, f"{BF16}/{STUDENT_FILE}")):
+        way = known[name]
+        add(name, classes(way.network.from_pretrained(way.folder)), _size(way.folder / file))
+    folder = known[PWL_WAY].folder
+    manifest = Manifest.from_json((folder / MANIFEST_FILE).read_bytes())
+    model = PWLForImageClassification.from_pretrained(folder)
+    size = 0
+    for number, stage in enumerate(manifest.stages):
+        if number:
+            model.load_next_stage()
+        size += sum(file.bytes for file in stage.files)
+        add(f"{PWL_WAY}, stage {number}", classes(model), size)
+    return Measured(figures)
+
+
+def images_of(place: Place) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Images (n, 3, height, width) with their labels (n,): of the digits, the part that training has not seen.
+
+    For a pair with random weights, noise without labels.
+    """
+    if not place.pair.trained:
+        shape = (_RANDOM_IMAGES, 3, place.pair.size, place.pair.size)
+        return torch.randn(shape, generator=torch.Generator().manual_seed(0)), None
+    # The digits need scikit-learn, which nothing else here does.
+    from pwl_hf.data.digits import image_processor, load_splits, to_tensor
+
+    _, test = load_splits()
+    return to_tensor(test.images, image_processor()), torch.tensor(test.labels)
+
+
+def _percent(right: torch.Tensor) -> Spread:
+    return Spread.of([100 * right.double().mean().item()])
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size
