@@ -79,7 +79,7 @@ SUITE: dict[str, Entry] = {
     "fresh-process-hub": Entry(
         "Fresh process, from a Hub",
         "From the start of a process to its first answer, imports included, with the same Hub and an empty cache. A "
-        "third of the rounds. The floor is the same process over local files: a download that hides behind the imports.",
+        "third of the rounds. The floor is the same over local files: a download that hides behind the imports.",
         "fresh_process:from_hub",
     ),
     "fresh-process-local": Entry(
