@@ -130,6 +130,15 @@ SUITE: dict[str, Entry] = {
         "streaming:requests",
         plot="requests:draw",
     ),
+    "timeline": Entry(
+        "Time line",
+        "One run each, for the picture: PWL streaming, the teacher alone and the student alone, from a Hub at 20 MB/s "
+        "and 20 ms with an empty cache, each in a fresh process whose imports are done. `digits` has accuracies, and a "
+        "line that is scaled to its size.",
+        "timeline:timeline",
+        pairs=("vit-b", "digits"),
+        plot="timeline:draw",
+    ),
     "alternatives-warm": Entry(
         "What users would do instead, from local files, warm",
         "Time to load and answer one image, and until the teacher itself has answered; imports apart, one thread, files "

@@ -1,4 +1,4 @@
-"""What the first answers are worth: accuracy and bytes of weights of PWL's stages and of what users would do instead."""
+"""What first answers are worth: accuracy and bytes of weights, of PWL's stages and of what users would do instead."""
 
 from __future__ import annotations
 

@@ -1,0 +1,192 @@
+"""What answers at which second, and with how much memory: PWL, the teacher alone and the student alone, from a Hub.
+
+Imports are done before, so the seconds are those of downloading, loading and answering. One run each: it is for a
+picture; spreads are in the measures `hub` and `memory`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import time
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from huggingface_hub import hf_hub_download
+from transformers.utils import logging
+
+from benchmarks.speed.figures import Figure, Measured, Place
+from benchmarks.speed.fresh import Mark
+from benchmarks.speed.hub import BANDWIDTH, LATENCY, serving
+from benchmarks.speed.measures.alternatives import INT8_WAY, PWL_WAY, STUDENT_WAY, TEACHER_WAY, Way, ways
+from benchmarks.speed.measures.alternatives_accuracy import images_of
+from benchmarks.speed.memory import Watched, watch
+from benchmarks.speed.timing import Spread
+from pwl_hf import PWLForImageClassification
+from pwl_hf.modeling.manifest import MANIFEST_FILE, STUDENT_FILE, Manifest
+
+_START = "start"
+# The teacher of the pair vit-b. The line of a trained pair, which is tiny, is as narrow as its teacher is smaller.
+_REFERENCE_BYTES = 346e6
+# Seconds between two looks at how far a stream is.
+_PATIENCE = 0.002
+# Of each way; the samples of each span of time between are one, the highest.
+_MEMORY_ROWS = 300
+
+
+def timeline(place: Place) -> Measured:
+    """Each in a fresh process. A pair that is trained has accuracies, and int8 first beside the three."""
+    known = ways(place)
+    drawn = [PWL_WAY, TEACHER_WAY, STUDENT_WAY, *([INT8_WAY] if place.pair.trained else [])]
+    teacher_bytes = (known[TEACHER_WAY].folder / STUDENT_FILE).stat().st_size
+    bandwidth = BANDWIDTH * (teacher_bytes / _REFERENCE_BYTES if place.pair.trained else 1)
+    with (
+        TemporaryDirectory(dir=place.data) as home,
+        serving(
+            {known[name].hub_id: known[name].folder for name in drawn},
+            place.data / f"{place.name}-hub",
+            bandwidth=bandwidth,
+        ) as server,
+    ):
+        works = {name: (f"{__name__}:answer", _task(known[name], place, home)) for name in drawn}
+        seen = watch(works, server.environment(Path(home)))
+    levels = _accuracies(place, known) if place.pair.trained else _blocks(place)
+    answers = {name: _answers(found, levels[name]) for name, found in seen.items()}
+    whole = answers[TEACHER_WAY][0][0]
+    figures = [
+        *(
+            Figure(f"first answer: {name}", Spread.of([answers[name][0][0] / whole]), base=TEACHER_WAY)
+            for name in drawn
+            if name != TEACHER_WAY
+        ),
+        Figure(f"the teacher's answer: {PWL_WAY}", Spread.of([answers[PWL_WAY][-1][0] / whole]), base=TEACHER_WAY),
+    ]
+    series = {
+        "pair": place.name,
+        "bandwidth": bandwidth,
+        "latency": LATENCY,
+        "level": "accuracy" if place.pair.trained else "blocks",
+        "ways": {
+            name: {
+                "answers": answers[name],
+                "memory": thinned(seen[name].series()["memory"], _MEMORY_ROWS),
+            }
+            for name in drawn
+        },
+    }
+    return Measured(figures, series)
+
+
+def answer(mark: Mark, where: str, source: str, local: str, size: int, cache_dir: str) -> None:
+    """Load from a Hub and answer one image, and another after each change of weights, with a mark after each answer.
+
+    Args:
+        mark: Told of the beginning and of each answer.
+        where: The class, `module:name`.
+        source: The Hub id.
+        local: The same as a folder, for a rehearsal: what is imported late is imported then.
+        size: Height and width of the image.
+        cache_dir: The Hub cache.
+    """
+    torch.set_num_threads(1)
+    logging.disable_progress_bar()
+    module, name = where.split(":")
+    network = getattr(import_module(module), name)
+    images = torch.zeros(1, 3, size, size)
+    with torch.inference_mode():
+        _grow(lambda _: None, network.from_pretrained(local), images)
+        with TemporaryDirectory(dir=cache_dir) as other:
+            hf_hub_download(source, "config.json", cache_dir=other)
+        _give_back()
+        mark(_START)
+        _grow(mark, network.from_pretrained(source, cache_dir=cache_dir), images)
+
+
+def _grow(mark: Mark, model: Any, images: torch.Tensor) -> None:
+    """Answer, load what there is more, and answer after each part of it; each mark is the number of parts."""
+    model(images)
+    mark("0")
+    count = getattr(model, "num_stages", 0)
+    if isinstance(model, PWLForImageClassification):
+        answered = 0
+        with model.stream_stages() as stream:
+            while answered < count and stream.exception is None:
+                stage = model.stage or 0
+                if stage == answered:
+                    time.sleep(_PATIENCE)
+                    continue
+                model(images)
+                mark(str(stage))
+                answered = stage
+    else:
+        for number in range(count):
+            model.load_next_stage()
+            model(images)
+            mark(str(number + 1))
+
+
+def _give_back() -> None:
+    """Let the kernel have what the rehearsal used, so that it is no part of the baseline (Linux with glibc)."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+
+
+def _task(way: Way, place: Place, home: str) -> dict[str, Any]:
+    cache = Path(home, way.where.replace(":", "-") + way.hub_id.replace("/", "-"))
+    cache.mkdir()
+    return {
+        "where": way.where,
+        "source": way.hub_id,
+        "local": str(way.folder),
+        "size": place.pair.size,
+        "cache_dir": str(cache),
+    }
+
+
+def _answers(seen: Watched, levels: Sequence[float]) -> list[list[float]]:
+    """Rows of seconds from the beginning to an answer, and of its level. A stage that was over at once has none."""
+    start = seen.baseline.at
+    return [[round(memory.at - start, 4), levels[int(name)]] for name, memory in seen.marks if name != _START]
+
+
+def _blocks(place: Place) -> dict[str, Sequence[float]]:
+    """How many of the teacher's blocks are in use, by the number of parts that were loaded after the first answer."""
+    count = place.pair.num_stages
+    return {PWL_WAY: range(count + 1), TEACHER_WAY: [count], STUDENT_WAY: [0]}
+
+
+def _accuracies(place: Place, known: Mapping[str, Way]) -> dict[str, Sequence[float]]:
+    """Accuracy in percent in the same way: PWL's as its manifest says, that of int8 weights as it is measured now."""
+    manifest = Manifest.from_json((known[PWL_WAY].folder / MANIFEST_FILE).read_bytes())
+    stages = [100 * next(m.value for m in stage.metrics if m.name == "accuracy") for stage in manifest.stages]
+    pixel_values, labels = images_of(place)
+    assert labels is not None
+    with torch.inference_mode():
+        found = known[INT8_WAY].network.from_pretrained(known[INT8_WAY].folder)(pixel_values).logits.argmax(-1)
+    int8 = 100 * (found == labels).double().mean().item()
+    return {PWL_WAY: stages, TEACHER_WAY: stages[-1:], STUDENT_WAY: stages[:1], INT8_WAY: [int8, stages[-1]]}
+
+
+def thinned(rows: Sequence[Sequence[float]], most: int) -> list[list[float]]:
+    """Fewer samples of memory, with the highest of each span of time.
+
+    Args:
+        rows: Seconds, private MB and proportional MB, in order of time.
+        most: How many may be left.
+
+    Returns:
+        For each span that has samples: the moment of its highest one, and the two counts then, by the second count.
+    """
+    if len(rows) <= most:
+        return [list(row) for row in rows]
+    begin, end = rows[0][0], rows[-1][0]
+    highest: dict[int, Sequence[float]] = {}
+    for row in rows:
+        span = min(int((row[0] - begin) / (end - begin) * most), most - 1)
+        if span not in highest or row[2] > highest[span][2]:
+            highest[span] = row
+    return [list(row) for row in highest.values()]
