@@ -141,8 +141,8 @@ SUITE: dict[str, Entry] = {
     ),
     "alternatives-warm": Entry(
         "What users would do instead, from local files, warm",
-        "Time to load and answer one image, and until the teacher itself has answered; imports apart, one thread, files "
-        "in the page cache, shards verified before. What answers first is of different worth: see the accuracies.",
+        "Time to load and answer one image, and until the teacher itself has answered; imports apart, one thread, "
+        "files in the page cache, shards verified before. First answers are of different worth: see the accuracies.",
         "alternatives:warm",
     ),
     "alternatives-cold": Entry(
@@ -158,8 +158,8 @@ SUITE: dict[str, Entry] = {
     ),
     "alternatives-accuracy": Entry(
         "What the first answers are worth",
-        "Accuracy of what answers first, and the bytes of weights that it needs, for the pair that `pwl-hf demo` trains: "
-        "tiny networks, one seed; single tenths are within the noise.",
+        "Accuracy of what answers first, and the bytes of weights that it needs, for the pair that `pwl-hf demo` "
+        "trains: tiny networks, one seed; single points are within the noise.",
         "alternatives_accuracy:accuracy",
         pairs=("digits",),
     ),

@@ -23,7 +23,7 @@ def tiny(tmp_path_factory) -> Place:
 
 
 # Each of their rounds is several processes that import everything.
-SLOW = ("fresh-process-hub", "fresh-process-local")
+SLOW = ("fresh-process-hub", "fresh-process-local", "timeline")
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in SUITE])
