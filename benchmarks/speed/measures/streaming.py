@@ -27,7 +27,7 @@ GROWING = "while stages stream"
 PLAIN = "while transformers loads the teacher in a thread"
 
 # Requests at a stage while nothing else is done, at most; and for how many seconds at most, a round.
-_IDLE, _IDLE_SECONDS_A_ROUND = 200, 0.6
+_IDLE, _IDLE_SECONDS_A_ROUND = 200, 0.5
 
 
 def requests(place: Place) -> Measured:

@@ -16,11 +16,11 @@ from benchmarks.speed.timing import Spread
 from pwl_hf import PWLForImageClassification
 
 # Swaps at the usual 9 rounds, and of stages that are loaded without a stream.
-_SWAPS, _SWAPS_BY_HAND, _ROUNDS = 50, 20, 9
+_SWAPS, _SWAPS_BY_HAND, _ROUNDS = 50, 12, 9
 # Requests around a swap: the one under way, and as many on each side.
 _BESIDE = 2
 # Requests at each stage of each model while nothing else is done, and for how long at most; more than those around.
-_IDLE, _IDLE_SECONDS = 20, 3.0
+_IDLE, _IDLE_SECONDS = 20, 1.5
 
 # Called when a stage is reached: the model stays there until it returns.
 Reached = Callable[[int], None]
