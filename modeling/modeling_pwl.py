@@ -30,6 +30,7 @@ from .shared_paths import SharedPaths
 from .sources import Role, Sources
 from .staged_model import PWLPreTrainedModel
 from .transformers_internals import choose_attention
+from .warming import Seen
 from .weights import WeightStore
 
 Images = torch.Tensor | Iterable[torch.Tensor]
@@ -111,10 +112,11 @@ class PWLForImageClassification(PWLPreTrainedModel):
         logits, outputs = route(pixel_values, interpolate_pos_encoding)
         if not torch.compiler.is_compiling():
             # After the pass: what failed here would fail in the warm-up too.
-            self._seen = pixel_values.shape, interpolate_pos_encoding
+            self._seen = Seen.of(route.sources, pixel_values, interpolate_pos_encoding, outputs)
         loss = None if labels is None else self.loss_function(labels, logits, self.config)
         wants_hidden = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        output = ImageClassifierOutput(loss=loss, logits=logits, hidden_states=outputs if wants_hidden else None)
+        hidden_states = tuple(features.tensor for features in outputs) if wants_hidden else None
+        output = ImageClassifierOutput(loss=loss, logits=logits, hidden_states=hidden_states)
         return_dict = self.config.return_dict if return_dict is None else return_dict
         return output if return_dict else output.to_tuple()
 
@@ -396,7 +398,7 @@ class PWLForImageClassification(PWLPreTrainedModel):
                 outputs = {role: route(batch.to(self.device))[1] for role, route in routes.items()}
                 for piece, fit in fits.items():
                     rows = {
-                        role: channel_rows(found[piece.number - 1], converters[piece].channels_first)
+                        role: channel_rows(found[piece.number - 1].tensor, converters[piece].channels_first)
                         for role, found in outputs.items()
                     }
                     ends = ("teacher", "student") if piece.kind == "encoder" else ("student", "teacher")

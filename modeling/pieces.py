@@ -23,6 +23,7 @@ from .route import Route, build_route
 from .sources import ROLE_OF, Piece, Role, Sources
 from .streaming import StageStream
 from .transformers_internals import copy_checkpointing
+from .warming import Seen
 from .weights import Tensors, WeightStore, same_bits
 
 
@@ -85,7 +86,7 @@ class PiecedModel(PreTrainedModel):
         # How units are compiled, those that come later as well.
         self._compiling: Compiling | None = None
         # Shape and `interpolate_pos_encoding` of the images answered last: what a new block is warmed on.
-        self._seen: tuple[tuple[int, ...], bool | None] | None = None
+        self._seen: Seen | None = None
         # Whether mixed passes in training mode leave the networks' running statistics alone.
         self._isolates_statistics = True
         self.encoders = nn.ModuleDict()

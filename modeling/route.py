@@ -42,7 +42,7 @@ class Route:
 
     def __call__(
         self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool | None = None
-    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+    ) -> tuple[torch.Tensor, tuple[Features, ...]]:
         """Run the path.
 
         Args:
@@ -52,11 +52,18 @@ class Route:
         Returns:
             Logits (B, num_labels), and the output of each block in the block's own width.
         """
-        features = self.embedder(pixel_values, interpolate_pos_encoding)
+        return self.run_from(1, self.embedder(pixel_values, interpolate_pos_encoding))
+
+    def run_from(self, first: int, features: Features) -> tuple[torch.Tensor, tuple[Features, ...]]:
+        """Run blocks `first` (from 1) to N on the output of the block before, or the embedder's, and the head.
+
+        Returns:
+            Logits (B, num_labels), and the output of each of these blocks.
+        """
         outputs = []
-        for block in range(1, len(self.blocks) + 1):
+        for block in range(first, len(self.blocks) + 1):
             features = self.run_block(block, features)
-            outputs.append(features.tensor)
+            outputs.append(features)
         return self.head(features), tuple(outputs)
 
     def run_block(self, block: int, features: Features) -> Features:

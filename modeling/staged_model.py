@@ -21,10 +21,10 @@ from .locking import SWAPPING
 from .manifest import file_of, statistics_file
 from .pieces import PiecedModel
 from .route import Route
-from .sources import Piece, Sources
+from .sources import ROLE_OF, Piece, Sources
 from .streaming import OnStage, StageStream
 from .transferring import SideStream, beside_requests, side_stream
-from .warming import touch_pages
+from .warming import first_call, touch_pages
 from .weights import WeightStore
 
 
@@ -239,14 +239,14 @@ class PWLPreTrainedModel(PiecedModel):
     def _warm(
         self, route: Route, made: Mapping[Piece, Mapping[str, nn.Module]], device: torch.device, dtype: torch.dtype
     ) -> None:
-        """Bring in the pages of new modules and pay for a route's first call, off the serving path."""
+        """Bring in the pages of new modules and pay for their first call, off the serving path."""
         for modules in made.values():
             for module in modules.values():
                 touch_pages(module)
         # A pass in training mode would leave its mark on statistics and on the random state.
         if self._seen is not None and not any(module.training for module in self.modules()):
-            shape, interpolate = self._seen
-            route(torch.zeros(shape, device=device, dtype=dtype), interpolate)
+            first = min((piece.number for piece in made if piece.kind in ROLE_OF.values()), default=1)
+            first_call(route, first, self._seen, device, dtype)
 
     # --- What transformers and torch do to a model --------------------------------------------------------------
 

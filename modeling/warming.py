@@ -1,12 +1,56 @@
-"""Bringing a block into memory before it is needed."""
+"""Bringing a block into memory, and paying for its first call, before it is needed."""
 
 from __future__ import annotations
 
 import mmap
+from collections.abc import Sequence
 from itertools import chain
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import nn
+
+from .family import Features
+from .sources import Sources
+
+if TYPE_CHECKING:
+    from .route import Route
+
+
+class Seen(NamedTuple):
+    """The shapes of the last forward pass.
+
+    Args:
+        sources: Its path.
+        images: The shape of the images.
+        interpolate: As in `forward`.
+        outputs: The shape of each block's output, and its token grid.
+    """
+
+    sources: Sources
+    images: tuple[int, ...]
+    interpolate: bool | None
+    outputs: tuple[tuple[tuple[int, ...], tuple[int, int] | None], ...]
+
+    @classmethod
+    def of(
+        cls, sources: Sources, pixel_values: torch.Tensor, interpolate: bool | None, outputs: Sequence[Features]
+    ) -> Seen:
+        """Of a pass that went well: what failed would fail in the warm-up too."""
+        shapes = tuple((features.tensor.shape, features.grid) for features in outputs)
+        return cls(sources, pixel_values.shape, interpolate, shapes)
+
+
+def first_call(route: Route, first: int, seen: Seen, device: torch.device, dtype: torch.dtype) -> None:
+    """Call a route's modules from block `first` (from 1) on, with zeros of the shapes that were seen.
+
+    The blocks before are in use already; where the pass that was seen had others there, they are called all the same.
+    """
+    if first > 1 and seen.sources.mask[: first - 1] == route.sources.mask[: first - 1]:
+        shape, grid = seen.outputs[first - 2]
+        route.run_from(first, Features(torch.zeros(shape, device=device, dtype=dtype), grid))
+    else:
+        route(torch.zeros(seen.images, device=device, dtype=dtype), seen.interpolate)
 
 
 def touch_pages(module: nn.Module) -> None:

@@ -97,6 +97,21 @@ def test_the_shape_is_that_of_the_last_answer(load, calls) -> None:
     assert {call[2][0] for call in calls} == {3}
 
 
+@pytest.mark.parametrize("family", ["vit", "swin", "resnet"])
+@torch.no_grad()
+def test_blocks_in_use_are_not_called_again(load, family: str) -> None:
+    model, fixed, called = load(family, stage=2), load(family, stage=3), []
+    model(tiny_images(family, 2))
+    blueprint = model._blueprints["teacher"]
+    for path in blueprint.units.intersection(blueprint.paths(1) + blueprint.paths(2)):
+        model.teacher.get_submodule(path).register_forward_hook(lambda *_: called.append(1))
+    with model.stream_stages(3):
+        pass
+    assert not called
+    assert torch.equal(model(tiny_images(family, 2)).logits, fixed(tiny_images(family, 2)).logits)
+    assert called
+
+
 @pytest.mark.parametrize("family", ["vit", "deit", "swin"])
 @torch.no_grad()
 def test_images_of_another_size_with_interpolation_warm_alike(load, family: str) -> None:
@@ -106,7 +121,7 @@ def test_images_of_another_size_with_interpolation_warm_alike(load, family: str)
     model(images, interpolate_pos_encoding=True)
     with model.stream_stages():
         pass
-    assert model._seen == ((2, 3, size * 2, size * 2), True)
+    assert model._seen[1:3] == ((2, 3, size * 2, size * 2), True)
     assert torch.equal(
         model(images, interpolate_pos_encoding=True).logits, fixed(images, interpolate_pos_encoding=True).logits
     )
