@@ -52,28 +52,24 @@ class Route:
         Returns:
             Logits (B, num_labels), and the output of each block in the block's own width.
         """
-        return self.run_from(1, self.embedder(pixel_values, interpolate_pos_encoding))
-
-    def run_from(self, first: int, features: Features) -> tuple[torch.Tensor, tuple[Features, ...]]:
-        """Run blocks `first` (from 1) to N on the output of the block before, or the embedder's, and the head.
-
-        Returns:
-            Logits (B, num_labels), and the output of each of these blocks.
-        """
+        features = self.embedder(pixel_values, interpolate_pos_encoding)
         outputs = []
-        for block in range(first, len(self.blocks) + 1):
+        for block in range(1, len(self.blocks) + 1):
             features = self.run_block(block, features)
             outputs.append(features)
         return self.head(features), tuple(outputs)
 
     def run_block(self, block: int, features: Features) -> Features:
         """Run block `block` (from 1) on the output of the block before it, through the converter between them."""
-        converter = self.converters[block - 2] if block > 1 else None
-        if converter is not None:
-            features = features._replace(tensor=converter(features.tensor))
+        features = self.convert(block, features)
         for unit in self.blocks[block - 1]:
             features = unit(features)
         return features
+
+    def convert(self, block: int, features: Features) -> Features:
+        """The output of the block before `block` as that takes it, through the converter between them."""
+        converter = self.converters[block - 2] if block > 1 else None
+        return features if converter is None else features._replace(tensor=converter(features.tensor))
 
 
 def build_route(

@@ -245,8 +245,10 @@ class PWLPreTrainedModel(PiecedModel):
                 touch_pages(module)
         # A pass in training mode would leave its mark on statistics and on the random state.
         if self._seen is not None and not any(module.training for module in self.modules()):
-            first = min((piece.number for piece in made if piece.kind in ROLE_OF.values()), default=1)
-            first_call(route, first, self._seen, device, dtype)
+            blocks = [piece.number for piece in made if piece.kind in ROLE_OF.values()]
+            # What is compiled is so by module, also what stands in for a block behind with the mask's statistics.
+            last = self.num_stages if self._compiling is not None or not blocks else max(blocks)
+            first_call(route, min(blocks, default=1), last, self._seen, device, dtype)
 
     # --- What transformers and torch do to a model --------------------------------------------------------------
 

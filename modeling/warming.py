@@ -41,16 +41,31 @@ class Seen(NamedTuple):
         return cls(sources, pixel_values.shape, interpolate, shapes)
 
 
-def first_call(route: Route, first: int, seen: Seen, device: torch.device, dtype: torch.dtype) -> None:
-    """Call a route's modules from block `first` (from 1) on, with zeros of the shapes that were seen.
+def first_call(route: Route, first: int, last: int, seen: Seen, device: torch.device, dtype: torch.dtype) -> None:
+    """Call a route's blocks `first` to `last` (from 1) and the converter behind, with zeros of shapes that were seen.
 
-    The blocks before are in use already; where the pass that was seen had others there, they are called all the same.
+    Where the pass that was seen had other blocks before them, the route's own are called too.
+
+    Args:
+        route: The route.
+        first: The first new block.
+        last: The last new block.
+        seen: The last forward pass.
+        device: Where the route is.
+        dtype: Of the route.
     """
     if first > 1 and seen.sources.mask[: first - 1] == route.sources.mask[: first - 1]:
         shape, grid = seen.outputs[first - 2]
-        route.run_from(first, Features(torch.zeros(shape, device=device, dtype=dtype), grid))
+        features, begin = Features(torch.zeros(shape, device=device, dtype=dtype), grid), first
     else:
-        route(torch.zeros(seen.images, device=device, dtype=dtype), seen.interpolate)
+        images = torch.zeros(seen.images, device=device, dtype=dtype)
+        features, begin = route.embedder(images, seen.interpolate), 1
+    for block in range(begin, last + 1):
+        features = route.run_block(block, features)
+    if last < len(route.blocks):
+        route.convert(last + 1, features)
+    else:
+        route.head(features)
 
 
 def touch_pages(module: nn.Module) -> None:

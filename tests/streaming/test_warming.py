@@ -16,6 +16,7 @@ from transformers.models.resnet.modeling_resnet import ResNetBasicLayer
 from transformers.models.vit.modeling_vit import ViTLayer
 
 from pwl_hf import PWLConfig, PWLForImageClassification
+from pwl_hf.modeling.converters import Converter
 from tests.streaming.helpers import until
 from tests.streaming.test_serving_threads import asking
 from tests.tiny import tiny_images
@@ -105,6 +106,9 @@ def test_blocks_in_use_are_not_called_again(load, family: str) -> None:
     blueprint = model._blueprints["teacher"]
     for path in blueprint.units.intersection(blueprint.paths(1) + blueprint.paths(2)):
         model.teacher.get_submodule(path).register_forward_hook(lambda *_: called.append(1))
+    blueprint = model._blueprints["student"]
+    for path in blueprint.units.intersection(blueprint.paths(4)):
+        model.student.get_submodule(path).register_forward_hook(lambda *_: called.append(1))
     with model.stream_stages(3):
         pass
     assert not called
@@ -186,15 +190,15 @@ def test_a_failure_in_the_warm_up_leaves_the_model_exactly_at_its_stage(
     assert expected.stage_now(model) == 1
     state, route = dict(model.state_dict()), model._route
     statistics, pieces = dict(model.statistics), model._resident()
-    plain = nn.Linear.forward
+    plain = Converter.forward
 
-    def fail(self: nn.Linear, *args: object) -> torch.Tensor:
+    def fail(self: Converter, *args: object) -> torch.Tensor:
         if threading.current_thread().name.startswith("pwl-"):
             raise MemoryError("no room for it")
         return plain(self, *args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(nn.Linear, "forward", fail)
+        patch.setattr(Converter, "forward", fail)
         stream = model.stream_stages()
         assert stream.wait(20)
         assert expected.stage_now(model) == 1
