@@ -18,6 +18,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from .cuts import units_of_block
 from .errors import StageError
 from .families import family_of
+from .skeletons import build_skeleton
 from .sources import Role
 from .transformers_internals import checkpoint_names, fill_missing, mark_initialized
 
@@ -152,12 +153,10 @@ class Blueprint:
         """
         modules = {path: self._spare_module(path) for path in self.paths(block)}
         for path, module in modules.items():
-            own = {name[len(path) + 1 :]: t for name, t in tensors.items() if name.startswith(f"{path}.")}
-            module.load_state_dict(own, assign=True, strict=False)
-            for name, tensor in module.state_dict(keep_vars=True).items():
-                if name in own:
-                    mark_initialized(tensor)
-            if any(t.is_meta for t in (*module.parameters(), *module.buffers())):
+            if not _assign(path, module, tensors):
+                for name, tensor in module.state_dict(keep_vars=True).items():
+                    if f"{path}.{name}" in tensors:
+                        mark_initialized(tensor)
                 dtype = next((t.dtype for t in tensors.values() if t.is_floating_point()), torch.get_default_dtype())
                 _leave_meta(module, device, dtype)
                 fill_missing(network, module)
@@ -193,8 +192,7 @@ class Blueprint:
         return (*embedder, *(p for unit in units for p in self.family.unit_paths(self.config, unit)), *head)
 
     def _build_meta(self) -> PreTrainedModel:
-        with torch.device("meta"):
-            network = self.build()
+        network = build_skeleton(self.family, self.config)
         if self._specs is None:
             self._specs = self._read_specs(network)
         self._spare = {path: network.get_submodule(path) for paths in self._paths for path in paths}
@@ -202,15 +200,14 @@ class Blueprint:
 
     def _read_specs(self, network: PreTrainedModel) -> tuple[dict[str, TensorSpec], ...]:
         names = checkpoint_names(network)
-        parameters = dict(network.named_parameters())
-        state = network.state_dict()
+        state = network.state_dict(keep_vars=True)
         specs = []
         for paths in self._paths:
             prefixes = tuple(f"{path}." for path in paths)
             own = {n: t for n, t in state.items() if n.startswith(prefixes)}
             specs.append(
                 {
-                    name: TensorSpec(names[name], tuple(t.shape), t.is_floating_point(), name in parameters)
+                    name: TensorSpec(names[name], tuple(t.shape), t.is_floating_point(), isinstance(t, nn.Parameter))
                     for name, t in own.items()
                 }
             )
@@ -231,6 +228,27 @@ class Blueprint:
 def _replace(network: nn.Module, path: str, module: nn.Module) -> None:
     parent, _, name = path.rpartition(".")
     network.get_submodule(parent)._modules[name] = module
+
+
+def _assign(path: str, module: nn.Module, tensors: Mapping[str, torch.Tensor]) -> bool:
+    """Put tensors into their places in a module at `path`; whether none is left on the meta device.
+
+    As `load_state_dict(assign=True)` does it, which looks at each name many times.
+    """
+    is_whole = True
+    for name, part in module.named_modules(prefix=path):
+        for places in (part._parameters, part._buffers):
+            for leaf, place in places.items():
+                tensor = tensors.get(f"{name}.{leaf}")
+                if place is None:
+                    continue
+                if tensor is None:
+                    is_whole = is_whole and not place.is_meta
+                elif isinstance(place, nn.Parameter):
+                    places[leaf] = nn.Parameter(tensor, place.requires_grad)
+                else:
+                    places[leaf] = tensor
+    return is_whole
 
 
 def _leave_meta(module: nn.Module, device: torch.device, dtype: torch.dtype) -> None:

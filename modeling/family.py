@@ -53,11 +53,13 @@ class Family(ABC):
         model_type: The `model_type` of its configs.
         interpolates: Whether its embedder takes `interpolate_pos_encoding`.
         auto_map: Where the code of a network that transformers lacks is found in a repository.
+        layers: The path of the list of all units, where the config's `num_hidden_layers` units are built alike.
     """
 
     model_type: ClassVar[str]
     interpolates: ClassVar[bool] = False
     auto_map: ClassVar[dict[str, str]] = {}
+    layers: ClassVar[str | None] = None
 
     @abstractmethod
     def model_class(self) -> type[PreTrainedModel]:

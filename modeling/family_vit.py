@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
@@ -23,7 +23,7 @@ class ViTFamily(Family):
     model_type = "vit"
     interpolates = True
     class_name = "ViTForImageClassification"
-    layers = "vit.layers"
+    layers: ClassVar[str] = "vit.layers"
     special_tokens = 1
 
     def model_class(self) -> type[PreTrainedModel]:
@@ -65,7 +65,7 @@ class DeiTFamily(ViTFamily):
 
     model_type = "deit"
     class_name = "DeiTForImageClassification"
-    layers = "deit.layers"
+    layers: ClassVar[str] = "deit.layers"
     special_tokens = 2
 
 
@@ -75,7 +75,7 @@ class Dinov2Family(ViTFamily):
     model_type = "dinov2"
     interpolates = False
     class_name = "Dinov2ForImageClassification"
-    layers = "dinov2.encoder.layer"
+    layers: ClassVar[str] = "dinov2.encoder.layer"
 
     def embedder(self, config: PreTrainedConfig, get: GetModule) -> Callable[[torch.Tensor, bool | None], Features]:
         return partial(_embed_any_size, get("dinov2.embeddings"))

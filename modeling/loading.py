@@ -135,7 +135,11 @@ def read_config(repository: Repository, config_class: type[Config], overrides: M
             f"{repository}: config.json has model_type {found!r:.100}, expected {config_class.model_type!r}"
         )
     try:
-        config, unused = config_class.from_dict(data, return_unused_kwargs=True, **overrides)
+        if overrides:
+            config, unused = config_class.from_dict(data, return_unused_kwargs=True, **overrides)
+        else:
+            # The same, without its log of the whole config, which is formatted even if nobody reads it.
+            config, unused = config_class(**data), {}
     except Exception as error:
         # Of arbitrary values the config classes raise whatever they run into.
         raise RepositoryError(f"{repository}: config.json is not a valid config: {error}") from error

@@ -6,6 +6,7 @@ Notation: N blocks; a piece is a block of the teacher or the student, or a conve
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import chain
 from types import MappingProxyType
 
 import torch
@@ -186,17 +187,21 @@ class PiecedModel(PreTrainedModel):
         if self._store is None:
             raise StageError("the model was not loaded from a repository")
         tensors = _cast(self._store.piece(piece), device, dtype)
+        of_teacher = piece.kind == "teacher"
+        modules: Mapping[str, nn.Module]
         if piece.kind == "teacher" or piece.kind == "student":
             modules = self._blueprints[piece.kind].make(self._network(piece.kind), piece.number, tensors, device)
         else:
             with torch.device("meta"):
                 converter = self._make_converter(piece)
             converter.load_state_dict(tensors, assign=True)
-            modules = {str(piece.number): converter}
-        trainable = self._requires_grad(of_teacher=piece.kind == "teacher")
+            modules = {str(piece.number): converter.eval()}
+        copy_checkpointing(self, modules.values())
         for path, module in modules.items():
-            module.requires_grad_(trainable).train(self.training and piece.kind != "teacher")
-            copy_checkpointing(self, module)
+            if not self._trainable[of_teacher]:
+                module.requires_grad_(False)
+            if self.training and not of_teacher:
+                module.train()
             if self._compiling is not None and self._is_unit(piece, path):
                 self._compiling.apply(module)
         return modules
@@ -204,12 +209,15 @@ class PiecedModel(PreTrainedModel):
     def _is_unit(self, piece: Piece, path: str) -> bool:
         return (piece.kind == "teacher" or piece.kind == "student") and path in self._blueprints[piece.kind].units
 
-    def _requires_grad(self, of_teacher: bool) -> bool:
-        """Whether new parameters of the teacher, or of the rest, are to require gradients: as the resident ones do."""
-        found = [p.requires_grad for n, p in self.named_parameters() if n.startswith("teacher.") == of_teacher]
-        if found:
-            self._trainable[of_teacher] = any(found)
-        return self._trainable[of_teacher]
+    def _note_trainable(self) -> None:
+        """Note if new parameters, of the teacher and of the rest, are to require gradients: as resident ones do."""
+        for of_teacher in (True, False):
+            networks = [child for name, child in self.named_children() if (name == "teacher") == of_teacher]
+            parts = chain.from_iterable(network.modules() for network in networks)
+            found = (p.requires_grad for part in parts for p in part._parameters.values() if p is not None)
+            first = next(found, None)
+            if first is not None:
+                self._trainable[of_teacher] = first or any(found)
 
     def _attach(self, piece: Piece, modules: Mapping[str, nn.Module]) -> None:
         if piece.kind == "teacher" or piece.kind == "student":

@@ -194,8 +194,7 @@ class PWLPreTrainedModel(PiecedModel):
                     f"{self.sources!r}: save the model first and load it again, or load it with keep_all=True"
                 )
         # 2. New modules beside the model. What they follow is read first: afterwards it may be gone.
-        for of_teacher in (True, False):
-            self._requires_grad(of_teacher)
+        self._note_trainable()
         made, statistics = self._make_new(store, missing, masks, device, dtype, side)
         # 3. The route over both, which nobody takes yet.
         route = self._build_route(target, made, statistics)

@@ -6,6 +6,8 @@ version changes it. Nothing else in this library imports a private name of trans
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import torch
@@ -66,6 +68,23 @@ def checkpoint_names(model: PreTrainedModel) -> dict[str, str]:
         NotImplementedError: If the conversion does more than rename.
     """
     state = model.state_dict()
+    # Layers of one kind are named alike: how the first and the last of them are converted tells it of all.
+    alike: dict[str, list[str]] = {}
+    for name in state:
+        alike.setdefault(_without_numbers(name), []).append(name)
+    ends = {name for names in alike.values() for name in (names[0], names[-1])}
+    known = _converted(model, {name: tensor for name, tensor in state.items() if name in ends})
+    names = {
+        name: _with_numbers(known[of_one_kind[0]], of_one_kind[0], name)
+        for of_one_kind in alike.values()
+        for name in of_one_kind
+    }
+    if any(names[name] != converted for name, converted in known.items()):
+        return _converted(model, state)
+    return {name: names[name] for name in state}
+
+
+def _converted(model: PreTrainedModel, state: dict[str, torch.Tensor]) -> dict[str, str]:
     name_of = {id(tensor): name for name, tensor in state.items()}
     saved = revert_weight_conversion(model, dict(state))
     names = {name_of[id(tensor)]: name for name, tensor in saved.items() if id(tensor) in name_of}
@@ -76,6 +95,20 @@ def checkpoint_names(model: PreTrainedModel) -> dict[str, str]:
             "cannot be cut into shards"
         )
     return names
+
+
+def _without_numbers(name: str) -> str:
+    return ".".join("#" if part.isdigit() else part for part in name.split("."))
+
+
+def _with_numbers(converted: str, known: str, name: str) -> str:
+    """What `name` is converted to, if `known`, which differs in its numbers alone, is converted to `converted`."""
+    places = [place for place in known.split(".") if place.isdigit()]
+    parts = converted.split(".")
+    if [part for part in parts if part.isdigit()] != places:
+        return converted
+    own = iter([place for place in name.split(".") if place.isdigit()])
+    return ".".join(next(own) if part.isdigit() else part for part in parts)
 
 
 def mark_initialized(tensor: torch.Tensor) -> None:
@@ -98,12 +131,12 @@ def fill_missing(network: PreTrainedModel, module: nn.Module) -> None:
             network._init_weights(part)
 
 
-def copy_checkpointing(model: nn.Module, module: nn.Module) -> None:
-    """Give the layers in `module` the activation checkpointing that the layers in `model` have."""
+def copy_checkpointing(model: nn.Module, modules: Iterable[nn.Module]) -> None:
+    """Give the layers in `modules` the activation checkpointing that the layers in `model` have."""
     layer = next((m for m in model.modules() if hasattr(m, "gradient_checkpointing")), None)
     if layer is None or not hasattr(layer, "_gradient_checkpointing_func"):
         return
-    for part in module.modules():
+    for part in chain.from_iterable(module.modules() for module in modules):
         if hasattr(part, "gradient_checkpointing"):
             part.gradient_checkpointing = layer.gradient_checkpointing
             part._gradient_checkpointing_func = layer._gradient_checkpointing_func  # type: ignore[assignment]

@@ -23,6 +23,9 @@ STUDENT_PREFIX = "student."
 
 Tensors = dict[str, torch.Tensor]
 
+# Whole numbers, the widest first.
+_WHOLE = (torch.int64, torch.int32, torch.int16, torch.uint8)
+
 
 class WeightStore:
     """The weights of one repository, piece by piece.
@@ -242,5 +245,8 @@ def same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
     """Whether two tensors are one of dtype and shape, and bit for bit; compared on the first one's device."""
     if one.dtype != other.dtype or one.shape != other.shape:
         return False
-    flat = [tensor.contiguous().reshape(-1).view(torch.uint8) for tensor in (one, other.to(one.device))]
-    return torch.equal(*flat)
+    flat = [tensor.contiguous().reshape(-1) for tensor in (one, other.to(one.device))]
+    # The widest whole numbers that fit: they are compared eight times as fast as bytes.
+    ends = [end for tensor in flat for end in (tensor.nbytes, tensor.storage_offset() * tensor.itemsize)]
+    dtype = next(dtype for dtype in _WHOLE if all(end % dtype.itemsize == 0 for end in ends))
+    return torch.equal(*(tensor.view(dtype) for tensor in flat))

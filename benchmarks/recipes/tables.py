@@ -52,7 +52,9 @@ def orders_section(definitions: Definitions, section: Section, results: Results)
             cells = _cells([accuracy(accuracies[recipe], mask) for recipe in section.recipes], len(results.seeds))
             lines.append(_row([order, f"`{mask}`", *cells]))
     ours = accuracies[section.base]
-    others = {titles[recipe]: accuracies[recipe] for recipe in section.recipes if recipe != section.base}
+    # A variant of the base is shown beside it, and nothing that it must beat.
+    rivals = [recipe for recipe in section.recipes if definitions.recipes[recipe].extends != section.base]
+    others = {titles[recipe]: accuracies[recipe] for recipe in rivals if recipe != section.base}
     found = [
         *goals.above_on_every_row(ours, others, [mask for rows in groups.values() for mask in rows]),
         goals.no_prefix_dip(ours, n),

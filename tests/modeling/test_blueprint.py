@@ -108,13 +108,13 @@ def test_an_unknown_family_is_refused_with_the_known_ones() -> None:
 
 def test_on_the_way_to_the_first_stage_each_network_is_built_once(load, monkeypatch) -> None:
     load("vit")  # Saved before any count.
-    built, plain = [], Blueprint.build
+    built, plain = [], Blueprint._build_meta
 
     def build(self: Blueprint):
         built.append(self.role)
         return plain(self)
 
-    monkeypatch.setattr(Blueprint, "build", build)
+    monkeypatch.setattr(Blueprint, "_build_meta", build)
     model = load("vit")
     assert built == ["student"]
     model.load_next_stage()

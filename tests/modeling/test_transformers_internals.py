@@ -229,7 +229,7 @@ def test_checkpointing_is_two_attributes_of_a_layer() -> None:
     assert layer.gradient_checkpointing is True, hint
     assert callable(layer._gradient_checkpointing_func), hint
     assert other.gradient_checkpointing is False, hint
-    internals.copy_checkpointing(network, other)
+    internals.copy_checkpointing(network, [other])
     assert other.gradient_checkpointing is True
     calls = []
     other.attention.register_forward_hook(lambda *_: calls.append(1))
@@ -239,8 +239,8 @@ def test_checkpointing_is_two_attributes_of_a_layer() -> None:
 
 def test_nothing_is_copied_from_a_model_that_never_had_checkpointing() -> None:
     layer = teacher_of("vit").vit.layers[0]
-    internals.copy_checkpointing(teacher_of("resnet"), layer)
-    internals.copy_checkpointing(teacher_of("vit"), layer)
+    internals.copy_checkpointing(teacher_of("resnet"), [layer])
+    internals.copy_checkpointing(teacher_of("vit"), [layer])
     assert not layer.gradient_checkpointing
 
 
