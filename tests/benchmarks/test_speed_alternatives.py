@@ -21,6 +21,7 @@ from benchmarks.speed.measures.alternatives import (
     BF16_WAY,
     BOTH_WAY,
     INT8_WAY,
+    MAPPED_WAY,
     PWL_WAY,
     STUDENT_WAY,
     TEACHER_WAY,
@@ -62,12 +63,12 @@ def _assert_same(found: torch.Tensor, expected: torch.Tensor) -> None:
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", [INT8_WAY, BF16_WAY, ACCELERATE_WAY, BOTH_WAY, PWL_WAY])
+@pytest.mark.parametrize("name", [INT8_WAY, BF16_WAY, ACCELERATE_WAY, BOTH_WAY, MAPPED_WAY, PWL_WAY])
 def test_every_way_ends_at_the_teacher(name, answers):
     _assert_same(answers[name][-1], answers[TEACHER_WAY][0])
 
 
-@pytest.mark.parametrize("name", [BOTH_WAY, PWL_WAY])
+@pytest.mark.parametrize("name", [BOTH_WAY, MAPPED_WAY, PWL_WAY])
 def test_student_answers_first_where_there_is_one(name, answers):
     _assert_same(answers[name][0], answers[STUDENT_WAY][0])
 

@@ -53,9 +53,9 @@ class Accelerate(_Way):
 
 
 class Both(_Way):
-    """Teacher and student from one file, as the research code has them, which loads it before anything answers.
+    """Teacher and student from one file, as the research code has them: both are made, and filled before any answer.
 
-    The research code also draws random weights for both beforehand; here neither is ever made twice.
+    The research code reads a pickle; this is safetensors.
     """
 
     num_stages: ClassVar[int] = 1
@@ -73,14 +73,32 @@ class Both(_Way):
         }
         held = load_file(_fetched(source, BOTH, cache_dir))
         networks = {
-            part: _filled(config, {n.removeprefix(f"{part}."): t for n, t in held.items() if n.startswith(f"{part}.")})
+            part: cls._network(
+                config, {n.removeprefix(f"{part}."): t for n, t in held.items() if n.startswith(f"{part}.")}
+            )
             for part, config in configs.items()
         }
         return cls(networks["student"], networks["teacher"])
 
+    @staticmethod
+    def _network(config: Any, state: dict[str, torch.Tensor]) -> PreTrainedModel:
+        """A network with copies of these tensors."""
+        model: PreTrainedModel = family_of(config).model_class()(config)
+        model.load_state_dict(state)
+        model.eval()
+        return model
+
     def load_next_stage(self) -> None:
         """The teacher answers from now on."""
         self.model = self._teacher
+
+
+class BothMapped(Both):
+    """The same with care: no weights are made first, and the tensors are pages of the file, read once they are used."""
+
+    @staticmethod
+    def _network(config: Any, state: dict[str, torch.Tensor]) -> PreTrainedModel:
+        return _filled(config, state)
 
 
 class _TeacherTwice(_Way, ABC):
@@ -129,7 +147,10 @@ class Bf16First(_TeacherTwice):
     def _load_small(source: str, cache_dir: str | None) -> PreTrainedModel:
         config = AutoConfig.from_pretrained(source, subfolder=BF16, cache_dir=cache_dir)
         network = family_of(config).model_class()
-        return network.from_pretrained(source, subfolder=BF16, dtype=torch.float32, cache_dir=cache_dir)
+        model: PreTrainedModel = network.from_pretrained(
+            source, subfolder=BF16, dtype=torch.float32, cache_dir=cache_dir
+        )
+        return model
 
 
 def _fetched(source: str, file: str, cache_dir: str | None) -> str:
@@ -142,6 +163,7 @@ def _fetched(source: str, file: str, cache_dir: str | None) -> str:
 def _filled(config: Any, state: dict[str, torch.Tensor]) -> PreTrainedModel:
     """A network with these tensors, made without any others."""
     with torch.device("meta"):
-        model = family_of(config).model_class()(config)
+        model: PreTrainedModel = family_of(config).model_class()(config)
     model.load_state_dict(state, assign=True)
-    return model.eval()
+    model.eval()
+    return model
