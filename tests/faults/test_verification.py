@@ -90,6 +90,18 @@ def test_second_check_hashes_nothing(home, hashed, file):
     assert len(hashed) == 1
 
 
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="the system takes no advice")
+def test_file_that_is_remembered_begins_to_be_read_at_once(home, file, monkeypatch):
+    advised = []
+    monkeypatch.setattr(os, "posix_fadvise", lambda _, *advice: advised.append(advice))
+    check_file(file, entry_of(file), "here")
+    assert not advised  # Hashing has read it.
+    check_file(file, entry_of(file), "here")
+    assert advised == [(0, 0, os.POSIX_FADV_WILLNEED)]
+    monkeypatch.delattr(os, "posix_fadvise")
+    check_file(file, entry_of(file), "here")
+
+
 def test_each_file_is_hashed_once_over_loads(home, hashed, pushed, cache):
     load(pushed, cache_dir=cache)
     assert len(hashed) == 1
