@@ -195,14 +195,31 @@ def _assert_seen_on_load(folder: Path, quoted: str) -> None:
         load(folder, stage="teacher")
 
 
+def _blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", TEXT, flags=re.MULTILINE | re.DOTALL)
+
+
+def _printed(code: str, folder: Path) -> str:
+    return subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True).stdout
+
+
+def test_download_before_the_imports_imports_neither_torch_nor_transformers(tmp_path, hub, repo_id):
+    early, _ = _blocks("python")
+    tiny_model("vit").push_to_hub(repo_id)
+    code = early.replace("org/pwl-vit", repo_id) + (
+        "import sys, threading\n"
+        "[thread.join() for thread in threading.enumerate() if thread is not threading.main_thread()]\n"
+        "print({'torch', 'transformers'} & set(sys.modules))\n"
+    )
+    hub.clear_requests()
+    assert _printed(code, tmp_path) == "set()\n"
+    assert any(request.path.endswith("/model.safetensors") for request in hub.requests)
+
+
 def test_python_block_prints_what_is_shown(tmp_path):
     tiny_model("vit").save_pretrained(tmp_path / "digits-pwl")
-    (block,), (shown,) = (
-        re.findall(rf"^```{language}\n(.*?)^```", TEXT, flags=re.MULTILINE | re.DOTALL)
-        for language in ("python", "text")
-    )
-    done = subprocess.run([sys.executable, "-c", block], cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert done.stdout == shown
+    (_, block), (shown,) = _blocks("python"), _blocks("text")
+    assert _printed(block, tmp_path) == shown
 
 
 def test_linked_files_exist():
