@@ -32,6 +32,7 @@ from benchmarks.speed.measures.alternatives_files import INT8, SCALE, dequantise
 from benchmarks.speed.pairs import Pair, pairs, repository
 from benchmarks.speed.peers import CHECKOUT
 from benchmarks.speed.plots.timeline import draw
+from benchmarks.speed.plots.timeline import picture as picture_of
 from pwl_hf import PWLForImageClassification
 from tests.tiny import tiny_pair
 
@@ -224,14 +225,27 @@ def test_thinned_samples_keep_the_peak_and_the_order():
     ],
 )
 def test_picture_is_800_wide_at_two_dots_a_pixel(level, answers, height, tmp_path):
+    draw(_series(level, answers), tmp_path / "made" / "a.png")
+    with Image.open(tmp_path / "made" / "a.png") as picture:
+        assert picture.size == (1600, height)
+
+
+def test_all_memory_is_within_the_picture():
+    answers = {PWL_WAY: [[1, 0], [9, 2]], TEACHER_WAY: [[8, 2]], STUDENT_WAY: [[1, 0]]}
+    series = _series("blocks", answers)
+    # The one that is drawn first needs the least.
+    series["ways"][STUDENT_WAY]["memory"] = [[0.0, 0.0, 0.0], [5.0, 3.0, 4.0]]
+    low, high = picture_of(series).axes[1].get_ylim()
+    assert low == 0
+    assert high >= 100
+
+
+def _series(level, answers):
     memory = [[0.0, 0.0, 0.0], [5.0, 90.0, 100.0]]
-    series = {
+    return {
         "pair": "vit-b",
         "bandwidth": 20e6,
         "latency": 0.02,
         "level": level,
         "ways": {name: {"answers": rows, "memory": memory} for name, rows in answers.items()},
     }
-    draw(series, tmp_path / "made" / "a.png")
-    with Image.open(tmp_path / "made" / "a.png") as picture:
-        assert picture.size == (1600, height)

@@ -30,11 +30,20 @@ _MARGIN = 0.06
 def draw(series: Mapping[str, Any], path: Path) -> None:
     """Draw a time line.
 
-    With accuracies it is that of tiny networks, whose memory is lost in that of Python: it is left out.
-
     Args:
         series: What `benchmarks.speed.measures.timeline` gives.
         path: The picture.
+    """
+    figure = picture(series)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with beside(path) as temporary:
+        figure.savefig(temporary, format=path.suffix[1:], dpi=_DOTS)
+
+
+def picture(series: Mapping[str, Any]) -> Figure:
+    """The picture of a time line.
+
+    With accuracies it is that of tiny networks, whose memory is lost in that of Python: it is left out.
     """
     with_memory = series["level"] != "accuracy"
     figure = Figure(figsize=(_WIDTH, 5.2 if with_memory else 3.6), layout="constrained")
@@ -52,7 +61,9 @@ def draw(series: Mapping[str, Any], path: Path) -> None:
         if with_memory:
             seconds, _, proportional = zip(*ways[name]["memory"], strict=True)
             panels[1].plot([*seconds, end], [*proportional, proportional[-1]], **look)
-            panels[1].set(ylabel="memory (MB)", ylim=(0, None))
+    if with_memory:
+        # Once all lines are there: from then on the limits stay.
+        panels[1].set(ylabel="memory (MB)", ylim=(0, None))
     _name_levels(panels[0], series)
     panels[-1].set(xlabel="seconds, imports done before; dots: answers", xlim=(0, end))
     for axes in panels:
@@ -67,9 +78,7 @@ def draw(series: Mapping[str, Any], path: Path) -> None:
         frameon=False,
     )
     panels[0].set_title(_title(series), fontsize="medium", loc="left")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with beside(path) as temporary:
-        figure.savefig(temporary, format=path.suffix[1:], dpi=_DOTS)
+    return figure
 
 
 def _steps(axes: Axes, rows: Sequence[Sequence[float]], end: float, look: Mapping[str, Any]) -> Line2D:
