@@ -14,7 +14,7 @@ from benchmarks.circumstances import circumstances
 from benchmarks.speed.figures import Place
 from benchmarks.speed.pairs import pairs
 from benchmarks.speed.suite import SUITE
-from benchmarks.speed.tables import key, render
+from benchmarks.speed.tables import key, measured_pairs, render
 from benchmarks.store import Store
 from pwl_hf.modeling.files import write_text
 
@@ -42,14 +42,12 @@ def speed(
                 found = child.submit(measured, name, Place(each, pairs()[each], data, repeats)).result()
             store.add("measures", key(name, each), found)
     stored = store.read("measures")
-    shown = [*dict.fromkeys([*names, *(known.split("/")[1] for known in stored)])]
-    text = render(stored, shown, "python -m benchmarks speed")
+    text = render(stored, names, "python -m benchmarks speed")
     write_text(output / "speed.md", text)
     for name, entry in SUITE.items():
         draw = entry.load_plot()
-        for each in shown:
-            if draw is not None and key(name, each) in stored:
-                draw(stored[key(name, each)]["series"], output / f"{name}-{each}.png")
+        for each in measured_pairs(stored, name) if draw is not None else ():
+            draw(stored[key(name, each)]["series"], output / f"{name}-{each}.png")
     typer.echo(text)
 
 

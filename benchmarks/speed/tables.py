@@ -16,8 +16,13 @@ def key(measure: str, pair: str) -> str:
     return f"{measure}/{pair}"
 
 
+def measured_pairs(stored: Mapping[str, Any], measure: str) -> list[str]:
+    """The pairs that the store has a measure of."""
+    return [pair for name, pair in (known.split("/") for known in stored) if name == measure]
+
+
 def render(stored: Mapping[str, Mapping[str, Any]], pairs: Sequence[str], command: str) -> str:
-    """All measures of some pairs; what has not been measured is visibly empty.
+    """All measures of some pairs, and of others that there are; what has not been measured is visibly empty.
 
     Args:
         stored: The store's entries by key.
@@ -28,7 +33,7 @@ def render(stored: Mapping[str, Mapping[str, Any]], pairs: Sequence[str], comman
     parts = ["# Speed", f"Made by `{command}`.", "Medians and quartiles over rounds in which all things took turns."]
     for name, entry in SUITE.items():
         parts += [f"## {entry.title}", entry.about]
-        for pair in entry.pairs or pairs:
+        for pair in dict.fromkeys([*(entry.pairs or pairs), *measured_pairs(stored, name)]):
             found = stored.get(key(name, pair))
             if found is None:
                 parts.append(f"{pair}: {MISSING}.")
@@ -61,4 +66,6 @@ def _quartiles(value: Mapping[str, float]) -> str:
 
 def _rounds(figures: Sequence[Mapping[str, Any]]) -> str:
     counts = sorted({figure["value"]["count"] for figure in figures})
+    if counts == [1]:
+        return "one round"
     return f"{counts[0]} rounds" if len(counts) == 1 else f"{counts[0]} to {counts[-1]} values a figure"

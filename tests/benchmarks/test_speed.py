@@ -58,6 +58,15 @@ def test_what_is_not_measured_is_visibly_missing():
     assert "vit-b: not measured yet." in render({}, ["vit-b"], "command")
 
 
+def test_other_pairs_are_shown_where_they_were_measured():
+    entry = {"figures": [], "device": "CPU", "date": "2026-01-01T00:00:00"}
+    figure = {"name": "first answer", "value": vars(Spread.of([0.2])), "unit": "x", "base": None}
+    text = render({"loading-warm/vgg": {**entry, "figures": [figure]}}, ["vit-b"], "command")
+    assert text.count("| vgg | median |") == 1
+    assert "vgg: not measured yet" not in text
+    assert "one round." in text
+
+
 def test_goals_are_judged_by_median():
     goal = Goal(must=0.5, aim=0.25)
     assert [goal.judge(value) for value in (0.25, 0.5, 0.7)] == ["aim met", "met", "**missed** by 0.2"]
