@@ -86,7 +86,7 @@ class PiecedModel(PreTrainedModel):
         self._stream: StageStream | None = None
         # How units are compiled, those that come later as well.
         self._compiling: Compiling | None = None
-        # Shape and `interpolate_pos_encoding` of the images answered last: what a new block is warmed on.
+        # The shapes of the last answer: what a new block is warmed on.
         self._seen: Seen | None = None
         # Whether mixed passes in training mode leave the networks' running statistics alone.
         self._isolates_statistics = True

@@ -9,45 +9,16 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import Any
 
 from tests.hub import HubServer, Request
-from tests.hub.faults import Throttle
 from tests.hub.log import RequestLog
 from tests.hub.store import Store
 
 # Of the store itself; every repository has it.
 _OWN = ".gitattributes"
-
-
-# Seconds between two transfers above which the line was idle meanwhile.
-_IDLE = 0.02
-
-
-class PunctualLine(Throttle):
-    """A line that goes on while its server wakes up late: the bytes of one transfer follow on those before.
-
-    The tests' own throttle begins each transfer when it is asked to, and so is some percent too slow.
-    """
-
-    def __init__(self) -> None:
-        super().__init__(threading.Event())
-        self._due = 0.0
-        self._guard = threading.Lock()
-
-    def transfer(self, size: int) -> None:
-        """Wait for as long as ``size`` bytes take at `bandwidth`."""
-        if self.bandwidth is None:
-            return
-        with self._guard:
-            now = time.monotonic()
-            start = self._due if now - self._due < _IDLE else now
-            self._due = start + size / self.bandwidth
-            delay = self._due - now
-        self.pause(delay)
 
 
 class TimedLog(RequestLog):
@@ -102,7 +73,7 @@ def main(root: Path, folders: dict[str, Path]) -> None:
     """
     server = HubServer(root, users={})
     log = TimedLog()
-    server.log, server.throttle = log, PunctualLine()
+    server.log = log
     for repo_id, folder in folders.items():
         fill(server.store, repo_id, folder)
     with server:

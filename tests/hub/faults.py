@@ -83,8 +83,14 @@ class Faults:
         return None
 
 
+# Seconds between two transfers above which the line was idle meanwhile; below it, who asked was late in waking up.
+_IDLE = 0.02
+
+
 class Throttle:
     """A line shared by all connections, both ways: each transfer waits until its bytes have gone through.
+
+    It goes on while its server wakes up late: the bytes of one transfer follow on those before.
 
     Args:
         stopping: set when the server stops, so that nobody goes on waiting.
@@ -103,7 +109,8 @@ class Throttle:
             return
         with self._lock:
             now = time.monotonic()
-            self._free_at = max(now, self._free_at) + size / self.bandwidth
+            start = self._free_at if now - self._free_at < _IDLE else now
+            self._free_at = start + size / self.bandwidth
             delay = self._free_at - now
         self.pause(delay)
 
