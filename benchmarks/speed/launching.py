@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from benchmarks.speed.child import Task
 from benchmarks.speed.figures import Place
+from benchmarks.speed.hub import Asked, Hub
 from benchmarks.speed.peers import running
 from pwl_hf.modeling.families import family_of
 
@@ -79,6 +81,20 @@ def imported(rehearsed: Sequence[Task], environment: Mapping[str, str]) -> Itera
             return _run(marks["began"], marks["answered"] - marks["began"], marks)
 
         yield run
+
+
+def from_empty_cache(place: Place, hub: Hub, run: Callable[[Task], Run], task: Task) -> tuple[Run, list[Asked]]:
+    """Do a task with a Hub cache that is new and thrown away, and tell what the Hub was asked meanwhile.
+
+    Args:
+        place: Where the cache is made.
+        hub: The Hub that the task loads from.
+        run: Does the task, as `imported` gives it.
+        task: The task, without a cache.
+    """
+    with TemporaryDirectory(dir=place.data) as cache:
+        hub.take()
+        return run(replace(task, cache_dir=cache)), hub.take()
 
 
 def _run(start: float, seconds: float, marks: Mapping[str, Any]) -> Run:

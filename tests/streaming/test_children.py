@@ -164,16 +164,20 @@ def test_children_forked_at_any_moment_are_whole(load, answers) -> None:
         model.set_stage(2)
         return (*found, held, expected.stage_now(model))
 
-    found, forks = [], 0
-    while forks < 25:
-        stream = model.stream_stages()
-        while not stream.done:
-            found.append(in_fork(child))
-            forks += 1
-            time.sleep(0.002)
-        assert stream.exception is None
+    with model.stream_stages() as stream:
+        began = time.monotonic()
+        assert stream.wait(30)
+        lasts = time.monotonic() - began
+    found = []
+    for step in range(25):
         model.set_stage(0)
-    assert len({f[0] for f in found}) >= 2
+        with model.stream_stages() as stream:
+            time.sleep(lasts * step / 20)
+            found.append(in_fork(child))
+            assert stream.wait(30)
+        assert stream.exception is None
+    found.append(in_fork(child))
+    assert found[-1][0] == 4
     assert [f for f in found if f != (f[0], f[0], False, f[0], 2)] == []
 
 

@@ -15,7 +15,7 @@ from benchmarks.speed.bare import Stopwatch
 from benchmarks.speed.child import Task
 from benchmarks.speed.figures import Figure, Measured, Place, ratios
 from benchmarks.speed.hub import PWL, STUDENT, Asked, serving, total_bytes
-from benchmarks.speed.launching import PWL_CLASS, Run, imported, plain_class
+from benchmarks.speed.launching import PWL_CLASS, Run, from_empty_cache, imported, plain_class
 from benchmarks.speed.measures.alternatives_files import alternatives
 from benchmarks.speed.measures.alternatives_ways import Accelerate, Bf16First, Both, BothMapped, Int8First
 from benchmarks.speed.timing import Spread, drop_from_page_cache, interleaved
@@ -101,10 +101,10 @@ def hub(place: Place) -> Measured:
     ):
         for _ in range(max(1, place.repeats // 4)):
             for name, way in known.items():
-                with TemporaryDirectory(dir=place.data) as cache:
-                    server.take()
-                    runs[name].append(run(Task(way.where, way.hub_id, size, way.task, cache)))
-                    asked[name].append(server.take())
+                task = Task(way.where, way.hub_id, size, way.task)
+                found, requests = from_empty_cache(place, server, run, task)
+                runs[name].append(found)
+                asked[name].append(requests)
     whole = {name: [run.seconds for run in found] for name, found in runs.items()}
     first = {name: [run.marks.get("first", run.seconds) for run in found] for name, found in runs.items()}
     return Measured(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -11,8 +11,8 @@ from transformers.utils import logging
 
 from benchmarks.speed.child import Task
 from benchmarks.speed.figures import Figure, Measured, Place, ratios
-from benchmarks.speed.hub import PWL, STUDENT, TEACHER, Asked, Hub, serving_pair, total_bytes
-from benchmarks.speed.launching import PWL_CLASS, Run, imported, plain_class
+from benchmarks.speed.hub import PWL, STUDENT, TEACHER, Asked, serving_pair, total_bytes
+from benchmarks.speed.launching import PWL_CLASS, Run, from_empty_cache, imported, plain_class
 from benchmarks.speed.timing import Spread
 
 TEACHER_ROW, STUDENT_ROW, FIRST = "transformers' teacher", "transformers' student", "first answer"
@@ -43,7 +43,7 @@ def hub(place: Place) -> Measured:
     ):
         for _ in range(hub_rounds(place)):
             for name, task in tasks.items():
-                found, requests = _from_empty_cache(place, server, run, task)
+                found, requests = from_empty_cache(place, server, run, task)
                 runs[name].append(found)
                 asked[name].append(requests)
     seconds = {name: [run.seconds for run in found] for name, found in runs.items()}
@@ -59,13 +59,6 @@ def hub(place: Place) -> Measured:
 def hub_rounds(place: Place) -> int:
     """A teacher takes its size divided by the bandwidth each time, so there are fewer rounds than of other measures."""
     return max(1, place.repeats // 3)
-
-
-def _from_empty_cache(place: Place, server: Hub, run: Callable[[Task], Run], task: Task) -> tuple[Run, list[Asked]]:
-    with TemporaryDirectory(dir=place.data) as cache:
-        server.take()
-        found = run(Task(task.network, task.source, task.size, task.way, cache))
-        return found, server.take()
 
 
 def _counts(asked: dict[str, list[list[Asked]]]) -> list[Figure]:
