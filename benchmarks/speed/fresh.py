@@ -11,15 +11,13 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
 from importlib import import_module
-from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-_CHECKOUT = Path(__file__).resolve().parents[2]
+from benchmarks.speed.peers import start
 
 # Given to the function: says that it has come to a point, and returns when whoever started it has taken note.
 Mark = Callable[[str], None]
@@ -39,20 +37,13 @@ class Fresh:
     """
 
     def __init__(self, where: str, arguments: Mapping[str, Any], environment: Mapping[str, str] | None = None) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.speed.fresh", where, json.dumps(dict(arguments))],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=_CHECKOUT,
-            env=None if environment is None else dict(environment),
-        )
+        self._peer = start("benchmarks.speed.fresh", [where, json.dumps(dict(arguments))], environment)
         self._is_ready = False
 
     @property
     def pid(self) -> int:
         """The process's number."""
-        return self._process.pid
+        return self._peer.process.pid
 
     def wait(self) -> None:
         """Wait until its imports are done.
@@ -61,7 +52,7 @@ class Fresh:
             RuntimeError: If it ends before; its own message is on standard error.
         """
         if not self._is_ready:
-            self._read()
+            self._peer.hear()
             self._is_ready = True
 
     def run(self, on_mark: OnMark = lambda mark, at: None) -> Any:
@@ -78,8 +69,7 @@ class Fresh:
         """
         self.wait()
         while True:
-            self._go_on()
-            said = self._read()
+            said = self._peer.ask("go on")
             if "result" in said:
                 return said["result"]
             on_mark(said["mark"], said["at"])
@@ -89,25 +79,8 @@ class Fresh:
 
     def __exit__(self, *_: object) -> None:
         # Not its own end: that of what it was made for has come.
-        self._process.kill()
-        self._process.communicate()
-
-    def _go_on(self) -> None:
-        pipe = _pipe(self._process.stdin)
-        pipe.write("\n")
-        pipe.flush()
-
-    def _read(self) -> dict[str, Any]:
-        line = _pipe(self._process.stdout).readline()
-        if not line:
-            raise RuntimeError(f"the process ended with code {self._process.wait()}; see its message above")
-        said: dict[str, Any] = json.loads(line)
-        return said
-
-
-def _pipe(pipe: IO[str] | None) -> IO[str]:
-    assert pipe is not None
-    return pipe
+        self._peer.process.kill()
+        self._peer.process.communicate()
 
 
 def main(where: str, arguments: Mapping[str, Any]) -> None:

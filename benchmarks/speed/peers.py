@@ -48,25 +48,32 @@ class Peer:
         return self.hear()
 
 
-@contextmanager
-def running(module: str, arguments: Sequence[str], environment: Mapping[str, str] | None = None) -> Iterator[Peer]:
-    """Run a module in a process of its own, within a `with` block.
+def start(module: str, arguments: Sequence[str], environment: Mapping[str, str] | None = None) -> Peer:
+    """Run a module in a process of its own, which whoever asked for it has to end.
 
     Args:
         module: Its name.
         arguments: Its arguments.
         environment: Its environment; this process's if it is None.
     """
-    process = subprocess.Popen(
-        [sys.executable, "-m", module, *arguments],
-        env=None if environment is None else dict(environment),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=CHECKOUT,
+    return Peer(
+        subprocess.Popen(
+            [sys.executable, "-m", module, *arguments],
+            env=None if environment is None else dict(environment),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=CHECKOUT,
+        )
     )
+
+
+@contextmanager
+def running(module: str, arguments: Sequence[str], environment: Mapping[str, str] | None = None) -> Iterator[Peer]:
+    """Run a module in a process of its own, within a `with` block; the arguments are those of `start`."""
+    peer = start(module, arguments, environment)
     try:
-        yield Peer(process)
+        yield peer
     finally:
         # The end of its input ends it.
-        process.communicate()
+        peer.process.communicate()

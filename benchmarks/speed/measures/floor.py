@@ -10,7 +10,8 @@ from transformers.utils import logging
 
 from benchmarks.speed.bare import Bare, Stopwatch
 from benchmarks.speed.figures import Figure, Measured, Place, ratios
-from benchmarks.speed.timing import Spread, drop_from_page_cache, interleaved
+from benchmarks.speed.loads import by_transformers, taking_turns
+from benchmarks.speed.timing import Spread
 from pwl_hf import PWLForImageClassification
 from pwl_hf.modeling.families import family_of
 
@@ -53,13 +54,6 @@ def _measure(place: Place, *, cold: bool) -> Measured:
 
         return answer
 
-    def plain(path: Path) -> Callable[[], object]:
-        def answer() -> object:
-            model = network.from_pretrained(path)
-            return model, model(pixel_values).logits
-
-        return answer
-
     def grow(name: str, until: int, watch: Stopwatch) -> Callable[[], object]:
         watches[name] = watch
 
@@ -78,16 +72,14 @@ def _measure(place: Place, *, cold: bool) -> Measured:
     of_student = {
         STUDENT: bare(STUDENT, folder / "student", Stopwatch(BUILD, FILL, ANSWER)),
         FIRST: grow(FIRST, 0, Stopwatch(LOAD, ANSWER)),
-        "transformers' student": plain(folder / "student"),
+        "transformers' student": by_transformers(network, folder / "student", pixel_values),
     }
     of_teacher = {
         TEACHER: bare(TEACHER, folder / "teacher", Stopwatch(BUILD, FILL, ANSWER)),
         WHOLE: grow(WHOLE, place.pair.num_stages, Stopwatch(LOAD, ANSWER)),
-        "transformers' teacher": plain(folder / "teacher"),
+        "transformers' teacher": by_transformers(network, folder / "teacher", pixel_values),
     }
-    with torch.inference_mode():
-        before = (lambda: drop_from_page_cache(folder)) if cold else lambda: None
-        times = interleaved(of_student | of_teacher, place.repeats, before)
+    times = taking_turns(of_student | of_teacher, place.repeats, folder, cold=cold)
     figures = ratios({name: times[name] for name in of_student}, STUDENT, STUDENT)
     figures += ratios({name: times[name] for name in of_teacher}, TEACHER, TEACHER)
     for name, watch in watches.items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from transformers.utils import logging
 from benchmarks.speed.figures import Figure, Measured, Place, ratios
 from benchmarks.speed.fresh import Fresh, Mark
 from benchmarks.speed.hub import Asked, serving, total_bytes
+from benchmarks.speed.loads import by_stages, by_transformers
 from benchmarks.speed.pairs import Pair, repository
 from benchmarks.speed.timing import Spread, interleaved
 from pwl_hf import PWLForImageClassification
@@ -130,24 +131,10 @@ def grow(mark: Mark, sources: list[str]) -> None:
 def _times(variant: Variant, repeats: int) -> dict[str, list[float]]:
     network = family_of(variant.pair.teacher).model_class()
     pixel_values = variant.pair.pixel_values()
-
-    def teacher() -> object:
-        model = network.from_pretrained(variant.folder / "teacher")
-        return model, model(pixel_values).logits
-
-    def stages(until: int) -> Callable[[], object]:
-        def answer() -> object:
-            model = PWLForImageClassification.from_pretrained(variant.folder)
-            for _ in range(until):
-                model.load_next_stage()
-            return model, model(pixel_values).logits
-
-        return answer
-
     things = {
-        TEACHER: teacher,
-        "first answer": stages(0),
-        "all stages, one answer at the end": stages(variant.pair.num_stages),
+        TEACHER: by_transformers(network, variant.folder / "teacher", pixel_values),
+        "first answer": by_stages(variant.folder, 0, pixel_values),
+        "all stages, one answer at the end": by_stages(variant.folder, variant.pair.num_stages, pixel_values),
     }
     with torch.inference_mode():
         return interleaved(things, repeats)

@@ -12,8 +12,8 @@ from huggingface_hub import constants
 from transformers.utils import logging
 
 from benchmarks.speed.figures import Figure, Measured, Place, ratios
+from benchmarks.speed.loads import by_stages, by_transformers
 from benchmarks.speed.timing import Spread, interleaved
-from pwl_hf import PWLForImageClassification
 from pwl_hf.modeling.families import family_of
 from pwl_hf.modeling.manifest import FileEntry, Manifest
 from pwl_hf.modeling.repository import Repository
@@ -30,21 +30,11 @@ def hashing(place: Place) -> Measured:
     repository = Repository.open(folder)
     manifest = repository.manifest()
     shards = [entry for entry in manifest.files if entry.path.startswith("teacher/")]
-
-    def teacher() -> object:
-        model = network.from_pretrained(folder / "teacher")
-        return model, model(pixel_values).logits
-
-    def grow() -> object:
-        model = PWLForImageClassification.from_pretrained(folder)
-        for _ in range(model.num_stages):
-            model.load_next_stage()
-        return model, model(pixel_values).logits
-
+    grow = by_stages(folder, place.pair.num_stages, pixel_values)
     verified, unverified = "verify the teacher's shards, first time", "all stages, never verified before"
     remembered = "verify the teacher's shards, remembered"
     things: dict[str, Callable[[], object]] = {
-        TEACHER: teacher,
+        TEACHER: by_transformers(network, folder / "teacher", pixel_values),
         verified: _forgetting(lambda: repository.verify(shards)),
         remembered: lambda: repository.verify(shards),
         unverified: _forgetting(grow),

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
-
 import torch
 from transformers.utils import logging
 
 from benchmarks.speed.figures import Measured, Place, ratios
-from benchmarks.speed.timing import drop_from_page_cache, interleaved
+from benchmarks.speed.loads import by_stages, by_transformers, taking_turns
 from pwl_hf import PWLForImageClassification
 from pwl_hf.modeling.families import family_of
 
@@ -32,36 +29,19 @@ def _measure(place: Place, *, cold: bool) -> Measured:
     folder, pixel_values = place.repository(), place.pair.pixel_values()
     network = family_of(place.pair.teacher).model_class()
 
-    def plain(path: Path) -> Callable[[], object]:
-        def answer() -> object:
-            model = network.from_pretrained(path)
-            return model, model(pixel_values).logits
-
-        return answer
-
-    def first() -> object:
+    def answering() -> object:
         model = PWLForImageClassification.from_pretrained(folder)
+        for _ in range(model.num_stages):
+            model(pixel_values)
+            model.load_next_stage()
         return model, model(pixel_values).logits
 
-    def grow(answering: bool) -> Callable[[], object]:
-        def answer() -> object:
-            model = PWLForImageClassification.from_pretrained(folder)
-            for _ in range(model.num_stages):
-                if answering:
-                    model(pixel_values)
-                model.load_next_stage()
-            return model, model(pixel_values).logits
-
-        return answer
-
     things = {
-        TEACHER: plain(folder / "teacher"),
-        "transformers' student": plain(folder / "student"),
-        "first answer": first,
-        "all stages, one answer at the end": grow(False),
-        "all stages, an answer at each": grow(True),
+        TEACHER: by_transformers(network, folder / "teacher", pixel_values),
+        "transformers' student": by_transformers(network, folder / "student", pixel_values),
+        "first answer": by_stages(folder, 0, pixel_values),
+        "all stages, one answer at the end": by_stages(folder, place.pair.num_stages, pixel_values),
+        "all stages, an answer at each": answering,
     }
-    with torch.inference_mode():
-        before = (lambda: drop_from_page_cache(folder)) if cold else lambda: None
-        times = interleaved(things, place.repeats, before)
+    times = taking_turns(things, place.repeats, folder, cold=cold)
     return Measured(ratios(times, TEACHER, TEACHER), {"seconds": times})
