@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 from huggingface_hub import is_offline_mode, resolve_revision, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 
+from .background import from_both_ends
 from .errors import FetchError, RepositoryError
 from .fetching import Watch, download
 from .manifest import MANIFEST_FILE, FileEntry, Manifest
@@ -126,6 +128,24 @@ class Repository:
             return local
         return download(self, path, anew=anew, watch=watch, cancelled=cancelled)
 
+    def fetch_all(self, entries: Iterable[FileEntry], fetch: Callable[[FileEntry, Event], Path]) -> dict[str, Path]:
+        """The local paths of files. Of a Hub's, small ones come beside large ones: their requests take no time.
+
+        Args:
+            entries: The files.
+            fetch: Fetches one, until the event is set; called in two threads.
+
+        Returns:
+            Path in the repository -> local path.
+
+        Raises:
+            Exception: What `fetch` raised; what came is in the cache.
+        """
+        largest_first = sorted(entries, key=attrgetter("bytes"), reverse=True)
+        if self.commit is None:
+            return {entry.path: fetch(entry, Event()) for entry in largest_first}
+        return {entry.path: local for entry, local in from_both_ends(largest_first, fetch).items()}
+
     def fetch_text(self, path: str) -> bytes:
         """The contents of a small file, fetched once more if it was damaged on the way.
 
@@ -224,7 +244,10 @@ class Repository:
         """
         fetch = partial(self.fetch, watch=watch, cancelled=cancelled)
         local = dict(fetched or {})
-        local |= {entry.path: fetch(entry.path) for entry in entries if entry.path not in local}
+        missing = [entry for entry in entries if entry.path not in local]
+        local |= self.fetch_all(
+            missing, lambda entry, ended: self.fetch(entry.path, watch=watch, cancelled=cancelled or ended)
+        )
         return {entry.path: self._verify(entry, local[entry.path], fetch) for entry in entries}
 
     def _verify(self, entry: FileEntry, local: Path, fetch: Callable[..., Path]) -> Verified:

@@ -10,20 +10,18 @@ from __future__ import annotations
 import os
 import queue
 import threading
-import time
 import traceback
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
-
-from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
+from typing import TYPE_CHECKING
 
 from .background import end_before_exit
 from .errors import FetchError, StageError
 from .interrupting import Interrupted
 from .manifest import FileEntry
+from .pacing import Pace
 from .sources import Sources
 
 if TYPE_CHECKING:
@@ -33,34 +31,6 @@ OnStage = Callable[["PWLPreTrainedModel", int], None]
 
 # How often a waiting thread looks whether it was cancelled, in seconds.
 _PATIENCE = 0.1
-
-
-class _Pace:
-    """Holds downloads to a number of bytes a second.
-
-    Args:
-        rate: The number; None for no limit.
-        cancelled: Ends every wait.
-    """
-
-    def __init__(self, rate: float | None, cancelled: threading.Event) -> None:
-        self._rate, self._cancelled = rate, cancelled
-        self._due, self._spent = 0.0, 0.0
-
-    def begin(self) -> None:
-        """A file's transfer begins: time that passed without one earns nothing."""
-        self._due, self._spent = max(self._due, time.monotonic()), 0.0
-
-    def spend(self, size: float) -> None:
-        """Wait until `size` more bytes were due."""
-        self._spent += size
-        if self._rate is not None and size > 0:
-            self._due += size / self._rate
-            self._cancelled.wait(max(0.0, self._due - time.monotonic()))
-
-    def settle(self, size: int) -> None:
-        """A file of `size` bytes has arrived: wait for what was not spent piece by piece."""
-        self.spend(max(0.0, size - self._spent))
 
 
 class StageStream:
@@ -116,7 +86,7 @@ class StageStream:
         self._bytes_done = 0
         self._exception: BaseException | None = None
         self._cancelled, self._ended = threading.Event(), threading.Event()
-        self._pace = _Pace(max_bytes_per_second, self._cancelled)
+        self._pace = Pace(max_bytes_per_second, self._cancelled)
         # Of each stage the local paths of its new files, or why they did not come.
         self._fetched: queue.Queue[dict[str, Path] | BaseException] = queue.Queue()
         self._ahead, self._room = 0, threading.Condition()
@@ -219,28 +189,27 @@ class StageStream:
     # --- The two threads ----------------------------------------------------------------------------------------
 
     def _fetch(self) -> None:
-        watch = self._watch()
         for stage, files in self._new.items():
             size = sum(entry.bytes for entry in files)
             with self._room:
                 while not self._has_room(stage, size) and not self._cancelled.is_set():
                     self._room.wait()
                 self._ahead += size
-            local: dict[str, Path] = {}
             try:
-                for entry in files:
-                    if self._cancelled.is_set():
-                        return
-                    is_new = self._store.repository.local(entry.path) is None
-                    self._pace.begin()
-                    local[entry.path] = self._store.repository.fetch(entry.path, watch=watch, cancelled=self._cancelled)
-                    if is_new:
-                        self._pace.settle(entry.bytes)
+                local = self._store.repository.fetch_all(files, self._fetch_file)
             except BaseException as error:
                 if not self._cancelled.is_set():
                     self._fetched.put(error)
                 return
             self._fetched.put(local)
+
+    def _fetch_file(self, entry: FileEntry, _: threading.Event) -> Path:
+        repository, transfer = self._store.repository, self._pace.begin()
+        is_new = repository.local(entry.path) is None
+        local = repository.fetch(entry.path, watch=transfer.watch(), cancelled=self._cancelled)
+        if is_new:
+            transfer.settle(entry.bytes)
+        return local
 
     def _has_room(self, stage: int, size: int) -> bool:
         """Whether a stage may be fetched now: its turn has come, or it is within the look-ahead."""
@@ -273,7 +242,7 @@ class StageStream:
         if model is None or store is None:
             return
         paths = [entry.path for entry in self._plan[stage]]
-        store.prepare(paths, fetched=fetched, watch=self._watch(), cancelled=self._cancelled)
+        store.prepare(paths, fetched=fetched, watch=self._pace.begin().watch(), cancelled=self._cancelled)
         if self._cancelled.is_set():
             return
         model._advance(stage)
@@ -308,24 +277,6 @@ class StageStream:
             new[stage] = tuple(entry for entry in files if entry.path not in seen)
             seen |= {entry.path for entry in files}
         return new
-
-    def _watch(self) -> type[Any]:
-        """A progress bar of the Hub's own kind that also keeps the rate."""
-        pace = self._pace
-
-        class Watch(tqdm):  # type: ignore[misc]
-            def __init__(self, *args: Any, **kwargs: Any) -> None:
-                # Xet reports from a thread of its own, which must neither wait nor fail.
-                self._is_receiving = kwargs.get("name") == "huggingface_hub.http_get"
-                super().__init__(*args, **kwargs)
-
-            def update(self, n: float | None = 1) -> bool | None:
-                if self._is_receiving:
-                    pace.spend(n or 0)
-                shown: bool | None = super().update(n)
-                return shown
-
-        return Watch
 
 
 def _forget_locals(error: BaseException | None) -> None:
