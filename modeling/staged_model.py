@@ -243,11 +243,15 @@ class PWLPreTrainedModel(PiecedModel):
             for module in modules.values():
                 touch_pages(module)
         # A pass in training mode would leave its mark on statistics and on the random state.
-        if self._seen is not None and not any(module.training for module in self.modules()):
+        seen = self._seen
+        if seen is not None and not any(module.training for module in self.modules()):
             blocks = [piece.number for piece in made if piece.kind in ROLE_OF.values()]
             # What is compiled is so by module, also what stands in for a block behind with the mask's statistics.
             last = self.num_stages if self._compiling is not None or not blocks else max(blocks)
-            first_call(route, min(blocks, default=1), last, self._seen, device, dtype)
+            seen_now = first_call(route, min(blocks, default=1), last, seen, device, dtype)
+            # What a request has left meanwhile counts for more.
+            if self._seen is seen:
+                self._seen = seen_now
 
     # --- What transformers and torch do to a model --------------------------------------------------------------
 

@@ -116,6 +116,17 @@ def test_blocks_in_use_are_not_called_again(load, family: str) -> None:
     assert called
 
 
+@pytest.mark.parametrize(("family", "kind"), [("vit", ViTLayer), ("resnet", ResNetBasicLayer)])
+@torch.no_grad()
+def test_without_requests_between_stages_each_block_is_called_once(load, calls, family: str, kind: type) -> None:
+    model = load(family)
+    model(tiny_images(family, 2))
+    calls.clear()
+    model.stream_stages().wait()
+    called = [call[0] for call in calls]
+    assert sorted(called) == sorted(id(unit) for unit in units(model, "teacher", kind))
+
+
 @pytest.mark.parametrize("family", ["vit", "deit", "swin"])
 @torch.no_grad()
 def test_images_of_another_size_with_interpolation_warm_alike(load, family: str) -> None:
