@@ -245,7 +245,7 @@ def test_local_files_only_uses_the_cache_and_asks_nothing(hub, pushed, cache):
         model = load(pushed, cache_dir=cache, local_files_only=True)
         model.load_next_stage()
         before = logits(model)
-        with pytest.raises(FetchError, match=f"'{encoder(2)}' could not be fetched: it is not in the local cache"):
+        with pytest.raises(FetchError, match=f"'{shard(2)}' could not be fetched: it is not in the local cache"):
             model.load_next_stage()
     assert requests == []
     assert torch.equal(before, expected)

@@ -60,8 +60,8 @@ print(json.dumps([answers, said, unseen, unsaved]))
         torch.testing.assert_close(torch.tensor(answer), logits(load(saved("resnet"), stage=k)))
     commit = hub.store.head(repo_id)
     assert said.startswith(
-        f"FetchError: {repo_id}@{commit}: 'converters/encoder-00003.safetensors' could not be fetched: it is not in "
-        "the local cache"
+        f"FetchError: {repo_id}@{commit}: 'teacher/model-00003-of-00004.safetensors' could not be fetched: it is not "
+        "in the local cache"
     )
     assert "tester/never-seen" in unseen
     assert "is not in the local cache" in unsaved
