@@ -114,6 +114,12 @@ def test_saving_over_the_own_folder_during_a_stream_disturbs_neither(saved, answ
     )
 
 
+def wait_for_more(found: list) -> None:
+    """Wait until two or three threads have each looked once more, from beginning to end."""
+    before = len(found)
+    until(lambda: len(found) >= before + 6)
+
+
 def test_a_state_dict_during_swaps_is_that_of_one_stage(load) -> None:
     model = load()
     expected = {}
@@ -121,30 +127,34 @@ def test_a_state_dict_during_swaps_is_that_of_one_stage(load) -> None:
         model.set_stage(stage)
         expected[stage] = frozenset(model.state_dict())
     model.set_stage(0)
-    found = set()
-    with asking(lambda _: found.add(frozenset(model.state_dict())), threads=2):
+    found = []
+    with asking(lambda _: found.append(frozenset(model.state_dict())), threads=2):
         for _ in range(5):
-            model.stream_stages().wait()
+            wait_for_more(found)
+            stream = model.stream_stages(on_stage=lambda *_: wait_for_more(found))
+            assert stream.wait(60)
+            assert stream.exception is None
             for stage in (2, 0):
                 model.set_stage(stage)
-    assert found <= set(expected.values())
-    assert len(found) >= 3
+    assert set(found) == set(expected.values())
 
 
 def test_parameters_and_device_can_be_read_during_swaps(load) -> None:
-    model, counts = load(), set()
+    model, counts = load(), []
 
     def read(_: int) -> None:
-        counts.add(len(list(model.named_parameters())))
+        counts.append(len(list(model.named_parameters())))
         assert (model.device.type, model.dtype) == ("cpu", torch.float32)
         _ = [name for name, _ in model.named_modules()]
         _ = dict(model.statistics)
 
     with asking(read, threads=3):
         for _ in range(8):
-            model.stream_stages().wait()
+            stream = model.stream_stages(on_stage=lambda *_: wait_for_more(counts))
+            assert stream.wait(60)
+            assert stream.exception is None
             model.set_stage(0)
-    assert len(counts) >= 2
+    assert len(set(counts)) >= 4
 
 
 def test_a_cast_during_a_stream_is_followed_by_its_later_stages(load, saved) -> None:

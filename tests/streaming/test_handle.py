@@ -121,13 +121,12 @@ def test_stream_begins_at_the_stage_asked_for(load) -> None:
 
 def test_cancelled_amid_a_download_it_ends_soon_and_leaves_the_stage(hub, pull, answers) -> None:
     model = pull()
-    hub.bandwidth = 20_000
+    # For a minute.
+    hub.bandwidth = model._store.manifest.get(shard(1)).bytes / 60
     stream = model.stream_stages()
     until(lambda: shard(1) in bodies(hub.requests))
     stream.cancel()
-    started = time.monotonic()
-    assert stream.wait(5)
-    assert time.monotonic() - started < 1
+    assert stream.wait(10)
     assert (stream.cancelled, stream.exception, stream.stage, model.stage) == (True, None, 0, 0)
     assert answers().stage_now(model) == 0
     # A new stream does not wait for the old one's rest, and goes on.
