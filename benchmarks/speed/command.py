@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from benchmarks.circumstances import circumstances
+from benchmarks.speed.alone import alone
 from benchmarks.speed.figures import Place
 from benchmarks.speed.pairs import pairs
 from benchmarks.speed.suite import SUITE
@@ -52,11 +53,12 @@ def speed(
 
 
 def measured(name: str, place: Place) -> dict[str, Any]:
-    """Run a measure of the suite.
+    """Run a measure of the suite, in a process that is for this alone.
 
     Returns:
         The entry for the store.
     """
+    alone()
     return SUITE[name].load()(place).as_json() | circumstances()
 
 

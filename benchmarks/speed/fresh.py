@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any
 
+from benchmarks.speed.alone import alone
 from benchmarks.speed.peers import start
 
 # Given to the function: says that it has come to a point, and returns when whoever started it has taken note.
@@ -108,6 +109,7 @@ def main(where: str, arguments: Mapping[str, Any]) -> None:
 
         module, name = where.split(":")
         function = getattr(import_module(module), name)
+        alone()
         say()
         told_to_go_on()
         say(result=function(mark, **arguments))

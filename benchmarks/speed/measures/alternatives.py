@@ -9,7 +9,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from transformers.utils import logging
 
 from benchmarks.speed.bare import Stopwatch
 from benchmarks.speed.child import Task
@@ -88,7 +87,6 @@ def cold(place: Place) -> Measured:
 
 def hub(place: Place) -> Measured:
     """From a Hub, with an empty cache, each in a fork of a process whose imports are done. A quarter of the rounds."""
-    logging.disable_progress_bar()
     # The same download once again: what it does better is done in milliseconds.
     known, size = {name: way for name, way in ways(place).items() if name != MAPPED_WAY}, place.pair.size
     runs: dict[str, list[Run]] = {name: [] for name in known}
@@ -113,8 +111,6 @@ def hub(place: Place) -> Measured:
 
 
 def _local(place: Place, *, cold: bool) -> Measured:
-    torch.set_num_threads(1)
-    logging.disable_progress_bar()
     known, pixel_values = ways(place), place.pair.pixel_values()
     watches = {name: Stopwatch("first", "rest") for name in known}
 

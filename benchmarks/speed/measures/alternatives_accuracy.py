@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from transformers.utils import logging
 
 from benchmarks.speed.figures import Figure, Measured, Place
 from benchmarks.speed.measures.alternatives import BF16_WAY, INT8_WAY, PWL_WAY, STUDENT_WAY, TEACHER_WAY, ways
@@ -21,7 +20,6 @@ _RANDOM_IMAGES = 64
 
 def accuracy(place: Place) -> Measured:
     """Accuracy on test images (of the pair `digits`), and how many are classified as the teacher classifies them."""
-    logging.disable_progress_bar()
     pixel_values, labels = images_of(place)
     known = ways(place)
 

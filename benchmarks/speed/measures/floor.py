@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
-from transformers.utils import logging
-
 from benchmarks.speed.bare import Bare, Stopwatch
 from benchmarks.speed.figures import Figure, Measured, Place, ratios
 from benchmarks.speed.loads import by_transformers, taking_turns
@@ -32,8 +29,6 @@ def cold(place: Place) -> Measured:
 
 
 def _measure(place: Place, *, cold: bool) -> Measured:
-    torch.set_num_threads(1)
-    logging.disable_progress_bar()
     folder, pixel_values = place.repository(), place.pair.pixel_values()
     network = family_of(place.pair.teacher).model_class()
     watches: dict[str, Stopwatch] = {}

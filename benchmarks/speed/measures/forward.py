@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.utils import logging
 
 from benchmarks.speed.figures import Figure, Measured, Place
 from benchmarks.speed.timing import Spread
@@ -30,8 +29,6 @@ Pass = Callable[[], torch.Tensor]
 
 def forward(place: Place) -> Measured:
     """One image, one thread. A figure of a stage is the median of as many ratios of neighbours as there are rounds."""
-    torch.set_num_threads(1)
-    logging.disable_progress_bar()
     folder, pixel_values = place.repository(), place.pair.pixel_values()
     figures: list[Figure] = []
     of_stages: list[Figure] = []

@@ -7,8 +7,6 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from transformers.utils import logging
-
 from benchmarks.speed.child import Task
 from benchmarks.speed.figures import Figure, Measured, Place, ratios
 from benchmarks.speed.hub import PWL, STUDENT, TEACHER, Hub, environment, serving_pair
@@ -22,7 +20,6 @@ AHEAD, LOCAL = "first answer, fetched while importing", "first answer from local
 
 def from_hub(place: Place) -> Measured:
     """From a Hub, with an empty cache, in turn with the same from local files."""
-    logging.disable_progress_bar()
     size, plain, folder = place.pair.size, plain_class(place), place.repository().resolve()
     tasks = {
         TEACHER_ROW: Task(plain, TEACHER, size),
@@ -40,7 +37,6 @@ def from_hub(place: Place) -> Measured:
 
 def from_local_files(place: Place) -> Measured:
     """From local files in the page cache, verified before."""
-    logging.disable_progress_bar()
     size, plain, folder = place.pair.size, plain_class(place), place.repository().resolve()
     tasks = {
         TEACHER_ROW: Task(plain, str(folder / "teacher"), size),

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from huggingface_hub import constants
 from transformers import PreTrainedConfig
-from transformers.utils import logging
 
 from benchmarks.speed.figures import Figure, Measured, Place, ratios
 from benchmarks.speed.fresh import Fresh, Mark
@@ -51,8 +50,6 @@ class Variant:
 
 def growth(place: Place) -> Measured:
     """Local files in the page cache, shards verified before, one thread; requests and bytes from a Hub that is near."""
-    torch.set_num_threads(1)
-    logging.disable_progress_bar()
     figures: list[Figure] = []
     series: dict[str, Any] = {}
     for by, variants in (("stages", of_stages(place)), ("teachers", of_teachers(place))):

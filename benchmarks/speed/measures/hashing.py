@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import constants
-from transformers.utils import logging
 
 from benchmarks.speed.figures import Figure, Measured, Place, ratios
 from benchmarks.speed.loads import by_stages, by_transformers
@@ -23,8 +22,6 @@ TEACHER = "transformers' teacher"
 
 def hashing(place: Place) -> Measured:
     """Local files in the page cache, one thread."""
-    torch.set_num_threads(1)
-    logging.disable_progress_bar()
     folder, pixel_values = place.repository(), place.pair.pixel_values()
     network = family_of(place.pair.teacher).model_class()
     repository = Repository.open(folder)

@@ -7,8 +7,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from transformers.utils import logging
-
 from benchmarks.speed.child import Task
 from benchmarks.speed.figures import Figure, Measured, Place, ratios
 from benchmarks.speed.hub import PWL, STUDENT, TEACHER, Asked, serving_pair, total_bytes
@@ -21,7 +19,6 @@ STAGES, STREAM = "all stages, one answer at the end", "all stages, streamed whil
 
 def hub(place: Place) -> Measured:
     """Each in a fork of a process whose imports are done: the first load and the first answer of its life."""
-    logging.disable_progress_bar()
     size, plain, folder = place.pair.size, plain_class(place), place.repository()
     tasks = {
         TEACHER_ROW: Task(plain, TEACHER, size),

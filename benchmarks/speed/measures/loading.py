@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import torch
-from transformers.utils import logging
-
 from benchmarks.speed.figures import Measured, Place, ratios
 from benchmarks.speed.loads import by_stages, by_transformers, taking_turns
 from pwl_hf import PWLForImageClassification
@@ -24,8 +21,6 @@ def cold(place: Place) -> Measured:
 
 
 def _measure(place: Place, *, cold: bool) -> Measured:
-    torch.set_num_threads(1)
-    logging.disable_progress_bar()
     folder, pixel_values = place.repository(), place.pair.pixel_values()
     network = family_of(place.pair.teacher).model_class()
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers.utils import logging
 
 from benchmarks.speed.answering import Client, requests_of
 from benchmarks.speed.figures import Figure, Measured, Place, ratios
@@ -83,8 +82,6 @@ def load(mark: Mark, folder: str, pair: str) -> None:
 
 def _ready(pair: str) -> torch.Tensor:
     """Import what is imported late, and make what requests are asked with."""
-    torch.set_num_threads(1)
-    logging.disable_progress_bar()
     used: Pair = pairs()[pair]
     family_of(used.teacher).model_class()
     return used.pixel_values()
@@ -123,8 +120,6 @@ def _peaks(found: dict[str, list[Watched]], allowed: int) -> list[Figure]:
 
 def step_down(place: Place) -> Measured:
     """From the teacher to the student and back, files local and verified, each with one answer."""
-    torch.set_num_threads(1)
-    logging.disable_progress_bar()
     folder, pixel_values = place.repository(), place.pair.pixel_values()
     network = family_of(place.pair.teacher).model_class()
     model = PWLForImageClassification.from_pretrained(folder, stage="teacher")

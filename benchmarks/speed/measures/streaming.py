@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedModel
-from transformers.utils import logging
 
 from benchmarks.speed.answering import Answer, Client, quantile, requests_of
 from benchmarks.speed.figures import Figure, Measured, Place
@@ -115,8 +114,6 @@ def replace(mark: Mark, pair: str, idle_seconds: float) -> dict[str, Any]:
 
 
 def _ready(pair: str) -> torch.Tensor:
-    torch.set_num_threads(1)
-    logging.disable_progress_bar()
     # One core for the requests, and one to spare; the Hub's process is another matter.
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])
     family_of(pairs()[pair].teacher).model_class()

@@ -7,9 +7,6 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-import torch
-from transformers.utils import logging
-
 from benchmarks.speed.answering import Answer, Client, quantile, requests_of
 from benchmarks.speed.figures import Figure, Measured, Place
 from benchmarks.speed.timing import Spread
@@ -64,8 +61,6 @@ class Swaps:
 
 def swaps(place: Place) -> Measured:
     """Swaps of a stream, and of `load_next_stage` called in another thread than the requests."""
-    torch.set_num_threads(1)
-    logging.disable_progress_bar()
     ways = {
         "swap of a stream": (_stream, _SWAPS),
         "swap by load_next_stage in another thread": (_by_hand, _SWAPS_BY_HAND),

@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from huggingface_hub import hf_hub_download
-from transformers.utils import logging
 
 from benchmarks.speed.figures import Figure, Measured, Place
 from benchmarks.speed.fresh import Mark
@@ -92,8 +91,6 @@ def answer(mark: Mark, where: str, source: str, local: str, size: int, cache_dir
         size: Height and width of the image.
         cache_dir: The Hub cache.
     """
-    torch.set_num_threads(1)
-    logging.disable_progress_bar()
     module, name = where.split(":")
     network = getattr(import_module(module), name)
     images = torch.zeros(1, 3, size, size)
