@@ -1,8 +1,8 @@
 """Growing while serving: later stages come in the background while the model answers.
 
 Two threads: one fetches the files of the next stages, at most `lookahead_bytes` ahead, a stage's small files beside
-its large one; one checks them, builds the block beside the model, warms it and swaps it in. Forward passes take no lock: each runs the route that it
-found when it began.
+its large one; one checks them, builds the block beside the model, warms it and swaps it in. Forward passes take no
+lock: each runs the route that it found when it began.
 """
 
 from __future__ import annotations
