@@ -112,13 +112,12 @@ def _lowest(runs: Accuracies, student: str) -> Estimate | None:
 
 
 def _time(results: Results, recipe: str, section: Section) -> str:
-    """Seconds an image, relative to the base's: the mean over seeds."""
-    speeds = {
-        name: Estimate.of([entry["images_per_second"] for entry in results.runs[name].values()])
+    """Seconds an image, relative to the base's, each of its fastest run: others had less of the machine."""
+    own, base = (
+        max((entry["images_per_second"] for entry in results.runs[name].values()), default=None)
         for name in (recipe, section.base)
-    }
-    own, base = speeds[recipe], speeds[section.base]
-    return MISSING if own is None or base is None else f"{base.mean / own.mean:.2f}"
+    )
+    return MISSING if own is None or base is None else f"{base / own:.2f}"
 
 
 def _cells(estimates: Sequence[Estimate | None], seeds: int) -> list[str]:
