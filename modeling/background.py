@@ -80,23 +80,30 @@ def from_both_ends(items: Sequence[Item], work: Callable[[Item, threading.Event]
     """
     left, done = deque(items), dict[Item, Result]()
 
+    def do(item: Item, ended: threading.Event) -> None:
+        try:
+            done[item] = work(item, ended)
+        except BaseException:
+            left.clear()
+            raise
+
     def take(one: Callable[[], Item], ended: threading.Event) -> None:
         while True:
             try:
                 item = one()
             except IndexError:
                 return
-            try:
-                done[item] = work(item, ended)
-            except BaseException:
-                left.clear()
-                raise
+            do(item, ended)
 
-    if len(items) < 2:
-        take(left.popleft, threading.Event())
+    here = threading.Event()
+    if len(left) < 2:
+        take(left.popleft, here)
         return done
+    # This thread's in any case: where every item fails, the error is always that of the same one.
+    first = left.popleft()
     with Prefetch(lambda ended: take(left.pop, ended)) as back:
-        take(left.popleft, threading.Event())
+        do(first, here)
+        take(left.popleft, here)
         back.result()
     return done
 

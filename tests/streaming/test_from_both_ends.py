@@ -77,3 +77,13 @@ def test_a_failure_beside_is_raised_when_the_work_here_is_done() -> None:
     with pytest.raises(OSError, match="no more"):
         from_both_ends(["first", "second", "third", "last"], work)
     assert sorted(begun) == ["first", "last"]
+
+
+def test_where_every_item_fails_it_is_the_first_that_is_named() -> None:
+    def work(item: str, _: threading.Event) -> None:
+        if item == "first":
+            until(lambda: not own_threads())
+        raise OSError(item)
+
+    with pytest.raises(OSError, match="first"):
+        from_both_ends(["first", "second", "last"], work)
