@@ -245,9 +245,7 @@ class Repository:
         fetch = partial(self.fetch, watch=watch, cancelled=cancelled)
         local = dict(fetched or {})
         missing = [entry for entry in entries if entry.path not in local]
-        local |= self.fetch_all(
-            missing, lambda entry, ended: self.fetch(entry.path, watch=watch, cancelled=cancelled or ended)
-        )
+        local |= self.fetch_all(missing, lambda entry, ended: fetch(entry.path, cancelled=cancelled or ended))
         return {entry.path: self._verify(entry, local[entry.path], fetch) for entry in entries}
 
     def _verify(self, entry: FileEntry, local: Path, fetch: Callable[..., Path]) -> Verified:

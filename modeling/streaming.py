@@ -21,7 +21,7 @@ from .background import end_before_exit
 from .errors import FetchError, StageError
 from .interrupting import Interrupted
 from .manifest import FileEntry
-from .pacing import Pace
+from .pacing import Pace, Transfer
 from .sources import Sources
 
 if TYPE_CHECKING:
@@ -242,7 +242,7 @@ class StageStream:
         if model is None or store is None:
             return
         paths = [entry.path for entry in self._plan[stage]]
-        store.prepare(paths, fetched=fetched, watch=self._pace.begin().watch(), cancelled=self._cancelled)
+        store.prepare(paths, fetched=fetched, watch=Transfer(self._pace).watch(), cancelled=self._cancelled)
         if self._cancelled.is_set():
             return
         model._advance(stage)

@@ -55,7 +55,7 @@ import json; print(json.dumps([sorted(heavy), seconds, len(pwl_hf.__all__)]))
     assert heavy == []
     assert count == len(pwl_hf.__all__)
     # 50 ms on a quiet machine; this one may be busy.
-    assert seconds < 2
+    assert seconds < 0.5
 
 
 @pytest.mark.parametrize("module", ["manifest", "repository", "sources", "errors", "cuts", "files"])

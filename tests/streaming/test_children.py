@@ -168,7 +168,8 @@ def test_children_forked_at_any_moment_are_whole(load, answers) -> None:
         began = time.monotonic()
         assert stream.wait(30)
         lasts = time.monotonic() - began
-    found = []
+    model.set_stage(0)
+    found = [in_fork(child)]
     for step in range(25):
         model.set_stage(0)
         with model.stream_stages() as stream:
@@ -177,7 +178,7 @@ def test_children_forked_at_any_moment_are_whole(load, answers) -> None:
             assert stream.wait(30)
         assert stream.exception is None
     found.append(in_fork(child))
-    assert found[-1][0] == 4
+    assert (found[0][0], found[-1][0]) == (0, 4)
     assert [f for f in found if f != (f[0], f[0], False, f[0], 2)] == []
 
 
