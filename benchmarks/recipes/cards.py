@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import yaml
 
+from benchmarks.recipes import masks
 from benchmarks.recipes.runs import Run
 from benchmarks.recipes.workplace import Workplace
 from benchmarks.store import Entry
 from pwl_hf.model_card import CARD_FILE, render_card
-from pwl_hf.modeling.manifest import MANIFEST_FILE, Manifest
+from pwl_hf.modeling.manifest import MANIFEST_FILE, Manifest, Metric
 
 
 def publish_card(
@@ -38,12 +39,11 @@ def publish_card(
     if model is None:
         raise FileNotFoundError(f"{run.key} is not in the work folder: give the one it was trained in")
     manifest = Manifest.from_json((model / MANIFEST_FILE).read_text(encoding="utf-8"))
-    # What a folder of files is called on one machine says nothing elsewhere.
-    stages = [
-        replace(stage, metrics=tuple(replace(metric, dataset=entry["data"]) for metric in stage.metrics))
-        for stage in manifest.stages
-    ]
-    manifest = replace(manifest, stages=tuple(stages))
+    # The store's figures: of as many images as the tables' own, and of data by a name that says something elsewhere.
+    split = entry["evaluate_options"].get("split", "test")
+    measured = partial(Metric, "accuracy", dataset=entry["data"], split=split)
+    found = [measured(entry["accuracy"][mask], n=entry["test_images"]) for mask in masks.stages(manifest.num_stages)]
+    manifest = manifest.with_metrics({stage: (metric,) for stage, metric in enumerate(found)})
     target = folder / run.training.name
     target.mkdir(parents=True, exist_ok=True)
     (target / MANIFEST_FILE).write_text(manifest.to_json(), encoding="utf-8")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -60,7 +61,10 @@ def test_cards_say_what_made_the_model_and_leave_the_weights(definitions, tmp_pa
     assert "python -m benchmarks recipes variants --only small/ours --seeds 0 --data DATA" in text
     assert "weight: 2" in text
     assert "the lowest of all 8 masks, `SSS`, 52.0 %" in text
-    assert "## Stages" in text
+    (entry,) = (e for e in Store(tmp_path / "results.json").read("runs").values() if e["recipe"] == "ours")
+    assert f"Measured on the saved bytes: toy images, split test, {entry['test_images']} images" in text
+    for mask in ("SSS", "TSS", "TTS", "TTT"):
+        assert re.search(rf"\| `{mask}` \|.*\| {entry['accuracy'][mask]:.4f} \|", text)
     assert str(tmp_path) not in text
 
 

@@ -79,11 +79,11 @@ def test_terms_of_no_weight_are_left_out_and_masks_come_when_they_are_due():
     assert names == [{"loss", "student", "mask"}, {"loss", "student"}, {"loss", "student"}, {"loss", "student", "mask"}]
 
 
-def test_stages_come_when_they_are_due():
-    options = ObjectiveArguments(mask_weight=0, sync_weight=0, recon_weight=0, prefix_every=2)
+def test_stages_and_features_come_when_they_are_due():
+    options = ObjectiveArguments(mask_weight=0, prefix_every=2, feature_every=3)
     objective = build_objective(tiny_model("vit"), options)
-    names = [set(objective(tiny_images("vit", 4), LABELS, step=step)) for step in range(3)]
-    assert names == [{"loss", "student", "prefix"}, {"loss", "student"}, {"loss", "student", "prefix"}]
+    names = [set(objective(tiny_images("vit", 4), LABELS, step=step)) - {"loss", "student"} for step in range(4)]
+    assert names == [{"prefix", "sync", "recon"}, set(), {"prefix"}, {"sync", "recon"}]
 
 
 @pytest.mark.parametrize("step", [0, 3])

@@ -162,6 +162,7 @@ def build_terms(arguments: ObjectiveArguments, num_stages: int) -> list[tuple[fl
         every=arguments.mask_every,
         share=arguments.mask_share,
     )
+    features = (arguments.normalize_features, arguments.feature_share, arguments.feature_every)
     attention_blocks = None if arguments.attention_blocks is None else tuple(arguments.attention_blocks)
     return [
         # First, for it records the networks' passes.
@@ -169,7 +170,7 @@ def build_terms(arguments: ObjectiveArguments, num_stages: int) -> list[tuple[fl
         (arguments.student_weight, StudentLoss(path)),
         (arguments.prefix_weight, PrefixLoss(path, arguments.prefix_share, arguments.prefix_every)),
         (arguments.mask_weight, masks),
-        (arguments.sync_weight, Synchronisation(arguments.normalize_features, arguments.feature_share)),
-        (arguments.recon_weight, Reconstruction(arguments.normalize_features, arguments.feature_share)),
+        (arguments.sync_weight, Synchronisation(*features)),
+        (arguments.recon_weight, Reconstruction(*features)),
         (arguments.attention_weight, AttentionTransfer(attention_blocks)),
     ]

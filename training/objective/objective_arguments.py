@@ -58,6 +58,7 @@ class ObjectiveArguments:
     feature_share: int = field(
         default=4, metadata={"help": "sync and recon see every so manieth image of a batch; saves time."}
     )
+    feature_every: int = field(default=1, metadata={"help": "sync and recon are trained at every such step."})
     normalize_features: bool = field(
         default=False, metadata={"help": "Divide each feature distance's squared error by the target's own power."}
     )
@@ -125,7 +126,8 @@ class ObjectiveArguments:
             raise ValueError(f"mixup_alpha must be positive and finite, got {self.mixup_alpha}")
         if not self.relation_pairs or not set(self.relation_pairs) <= set(RELATIONS):
             raise ValueError(f"relation_pairs must be of {', '.join(RELATIONS)}, got {self.relation_pairs}")
-        for name in ("prefix_share", "prefix_every", "mask_count", "mask_every", "mask_share", "feature_share"):
+        shares = ("prefix_share", "prefix_every", "mask_share", "mask_every", "feature_share", "feature_every")
+        for name in (*shares, "mask_count"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.mask_distribution not in MASK_DISTRIBUTIONS:

@@ -130,14 +130,18 @@ class Synchronisation:
     Args:
         normalize: See `feature_distance`.
         share: Of every so manieth image of the batch, others at every step.
+        every: At every such step.
     """
 
     normalize: bool = False
     share: int = 1
+    every: int = 1
     name: ClassVar[str] = "sync"
 
     def __call__(self, passes: Passes) -> torch.Tensor | None:
-        """The term; None if there is one block."""
+        """The term; None at other steps, or if there is one block."""
+        if passes.step % self.every:
+            return None
         return _mean(
             feature_distance(at.encoded, at.student, self.normalize)
             + feature_distance(at.decoded, at.teacher, self.normalize)
@@ -152,14 +156,18 @@ class Reconstruction:
     Args:
         normalize: See `feature_distance`.
         share: Of every so manieth image of the batch, others at every step.
+        every: At every such step.
     """
 
     normalize: bool = False
     share: int = 1
+    every: int = 1
     name: ClassVar[str] = "recon"
 
     def __call__(self, passes: Passes) -> torch.Tensor | None:
-        """The term; None if there is one block."""
+        """The term; None at other steps, or if there is one block."""
+        if passes.step % self.every:
+            return None
         return _mean(
             feature_distance(at.decode(at.encoded), at.teacher, self.normalize)
             + feature_distance(at.encode(at.decoded), at.student, self.normalize)
