@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.nn import functional
 
 from pwl_hf.training.trainer.mask_statistics import average_statistics, select_statistics
 from tests.tiny import tiny_images, tiny_model
@@ -61,22 +62,30 @@ def test_masks_keep_their_own_statistics_where_they_measure_better(family):
     assert set(differences(before, everything(model))) == {
         name for name in everything(model) if name.startswith("statistics/")
     }
-    measured = images[24:]
+    untouched = tiny_model(family)
     for mask, choice in chosen.items():
-        assert choice.own >= choice.shared or not choice.keeps_own
-        now = (_labels_of(model, measured, mask) == labels[24:]).float().mean().item()
-        assert now == pytest.approx(max(choice.own, choice.shared))
+        assert choice.shared == pytest.approx(_cross_entropy(untouched, images[24:], labels[24:], mask))
 
 
-def test_what_is_estimated_is_not_of_the_images_measured_on():
+def _cross_entropy(model, images, labels, mask):
+    with torch.no_grad():
+        return functional.cross_entropy(model.eval()(images, sources=mask).logits, labels).item()
+
+
+def test_measured_on_other_images_than_estimated_from_and_kept_from_all():
     model = tiny_model("resnet")
     images = tiny_images("resnet", 24, seed=3)
-    # Labels that only statistics of the first images lead to: own statistics are right everywhere.
     model.estimate_statistics(list(images[:16].split(8)), "TTSS")
+    # Labels that only statistics of the first images lead to.
     labels = _labels_of(model, images, "TTSS")
+    own = _cross_entropy(model, images[16:], labels[16:], "TTSS")
+    model.estimate_statistics(list(images.split(8)), "TTSS")
     expected = {name: tensor.clone() for name, tensor in model.statistics["TTSS"].items()}
     chosen = select_statistics(model, images.split(8), labels, ["TTSS"], held_out=0.3)
-    assert chosen["TTSS"].own == 1.0
+    assert chosen["TTSS"].own == pytest.approx(own)
+    assert chosen["TTSS"].shared == pytest.approx(
+        _cross_entropy(tiny_model("resnet"), images[16:], labels[16:], "TTSS")
+    )
     assert chosen["TTSS"].keeps_own
     assert not differences(expected, dict(model.statistics["TTSS"]))
 
@@ -89,7 +98,7 @@ def test_statistics_that_mislead_are_dropped_and_others_left_alone():
     other = {name: tensor.clone() for name, tensor in model.statistics["SSTT"].items()}
     model.estimate_statistics(images[:8], "TTSS")
     chosen = select_statistics(model, [*(images[:16] * 30).split(8), images[16:]], labels, ["TTSS"], held_out=0.1)
-    assert chosen["TTSS"].shared == 1.0
+    assert chosen["TTSS"].shared < chosen["TTSS"].own
     assert not chosen["TTSS"].keeps_own
     assert set(model.statistics) == {"SSTT"}
     assert not differences(other, dict(model.statistics["SSTT"]))

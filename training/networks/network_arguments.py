@@ -79,7 +79,7 @@ class NetworkArguments:
         default=1024,
         metadata={
             "help": "Training images from which masks get BatchNorm statistics of their own after training, where "
-            "that measures better; 0 for never."
+            "their cross entropy is lower then; 0 for never."
         },
     )
     image_size: int | None = field(

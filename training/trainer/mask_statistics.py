@@ -48,14 +48,17 @@ class MaskChoice:
     """What was measured of a mask on images that were not estimated from.
 
     Args:
-        shared: Accuracy with the networks' own statistics.
-        own: Accuracy with statistics estimated for the mask.
-        keeps_own: Whether the mask keeps its own.
+        shared: Mean cross entropy with the networks' own statistics.
+        own: Mean cross entropy with statistics estimated for the mask.
     """
 
     shared: float
     own: float
-    keeps_own: bool
+
+    @property
+    def keeps_own(self) -> bool:
+        """Whether the mask keeps its own."""
+        return self.own < self.shared
 
 
 @torch.no_grad()
@@ -69,8 +72,10 @@ def select_statistics(
 ) -> dict[str, MaskChoice]:
     """Estimate BatchNorm statistics for each mask, and keep them where they measure better.
 
-    Batches are told apart: those at the end are measured on and play no part in the estimate. A mask keeps
-    statistics of its own if it is right about more of those images, or about as many with a lower cross entropy.
+    Batches are told apart: those at the end are measured on and play no part in the first estimate. A mask keeps
+    statistics of its own if the cross entropy is lower with them: it tells more than the count of right answers, which
+    on some hundred images is off by points. What is kept is then estimated anew, from all images.
+
     The model ends in the mode that it was in; networks, converters and other masks' statistics stay as they are.
 
     Args:
@@ -105,17 +110,18 @@ def select_statistics(
     model.eval()
     try:
         _forget(model, masks)
-        shared = _measure(model, measured, right_labels, masks)
+        shared = _cross_entropies(model, measured, right_labels, masks)
         for mask in masks:
             model.estimate_statistics(estimated, mask)
-        own = _measure(model, measured, right_labels, masks)
-        # More right answers, then less surprise.
-        better = {mask for mask in masks if (own[mask][0], -own[mask][1]) > (shared[mask][0], -shared[mask][1])}
-        _forget(model, [mask for mask in masks if mask not in better])
+        own = _cross_entropies(model, measured, right_labels, masks)
+        chosen = {mask: MaskChoice(shared[mask], own[mask]) for mask in masks}
+        _forget(model, masks)
+        for mask, choice in chosen.items():
+            if choice.keeps_own:
+                model.estimate_statistics(images, mask)
     finally:
         model.train(was_training)
-    total = len(right_labels)
-    return {mask: MaskChoice(shared[mask][0] / total, own[mask][0] / total, mask in better) for mask in masks}
+    return chosen
 
 
 def _first_measured(sizes: Sequence[int], held_out: float) -> int:
@@ -132,19 +138,13 @@ def _forget(model: PWLForImageClassification, masks: Sequence[str]) -> None:
         model._reroute()
 
 
-def _measure(
+def _cross_entropies(
     model: PWLForImageClassification, batches: Sequence[torch.Tensor], labels: torch.Tensor, masks: Sequence[str]
-) -> dict[str, tuple[int, float]]:
-    """How many answers are right, and the sum of the cross entropies, by mask."""
-    found = dict.fromkeys(masks, (0, 0.0))
-    start = 0
-    for batch in batches:
-        wanted = labels[start : start + len(batch)]
-        start += len(batch)
+) -> dict[str, float]:
+    """The mean cross entropy of all images, by mask."""
+    found = dict.fromkeys(masks, 0.0)
+    for batch, wanted in zip(batches, labels.split([len(batch) for batch in batches]), strict=True):
         paths = model.shared_paths(batch.to(model.device))
-        for mask, (right, surprise) in found.items():
-            logits = paths(mask).logits.float()
-            right += int((logits.argmax(-1) == wanted).sum())
-            surprise += functional.cross_entropy(logits, wanted, reduction="sum").item()
-            found[mask] = right, surprise
-    return found
+        for mask in masks:
+            found[mask] += functional.cross_entropy(paths(mask).logits.float(), wanted, reduction="sum").item()
+    return {mask: total / len(labels) for mask, total in found.items()}
