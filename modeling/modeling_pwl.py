@@ -448,6 +448,25 @@ class PWLForImageClassification(PWLPreTrainedModel):
         if not seen:
             raise ValueError("estimate_statistics needs at least one image")
         self._statistics = {**self._statistics, mask.mask: found}
+        self._discarded -= {mask.mask}
+        self._reroute()
+
+    @exclusive
+    def discard_statistics(self, sources: str | None = None) -> None:
+        """Let a mask go by the networks' own BatchNorm statistics again.
+
+        It is saved without statistics of its own, and a later change of stage does not bring back those of the
+        repository.
+
+        Args:
+            sources: The mask; the current one by default. Nothing changes if it has none of its own.
+
+        Raises:
+            ValueError: If there is no such mask.
+        """
+        mask = self._current if sources is None else Sources.of(sources, self.num_stages)
+        self._statistics = {other: found for other, found in self._statistics.items() if other != mask.mask}
+        self._discarded |= {mask.mask}
         self._reroute()
 
 

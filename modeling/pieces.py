@@ -79,6 +79,8 @@ class PiecedModel(PreTrainedModel):
         self._store: WeightStore | None = None
         self._keep_all = True
         self._statistics: dict[str, Statistics] = {}
+        # Masks that go without, whatever the repository has for them.
+        self._discarded: frozenset[str] = frozenset()
         # Whether parameters of the teacher (True), or of the rest, require gradients, as last seen.
         self._trainable = {True: False, False: True}
         self._routes: dict[str, Route] = {}

@@ -236,7 +236,7 @@ class _Planner:
             groups.setdefault(file_of(piece, self.model.num_stages), []).append(piece)
         planned = [self._plan_pieces(path, pieces) for path, pieces in groups.items()]
         stored = self.store.manifest.masks if self.store is not None else ()
-        masks = {str(mask) for mask in stored} | self.model.statistics.keys()
+        masks = {str(mask) for mask in stored} - self.model._discarded | self.model.statistics.keys()
         return planned + [self._plan_statistics(Sources(mask)) for mask in sorted(masks)]
 
     def _plan_pieces(self, path: str, pieces: list[Piece]) -> PlannedFile:

@@ -226,7 +226,8 @@ class PWLPreTrainedModel(PiecedModel):
         statistics: dict[str, Statistics] = {
             mask.mask: {n: t.to(built_on, dtype, copy=True) for n, t in found.items()}
             for mask in masks
-            if mask.mask not in self._statistics and (found := store.statistics(mask)) is not None
+            if mask.mask not in self._statistics.keys() | self._discarded
+            and (found := store.statistics(mask)) is not None
         }
         if side is not None:
             for module in chain.from_iterable(modules.values() for modules in made.values()):

@@ -186,6 +186,42 @@ def test_statistics_follow_a_cast(dtype: torch.dtype) -> None:
     assert model(images, sources="TTSS").logits.dtype == dtype
 
 
+@torch.no_grad()
+def test_discarded_statistics_are_gone_from_answers_files_and_later_stages(tmp_path: Path) -> None:
+    model, images = tiny_model("resnet"), tiny_images("resnet", 4)
+    expected = answers(model, images)
+    for mask in ("TSSS", "TTSS"):
+        model.estimate_statistics(images, mask)
+    kept = answers(model, images)["TSSS"]
+    model.save_pretrained(tmp_path / "both")
+    for stage in (0, 2):
+        loaded = PWLForImageClassification.from_pretrained(tmp_path / "both", stage=stage)
+        loaded.discard_statistics("TTSS")
+        loaded.set_stage(1)
+        assert torch.equal(loaded(images).logits, kept)
+        loaded.set_stage(2)
+        assert set(loaded.statistics) == {"TSSS"}
+        assert torch.equal(loaded(images).logits, expected["TTSS"])
+        loaded.save_pretrained(tmp_path / "one")
+        assert {path.name for path in (tmp_path / "one" / "statistics").iterdir()} == {"TSSS.safetensors"}
+        loaded.estimate_statistics(images)
+        loaded.save_pretrained(tmp_path / "again")
+        assert {path.name for path in (tmp_path / "again" / "statistics").iterdir()} == {
+            "TSSS.safetensors",
+            "TTSS.safetensors",
+        }
+
+
+def test_discarding_what_is_not_there_changes_nothing_and_no_mask_is_refused() -> None:
+    model = tiny_model("resnet")
+    model.estimate_statistics(tiny_images("resnet", 4), "TTSS")
+    model.discard_statistics("TSSS")
+    model.discard_statistics()
+    with pytest.raises(ValueError, match="sources mask"):
+        model.discard_statistics("TT")
+    assert set(model.statistics) == {"TTSS"}
+
+
 def test_statistics_follow_a_move() -> None:
     model = tiny_model("resnet")
     model.estimate_statistics(tiny_images("resnet", 4), "TTSS")

@@ -159,6 +159,18 @@ def test_statistics_of_masks_are_saved_and_restored(tmp_path):
     assert torch.equal(fresh(images, sources="SSTT").logits, model(images, sources="SSTT").logits)
 
 
+def test_statistics_that_a_checkpoint_has_not_do_not_come_back_from_the_repository(tmp_path):
+    model = tiny_model("resnet")
+    CheckpointWriter().write(model, tmp_path / "checkpoint")
+    model.estimate_statistics(tiny_images("resnet", 4), "TTSS")
+    model.save_pretrained(tmp_path / "repository")
+    loaded = PWLForImageClassification.from_pretrained(tmp_path / "repository", keep_all=True)
+    restore(loaded, tmp_path / "checkpoint")
+    loaded.save_pretrained(tmp_path / "saved")
+    assert not loaded.statistics
+    assert not (tmp_path / "saved" / "statistics").exists()
+
+
 # --- What is refused ----------------------------------------------------------------------------------------------
 
 

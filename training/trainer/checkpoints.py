@@ -145,6 +145,10 @@ def restore(
             mask: {name: tensor.to(model.device, copy=True) for name, tensor in found.items()}
             for mask, found in statistics.items()
         }
+        # What the model was loaded from may have statistics of masks that the checkpoint has none of.
+        for mask in model._store.manifest.masks if model._store is not None else ():
+            if mask.mask not in statistics:
+                model.discard_statistics(mask.mask)
         model._reroute()
     return manifest
 

@@ -109,16 +109,18 @@ def select_statistics(
     was_training = model.training
     model.eval()
     try:
-        _forget(model, masks)
+        for mask in masks:
+            model.discard_statistics(mask)
         shared = _cross_entropies(model, measured, right_labels, masks)
         for mask in masks:
             model.estimate_statistics(estimated, mask)
         own = _cross_entropies(model, measured, right_labels, masks)
         chosen = {mask: MaskChoice(shared[mask], own[mask]) for mask in masks}
-        _forget(model, masks)
         for mask, choice in chosen.items():
             if choice.keeps_own:
                 model.estimate_statistics(images, mask)
+            else:
+                model.discard_statistics(mask)
     finally:
         model.train(was_training)
     return chosen
@@ -130,12 +132,6 @@ def _first_measured(sizes: Sequence[int], held_out: float) -> int:
     while first > 1 and sum(sizes[first:]) < max(wanted, 1):
         first -= 1
     return first
-
-
-def _forget(model: PWLForImageClassification, masks: Sequence[str]) -> None:
-    with model._lock:
-        model._statistics = {mask: found for mask, found in model._statistics.items() if mask not in masks}
-        model._reroute()
 
 
 def _cross_entropies(
