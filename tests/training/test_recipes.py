@@ -83,7 +83,7 @@ def test_networks_of_a_recipe_can_be_joined(name):
     if "cifar" in name:
         assert (args.num_train_epochs, args.per_device_train_batch_size, args.learning_rate) == (160, 128, 0.05)
         assert data.dataset == "uoft-cs/" + name.split("-")[1]
-        assert args.converter_lr_scale == 0.2
+        assert args.converter_lr_scale == (1.0 if name.startswith("vgg") else 0.2)
     assert objective.prefix_weight > 0
 
 
