@@ -19,6 +19,7 @@ from pwl_hf.training.objective.relations import RelationLoss
 from pwl_hf.training.objective.terms import (
     MaskLoss,
     PathLoss,
+    Periodic,
     PrefixLoss,
     Reconstruction,
     StudentLoss,
@@ -159,18 +160,19 @@ def build_terms(arguments: ObjectiveArguments, num_stages: int) -> list[tuple[fl
         PathLoss(mask_alpha, arguments.temperature),
         distribution(arguments.mask_distribution, num_stages),
         count=arguments.mask_count,
-        every=arguments.mask_every,
         share=arguments.mask_share,
     )
-    features = (arguments.normalize_features, arguments.feature_share, arguments.feature_every)
+    prefix = PrefixLoss(path, arguments.prefix_share)
+    sync = Synchronisation(arguments.normalize_features, arguments.feature_share)
+    recon = Reconstruction(arguments.normalize_features, arguments.feature_share)
     attention_blocks = None if arguments.attention_blocks is None else tuple(arguments.attention_blocks)
     return [
         # First, for it records the networks' passes.
         (arguments.relation_weight, RelationLoss(tuple(arguments.relation_pairs), arguments.relation_heads)),
         (arguments.student_weight, StudentLoss(path)),
-        (arguments.prefix_weight, PrefixLoss(path, arguments.prefix_share, arguments.prefix_every)),
-        (arguments.mask_weight, masks),
-        (arguments.sync_weight, Synchronisation(*features)),
-        (arguments.recon_weight, Reconstruction(*features)),
+        (arguments.prefix_weight, Periodic(prefix, arguments.prefix_every)),
+        (arguments.mask_weight, Periodic(masks, arguments.mask_every)),
+        (arguments.sync_weight, Periodic(sync, arguments.feature_every)),
+        (arguments.recon_weight, Periodic(recon, arguments.feature_every)),
         (arguments.attention_weight, AttentionTransfer(attention_blocks)),
     ]

@@ -20,16 +20,36 @@ from pwl_hf.training.objective.passes import ALL, Passes
 
 
 class Term(Protocol):
-    """A part of the loss.
+    """A part of the loss."""
 
-    Attributes:
-        name: What it is called in logs.
-    """
-
-    name: ClassVar[str]
+    @property
+    def name(self) -> str:
+        """What it is called in logs."""
 
     def __call__(self, passes: Passes) -> torch.Tensor | None:
         """The term's value, a scalar; None where it does not apply (at this step, to this model)."""
+
+
+@dataclass(frozen=True)
+class Periodic:
+    """A term at some steps alone: at the others it costs nothing.
+
+    Args:
+        term: The term.
+        every: It is there at every so manieth step, from the first.
+    """
+
+    term: Term
+    every: int
+
+    @property
+    def name(self) -> str:
+        """The term's."""
+        return self.term.name
+
+    def __call__(self, passes: Passes) -> torch.Tensor | None:
+        """The term's value; None at other steps."""
+        return None if passes.step % self.every else self.term(passes)
 
 
 @dataclass(frozen=True)
@@ -79,18 +99,14 @@ class PrefixLoss:
     Args:
         loss: Of each path.
         share: Each stage sees every so manieth image of the batch, another part at every step.
-        every: At every such step.
     """
 
     loss: PathLoss
     share: int = 1
-    every: int = 1
     name: ClassVar[str] = "prefix"
 
     def __call__(self, passes: Passes) -> torch.Tensor | None:
-        """mean_k of the loss of T^k S^(N-k), 0 < k < N; None at other steps, or if there is one block."""
-        if passes.step % self.every:
-            return None
+        """mean_k of the loss of T^k S^(N-k), 0 < k < N; None if there is one block."""
         return _mean_loss(passes, self.loss, prefix_masks(passes.num_stages), self.share)
 
 
@@ -104,21 +120,17 @@ class MaskLoss:
         loss: Of each path.
         groups: What the masks are drawn from.
         count: How many at once.
-        every: At every such step.
         share: Each mask sees every so manieth image of the batch.
     """
 
     loss: PathLoss
     groups: Distribution
     count: int = 1
-    every: int = 1
     share: int = 1
     name: ClassVar[str] = "mask"
 
     def __call__(self, passes: Passes) -> torch.Tensor | None:
-        """The mean over the masks of the step; None at other steps, or where there is no such mask."""
-        if passes.step % self.every:
-            return None
+        """The mean over the masks of the step; None where there is no such mask."""
         masks = draw_masks(self.groups, self.count, passes.seed, passes.step)
         return _mean_loss(passes, self.loss, masks, self.share)
 
@@ -130,18 +142,14 @@ class Synchronisation:
     Args:
         normalize: See `feature_distance`.
         share: Of every so manieth image of the batch, others at every step.
-        every: At every such step.
     """
 
     normalize: bool = False
     share: int = 1
-    every: int = 1
     name: ClassVar[str] = "sync"
 
     def __call__(self, passes: Passes) -> torch.Tensor | None:
-        """The term; None at other steps, or if there is one block."""
-        if passes.step % self.every:
-            return None
+        """The term; None if there is one block."""
         return _mean(
             feature_distance(at.encoded, at.student, self.normalize)
             + feature_distance(at.decoded, at.teacher, self.normalize)
@@ -156,18 +164,14 @@ class Reconstruction:
     Args:
         normalize: See `feature_distance`.
         share: Of every so manieth image of the batch, others at every step.
-        every: At every such step.
     """
 
     normalize: bool = False
     share: int = 1
-    every: int = 1
     name: ClassVar[str] = "recon"
 
     def __call__(self, passes: Passes) -> torch.Tensor | None:
-        """The term; None at other steps, or if there is one block."""
-        if passes.step % self.every:
-            return None
+        """The term; None if there is one block."""
         return _mean(
             feature_distance(at.decode(at.encoded), at.teacher, self.normalize)
             + feature_distance(at.encode(at.decoded), at.student, self.normalize)
