@@ -448,7 +448,6 @@ class PWLForImageClassification(PWLPreTrainedModel):
         if not seen:
             raise ValueError("estimate_statistics needs at least one image")
         self._statistics = {**self._statistics, mask.mask: found}
-        self._discarded -= {mask.mask}
         self._reroute()
 
     @exclusive
@@ -465,9 +464,10 @@ class PWLForImageClassification(PWLPreTrainedModel):
             ValueError: If there is no such mask.
         """
         mask = self._current if sources is None else Sources.of(sources, self.num_stages)
-        self._statistics = {other: found for other, found in self._statistics.items() if other != mask.mask}
         self._discarded |= {mask.mask}
-        self._reroute()
+        if mask.mask in self._statistics:
+            self._statistics = {other: found for other, found in self._statistics.items() if other != mask.mask}
+            self._reroute()
 
 
 def _batches(pixel_values: Images) -> Iterable[torch.Tensor]:

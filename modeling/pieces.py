@@ -79,7 +79,7 @@ class PiecedModel(PreTrainedModel):
         self._store: WeightStore | None = None
         self._keep_all = True
         self._statistics: dict[str, Statistics] = {}
-        # Masks that go without, whatever the repository has for them.
+        # Masks whose statistics in the repository are neither loaded nor saved again.
         self._discarded: frozenset[str] = frozenset()
         # Whether parameters of the teacher (True), or of the rest, require gradients, as last seen.
         self._trainable = {True: False, False: True}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 
 import yaml
@@ -41,9 +40,11 @@ def publish_card(
     manifest = Manifest.from_json((model / MANIFEST_FILE).read_text(encoding="utf-8"))
     # The store's figures: of as many images as the tables' own, and of data by a name that says something elsewhere.
     split = entry["evaluate_options"].get("split", "test")
-    measured = partial(Metric, "accuracy", dataset=entry["data"], split=split)
-    found = [measured(entry["accuracy"][mask], n=entry["test_images"]) for mask in masks.stages(manifest.num_stages)]
-    manifest = manifest.with_metrics({stage: (metric,) for stage, metric in enumerate(found)})
+    metrics = {
+        stage: (Metric("accuracy", entry["accuracy"][mask], entry["data"], split, entry["test_images"]),)
+        for stage, mask in enumerate(masks.stages(manifest.num_stages))
+    }
+    manifest = manifest.with_metrics(metrics)
     target = folder / run.training.name
     target.mkdir(parents=True, exist_ok=True)
     (target / MANIFEST_FILE).write_text(manifest.to_json(), encoding="utf-8")
