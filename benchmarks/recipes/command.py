@@ -18,7 +18,7 @@ from benchmarks.recipes.tables import render
 from benchmarks.recipes.workplace import Workplace
 from benchmarks.store import Store
 
-_TABLE = Annotated[str, typer.Argument(help="A table of the definitions: headline, objective, cost.")]
+_TABLE = Annotated[str, typer.Argument(help="A table of the definitions: headline, objective, cost, objective-cost.")]
 _STORE = Annotated[Path, typer.Option(help="The JSON file of all results; tables are written beside it.")]
 _DATA = Annotated[Path | None, typer.Option(help="The folder of the data's files, such as train.parquet.")]
 _WORK = Annotated[Path, typer.Option(help="Where teachers and models are trained and kept.")]
@@ -58,18 +58,19 @@ def recipes(
         with Children(threads) as children:
             workplace = Workplace(work, data, children)
             if asked.form == "cost":
-                try:
-                    measure_rounds(defined, asked, results, workplace, only or [], _report)
-                except ChildFailed as error:
-                    failed["a round"] = str(error)
+                failed = _rounds(defined, asked, results, workplace, only or [])
             else:
                 runs = runs_of(defined, asked, numbers, only or [])
                 failed = fill(runs, results, workplace, jobs=jobs, report=_report, again=again)
+                # Whoever asks for single runs does not ask for the time of all.
+                if asked.times and not only:
+                    failed |= _rounds(defined, defined.tables[asked.times], results, workplace, [])
     command = f"python -m benchmarks recipes {table} --store {store} --data DATA"
     if asked.form == "cost":
         text = render_costs(defined, asked, results.read("rounds"), command)
     else:
-        text = render(defined, asked, results.read("runs"), numbers, f"{command} --seeds {seeds}")
+        command = f"{command} --seeds {seeds}"
+        text = render(defined, asked, results.read("runs"), results.read("rounds"), numbers, command)
     path = store.with_name(f"{table}.md")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
@@ -79,6 +80,16 @@ def recipes(
         for name, reason in failed.items():
             _report(f"  {name}: {reason}")
         raise typer.Exit(1)
+
+
+def _rounds(
+    definitions: Definitions, table: Table, store: Store, workplace: Workplace, only: Sequence[str]
+) -> dict[str, str]:
+    try:
+        measure_rounds(definitions, table, store, workplace, only, _report)
+    except ChildFailed as error:
+        return {"a round": str(error)}
+    return {}
 
 
 def cards(

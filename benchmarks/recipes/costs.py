@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 
 from benchmarks.circumstances import circumstances
-from benchmarks.recipes.definitions import Definitions, Section, Table
+from benchmarks.recipes.definitions import Definitions, Table
 from benchmarks.recipes.estimates import MISSING
 from benchmarks.recipes.goals import MET, MISSED, UNKNOWN
-from benchmarks.recipes.runs import Run, chosen, digest, run_of
+from benchmarks.recipes.rounds import Rounds, round_key, round_runs
+from benchmarks.recipes.runs import chosen
 from benchmarks.recipes.workplace import Workplace
 from benchmarks.store import Entry, Store
-
-
-def round_runs(definitions: Definitions, table: Table, section: Section) -> dict[str, Run]:
-    """What a round of a section trains, by recipe."""
-    return {recipe: run_of(definitions, section.pair, recipe, 0, table.options) for recipe in section.recipes}
-
-
-def round_key(runs: Mapping[str, Run], pair: str, number: int) -> str:
-    """What the store files a round under."""
-    return f"{pair}-round{number}-{digest({recipe: run.training.identity() for recipe, run in runs.items()})}"
 
 
 def measure_rounds(
@@ -70,30 +60,27 @@ def render_costs(definitions: Definitions, table: Table, rounds: Mapping[str, En
     devices = set()
     reached = []
     for section in table.sections:
-        runs = round_runs(definitions, table, section)
-        keys = [round_key(runs, section.pair, number) for number in range(table.rounds)]
-        found = [rounds[key]["images_per_second"] for key in keys if key in rounds]
-        devices |= {rounds[key]["device"] for key in keys if key in rounds}
+        found = Rounds.of(definitions, table, section, rounds)
+        devices |= {entry["device"] for entry in found.entries}
+        first = section.recipes[0]
         for recipe in section.recipes:
             cells = [section.title, definitions.recipes[recipe].title, MISSING, MISSING]
-            if found:
-                ratios = [speeds[recipe] / speeds[section.recipes[0]] for speeds in found]
-                cells[2] = f"{statistics.median(speeds[recipe] for speeds in found):.0f}"
-                cells[3] = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
-            lines.append(f"| {' | '.join(cells)} | {len(found)} of {table.rounds} |")
-        ratios = [speeds[section.base] / speeds[section.recipes[0]] for speeds in found]
-        base, first = (definitions.recipes[recipe].title for recipe in (section.base, section.recipes[0]))
-        goal = f"- {section.title}: {base} {table.goal} times as fast as {first}"
-        if ratios and table.goal is not None:
-            median = statistics.median(ratios)
-            reached.append(f"{goal}: {MET if median >= table.goal else MISSED}, {median:.2f}.")
-        else:
-            reached.append(f"{goal}: {UNKNOWN}.")
+            if found.entries:
+                ratios = found.ratios(recipe, first)
+                cells[2] = f"{found.speed(recipe):.0f}"
+                cells[3] = f"{found.ratio(recipe, first):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+            lines.append(f"| {' | '.join(cells)} | {len(found.entries)} of {found.wanted} |")
+        if table.goal is not None:
+            titles = [definitions.recipes[recipe].title for recipe in (section.base, first)]
+            goal = f"- {section.title}: {titles[0]} {table.goal} times as fast as {titles[1]}"
+            ratio = found.ratio(section.base, first)
+            outcome = UNKNOWN if ratio is None else f"{MET if ratio >= table.goal else MISSED}, {ratio:.2f}"
+            reached.append(f"{goal}: {outcome}.")
     parts = [f"# {table.title}", f"Made by `{command}`."]
     if table.about:
         parts.append(table.about.strip())
     parts.append("\n".join(lines))
     parts.append(f"Measured on: {', '.join(sorted(devices)) or 'not measured yet'}.")
-    if table.goal is not None:
+    if reached:
         parts.append("Goals:\n\n" + "\n".join(reached))
     return "\n\n".join(parts) + "\n"

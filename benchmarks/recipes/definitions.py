@@ -115,6 +115,7 @@ class Table:
         form: `orders` (a row a mask), `variants` (a row a recipe) or `cost` (images/s in rounds).
         sections: Its parts, a pair each.
         about: What a reader must know, in Markdown.
+        times: For `variants`: the `cost` table of the same sections and recipes, whose rounds tell the time.
         rounds: For `cost`: how often the recipes take turns.
         goal: For `cost`: how many times as fast as the first recipe the base should be.
         options: For `cost`: options of `training/train.py` on top, such as the number of steps.
@@ -124,6 +125,7 @@ class Table:
     form: str
     sections: list[Section]
     about: str = ""
+    times: str = ""
     rounds: int = 5
     goal: float | None = None
     options: Options = field(default_factory=dict)
@@ -161,6 +163,17 @@ class Definitions:
                 _known(section.base, section.recipes, f"tables.{name}, {section.title}: base")
                 for recipe_name in section.recipes:
                     _known(recipe_name, self.recipes, f"tables.{name}, {section.title}: recipe")
+            if table.form == "variants":
+                self._check_times(name, table)
+
+    def _check_times(self, name: str, table: Table) -> None:
+        where = f"tables.{name}.times"
+        _known(table.times, [other for other, found in self.tables.items() if found.form == "cost"], where)
+        timed = {(section.title, section.pair): section.recipes for section in self.tables[table.times].sections}
+        for section in table.sections:
+            _known((section.title, section.pair), timed, where)
+            for recipe in section.recipes:
+                _known(recipe, timed[section.title, section.pair], f"{where}, {section.title}")
 
     def recipe_options(self, recipe: str, pair: str) -> Options:
         """The options of a recipe on a pair, those of the recipes that it extends beneath.
@@ -239,6 +252,6 @@ def _schedule(options: Options) -> str:
     return f"{'all' if images is None else f'{images:,}'} images for {epochs} epochs"
 
 
-def _known(name: str, names: Any, where: str) -> None:
+def _known(name: object, names: Any, where: str) -> None:
     if name not in names:
-        raise ValueError(f"{where}: {name!r} is none of {', '.join(names)}")
+        raise ValueError(f"{where}: {name!r} is none of {', '.join(map(str, names))}")

@@ -8,6 +8,7 @@ from benchmarks.recipes import goals, masks
 from benchmarks.recipes.definitions import Definitions, Section, Table
 from benchmarks.recipes.estimates import MISSING, Accuracies, Estimate, accuracy, difference
 from benchmarks.recipes.results import Results
+from benchmarks.recipes.rounds import Rounds
 from benchmarks.store import Entry
 
 
@@ -15,6 +16,7 @@ def render(
     definitions: Definitions,
     table: Table,
     runs: Mapping[str, Entry],
+    rounds: Mapping[str, Entry],
     seeds: Sequence[int],
     command: str,
 ) -> str:
@@ -24,10 +26,10 @@ def render(
         definitions: What is defined.
         table: The table, of the form `orders` or `variants`.
         runs: The store's runs by key.
+        rounds: The store's rounds by key, for the time of `variants`.
         seeds: The seeds.
         command: What made it.
     """
-    form = {"orders": orders_section, "variants": variants_section}[table.form]
     parts = [f"# {table.title}", f"Made by `{command}`."]
     if table.about:
         parts.append(table.about.strip())
@@ -36,7 +38,10 @@ def render(
         parts.append(f"## {section.title}")
         pair = definitions.pairs[section.pair]
         parts.append(f"{pair.title}; {pair.schedule}.\n{results.about()}")
-        parts.append(form(definitions, section, results))
+        if table.form == "orders":
+            parts.append(orders_section(definitions, section, results))
+        else:
+            parts.append(variants_section(definitions, section, results, _times(definitions, table, section, rounds)))
     return "\n\n".join(parts) + "\n"
 
 
@@ -64,7 +69,9 @@ def orders_section(definitions: Definitions, section: Section, results: Results)
     return "\n".join(lines) + f"\n\nGoals, for {titles[section.base]}:\n\n{listed}"
 
 
-def variants_section(definitions: Definitions, section: Section, results: Results) -> str:
+def variants_section(
+    definitions: Definitions, section: Section, results: Results, times: Mapping[str, float | None]
+) -> str:
     """A row for each recipe: the student, the stages, all other masks, the lowest mask, and the time."""
     n = results.num_stages
     student = masks.student(n)
@@ -90,7 +97,9 @@ def variants_section(definitions: Definitions, section: Section, results: Result
     plain = [_cells(column, count) for column in columns]
     relative = [[_text(cell, count, sign=True) for cell in column] for column in signed]
     for i, recipe in enumerate(section.recipes):
-        cells = [plain[0][i], relative[0][i], plain[1][i], plain[2][i], relative[1][i], _time(results, recipe, section)]
+        time = times[recipe]
+        cells = [plain[0][i], relative[0][i], plain[1][i], plain[2][i], relative[1][i]]
+        cells.append(MISSING if time is None else f"{time:.2f}")
         lines.append(_row([definitions.recipes[recipe].title, *cells]))
     return "\n".join(lines)
 
@@ -111,13 +120,14 @@ def _lowest(runs: Accuracies, student: str) -> Estimate | None:
     return min(found, key=lambda estimate: estimate.mean) if found else None
 
 
-def _time(results: Results, recipe: str, section: Section) -> str:
-    """Seconds an image, relative to the base's, each of its fastest run: others had less of the machine."""
-    own, base = (
-        max((entry["images_per_second"] for entry in results.runs[name].values()), default=None)
-        for name in (recipe, section.base)
-    )
-    return MISSING if own is None or base is None else f"{base / own:.2f}"
+def _times(
+    definitions: Definitions, table: Table, section: Section, rounds: Mapping[str, Entry]
+) -> dict[str, float | None]:
+    """Seconds an image by recipe, relative to the base's, of the rounds in which both took turns."""
+    timed = definitions.tables[table.times]
+    (alike,) = (other for other in timed.sections if other.title == section.title)
+    found = Rounds.of(definitions, timed, alike, rounds)
+    return {recipe: found.ratio(section.base, recipe) for recipe in section.recipes}
 
 
 def _cells(estimates: Sequence[Estimate | None], seeds: int) -> list[str]:

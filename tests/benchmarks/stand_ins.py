@@ -46,6 +46,14 @@ DEFINITIONS = {
         "variants": {
             "title": "Variants",
             "form": "variants",
+            "times": "variants-speed",
+            "sections": [{"title": "Small", "pair": "small", "recipes": ["plain", "paper", "ours"], "base": "plain"}],
+        },
+        "variants-speed": {
+            "title": "Speed of variants",
+            "form": "cost",
+            "rounds": 1,
+            "options": {"max_steps": 3},
             "sections": [{"title": "Small", "pair": "small", "recipes": ["plain", "paper", "ours"], "base": "plain"}],
         },
         "speed": {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from pathlib import Path
 
@@ -35,6 +36,25 @@ def test_command_refuses_what_it_does_not_know(tmp_path, arguments, message):
     done = CliRunner().invoke(app, ["recipes", *arguments, "--store", str(tmp_path / "results.json")])
     assert done.exit_code == 2
     assert message in done.output
+
+
+@pytest.mark.parametrize(
+    ("broken", "options", "status", "row"),
+    [
+        (None, [], 0, "| paper | 51.0 | +1.0 | 56.0 | 56.0 | +3.3 | 0.50 |"),
+        (None, ["--only", "small/p*"], 0, "| paper | 51.0 | +1.0 | 56.0 | 56.0 | +3.3 | – |"),
+        ("small-ours", [], 1, "| paper | 51.0 | +1.0 | 56.0 | 56.0 | +3.3 | – |"),
+    ],
+    ids=["all", "single runs", "a recipe that fails"],
+)
+def test_command_trains_measures_and_takes_the_time(tmp_path, monkeypatch, broken, options, status, row):
+    scripts = contextlib.nullcontext(Scripts(broken=broken))
+    monkeypatch.setattr("benchmarks.recipes.command.Children", lambda threads: scripts)
+    folder, store = write_definitions(tmp_path / "definitions"), str(tmp_path / "results.json")
+    places = ["--store", store, "--data", str(tmp_path), "--work", str(tmp_path / "work"), "--definitions", str(folder)]
+    done = CliRunner().invoke(app, ["recipes", "variants", "--seeds", "0", *places, *options])
+    assert done.exit_code == status, done.output
+    assert row in (tmp_path / "variants.md").read_text().replace("**", "").splitlines()
 
 
 class ScriptsWithCards(Scripts):

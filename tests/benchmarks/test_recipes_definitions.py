@@ -29,6 +29,11 @@ from tests.benchmarks.stand_ins import DEFINITIONS, write_definitions
             {"tables": {"t": {"title": "", "form": "orders", "sections": [{"title": "", "pair": "small"}]}}},
             "needs recipes, base",
         ),
+        ({"tables": {"t": DEFINITIONS["tables"]["variants"] | {"times": "t"}}}, r"tables\.t\.times: 't'"),
+        (
+            {"tables": {n: DEFINITIONS["tables"][n] | {"times": "speed"} for n in ("variants", "speed")}},
+            r"variants\.times, Small: 'plain' is none of paper, ours",
+        ),
         ({"models": {}}, "'models'"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 
@@ -12,17 +13,21 @@ from benchmarks.recipes.definitions import load_definitions
 from benchmarks.recipes.estimates import Estimate, accuracy, beyond_spread, difference
 from benchmarks.recipes.tables import render
 from benchmarks.recipes.workplace import Workplace
-from benchmarks.store import Store
+from benchmarks.store import Entry, Store
 from tests.benchmarks.stand_ins import DEFINITIONS, Scripts, run_all, write_definitions
+
+
+def stored_runs(folder: Path) -> dict[str, Entry]:
+    return Store(folder / "results.json").read("runs")
 
 
 def test_table_shows_what_is_missing_and_how_many_seeds_there_are(definitions, tmp_path):
     table = definitions.tables["orders"]
-    empty = render(definitions, table, {}, [0, 1], "made so")
+    empty = render(definitions, table, {}, {}, [0, 1], "made so")
     assert "| prefix | `SSS` | – | – |" in empty
     assert "not measured yet" in empty
     run_all(definitions, "orders", tmp_path, Scripts(broken="small-ours-seed1"))
-    text = render(definitions, table, Store(tmp_path / "results.json").read("runs"), [0, 1], "made so")
+    text = render(definitions, table, stored_runs(tmp_path), {}, [0, 1], "made so")
     assert "| prefix | `SSS` | 51.0 ± 0.1 | **52.0 (1 of 2 seeds)** |" in text
     assert "toy images, 200 test images" in text
     assert "made so" in text
@@ -30,7 +35,7 @@ def test_table_shows_what_is_missing_and_how_many_seeds_there_are(definitions, t
 
 def test_orders_table_has_every_row_the_best_in_bold_and_the_goals(definitions, tmp_path):
     run_all(definitions, "orders", tmp_path, Scripts())
-    text = render(definitions, definitions.tables["orders"], Store(tmp_path / "results.json").read("runs"), [0, 1], "")
+    text = render(definitions, definitions.tables["orders"], stored_runs(tmp_path), {}, [0, 1], "")
     rows = [line.split("|")[2].strip(" `") for line in text.split("## Other")[0].splitlines() if line.startswith("|")]
     assert rows[2:] == ["SSS", "TSS", "TTS", "TTT", "SST", "STT", "STS"]
     assert "| suffix | `STT` | 57.7 ± 0.1 | **58.7 ± 0.1** |" in text
@@ -43,18 +48,23 @@ def test_runs_of_an_older_definition_are_not_shown(definitions, tmp_path):
     run_all(definitions, "orders", tmp_path, Scripts())
     recipes = DEFINITIONS["recipes"] | {"paper": {"title": "paper", "options": {"weight": 9}}}
     changed = load_definitions(write_definitions(tmp_path / "changed", {"recipes": recipes}))
-    text = render(changed, changed.tables["orders"], Store(tmp_path / "results.json").read("runs"), [0, 1], "")
+    text = render(changed, changed.tables["orders"], stored_runs(tmp_path), {}, [0, 1], "")
     assert "| prefix | `SSS` | – | 52.0 ± 0.1 |" in text
 
 
 def test_variants_table_shows_of_a_student_alone_only_the_student(definitions, tmp_path):
     run_all(definitions, "variants", tmp_path, Scripts())
-    stored = Store(tmp_path / "results.json").read("runs")
-    rows = render(definitions, definitions.tables["variants"], stored, [0, 1], "").splitlines()
-    (plain,) = [row for row in rows if row.startswith("| plain ")]
-    (ours,) = [row for row in rows if row.startswith("| ours ")]
-    assert plain == "| plain | 50.0 ± 0.1 | – | – | – | – | 1.00 |"
-    assert ours == "| ours | **52.0 ± 0.1** | +2.0 ± 0.0 | **57.0 ± 0.1** | **57.0 ± 0.1** | +3.3 ± 0.0 | 0.33 |"
+    rows = render(definitions, definitions.tables["variants"], stored_runs(tmp_path), {}, [0, 1], "").splitlines()
+    assert "| plain | 50.0 ± 0.1 | – | – | – | – | – |" in rows
+    assert "| ours | **52.0 ± 0.1** | +2.0 ± 0.0 | **57.0 ± 0.1** | **57.0 ± 0.1** | +3.3 ± 0.0 | – |" in rows
+
+
+def test_variants_table_has_the_time_of_the_rounds_in_which_both_took_turns(definitions, tmp_path):
+    store, workplace = Store(tmp_path / "results.json"), Workplace(tmp_path / "work", tmp_path / "data", Scripts())
+    measure_rounds(definitions, definitions.tables["variants-speed"], store, workplace, [], lambda _: None)
+    rows = render(definitions, definitions.tables["variants"], {}, store.read("rounds"), [0, 1], "").splitlines()
+    assert "| plain | – | – | – | – | – | 1.00 |" in rows
+    assert "| ours | – | – | – | – | – | 0.33 |" in rows
 
 
 def test_cost_table_compares_within_rounds(definitions, tmp_path):
