@@ -139,7 +139,9 @@ class PWLForImageClassification(PWLPreTrainedModel):
             self._route_for,
             pixel_values,
             self.num_stages,
-            training=self.training,
+            batch_statistics=self.training,
+            # In training the student's own pass alone updates its running statistics.
+            leader="S" * self.num_stages if self.training else None,
             interpolate_pos_encoding=interpolate_pos_encoding,
         )
 
@@ -412,42 +414,54 @@ class PWLForImageClassification(PWLPreTrainedModel):
 
     @exclusive
     @torch.no_grad()
-    def estimate_statistics(self, pixel_values: Images, sources: str | None = None) -> None:
-        """Re-estimate the BatchNorm statistics of a mask from images.
+    def estimate_statistics(self, pixel_values: Images, sources: str | Iterable[str] | None = None) -> None:
+        """Re-estimate the BatchNorm statistics of a mask, or of several, from images.
 
         A block behind a converter sees other features than the ones its running statistics were gathered
         from. The mask gets statistics of its own, saved and loaded with it; parameters and the networks'
         own statistics stay as they are, and so do forward passes under way.
 
+        Of several masks, blocks that they begin with are run once: all of them together take fewer than
+        2^(N+1) blocks a batch.
+
         Args:
             pixel_values: (B, C, H, W), or an iterable of such batches, of training images.
-            sources: The mask; the current one by default.
+            sources: The mask, or masks; the current one by default.
 
         Raises:
-            ValueError: If the mask takes all blocks from one network, whose own statistics are right; if
+            ValueError: If a mask takes all blocks from one network, whose own statistics are right; if
                 there are no images.
-            StageError: If the mask needs what is not resident.
+            StageError: If a mask needs what is not resident.
         """
-        mask = self._current if sources is None else Sources.of(sources, self.num_stages)
-        if not mask.is_mixed:
-            raise ValueError(f"sources {str(mask)!r} is one whole network, whose own statistics are right")
-        self._build_route(mask)
+        masks = [self._current]
+        if sources is not None:
+            named = [sources] if isinstance(sources, str) else sources
+            masks = [Sources.of(mask, self.num_stages) for mask in named]
+        for mask in masks:
+            if not mask.is_mixed:
+                raise ValueError(f"sources {str(mask)!r} is one whole network, whose own statistics are right")
+            self._build_route(mask)
         networks: dict[Role, PreTrainedModel] = {"teacher": self.teacher, "student": self.student}
-        found = statistics_at_rest(mask, self._blueprints, networks)
+        found = statistics_at_rest(masks, self._blueprints, networks)
+        found = {mask: statistics for mask, statistics in found.items() if statistics}
         if not found:
             return
         was_training, seen = self.training, False
         try:
             self.eval()
-            route = self._route_over(mask, found, estimate=True)
+            routes = {m.mask: self._route_over(m, found[m.mask], estimate=True) for m in masks if m.mask in found}
             for batch in _batches(pixel_values):
-                route(batch.to(self.device))
+                paths = SharedPaths(routes.__getitem__, batch.to(self.device), self.num_stages, batch_statistics=True)
+                for mask in routes:
+                    paths(mask)
                 seen = True
         finally:
             self.train(was_training)
         if not seen:
             raise ValueError("estimate_statistics needs at least one image")
-        self._statistics = {**self._statistics, mask.mask: found}
+        # Copies: in training a mask's passes update its own.
+        own = {mask: {name: t.clone() for name, t in statistics.items()} for mask, statistics in found.items()}
+        self._statistics = {**self._statistics, **own}
         self._reroute()
 
     @exclusive

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -137,12 +137,24 @@ def build_route(
 
 
 def statistics_at_rest(
-    sources: Sources, blueprints: Mapping[Role, Blueprint], networks: Mapping[Role, PreTrainedModel]
-) -> dict[str, torch.Tensor]:
-    """Statistics of mean 0 and variance 1 for every BatchNorm behind a mask's first converter, by full name."""
-    found: dict[str, torch.Tensor] = {}
-    for block in sources.converted_blocks:
-        role = ROLE_OF[sources.mask[block - 1]]
-        for path in blueprints[role].paths(block):
-            found |= own_statistics(networks[role].get_submodule(path), f"{role}.{path}", reset=True)
+    masks: Sequence[Sources], blueprints: Mapping[Role, Blueprint], networks: Mapping[Role, PreTrainedModel]
+) -> dict[str, dict[str, torch.Tensor]]:
+    """Statistics of mean 0 and variance 1 for every BatchNorm behind a mask's first converter.
+
+    Returns:
+        By mask, by full name. Masks that begin alike have the same tensors as far as they do: what is estimated
+        there for one of them is estimated for all.
+    """
+    of_beginning: dict[str, dict[str, torch.Tensor]] = {}
+    found: dict[str, dict[str, torch.Tensor]] = {}
+    for sources in masks:
+        found[sources.mask] = {}
+        for block in sources.converted_blocks:
+            beginning, role = sources.mask[:block], ROLE_OF[sources.mask[block - 1]]
+            if beginning not in of_beginning:
+                of_beginning[beginning] = {}
+                for path in blueprints[role].paths(block):
+                    module = networks[role].get_submodule(path)
+                    of_beginning[beginning] |= own_statistics(module, f"{role}.{path}", reset=True)
+            found[sources.mask] |= of_beginning[beginning]
     return found

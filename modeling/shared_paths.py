@@ -34,13 +34,15 @@ class SharedPaths:
     teacher and the student's last blocks; all 2^N masks cost 2^(N+1) - 2 blocks in place of N 2^N.
 
     Blocks that two masks begin with are common to them, as long as their BatchNorm statistics are: those of a
-    mask with statistics of its own are, outside training, common up to its first converter.
+    mask with statistics of its own are common up to its first converter, unless the batch's are taken.
 
     Args:
         route_for: The route of a mask.
         pixel_values: (B, C, H, W), floating.
         num_stages: N.
-        training: Whether BatchNorms take the batch's statistics, so that paths differ in none.
+        batch_statistics: Whether BatchNorms take the batch's statistics, so that paths differ in none.
+        leader: A mask that is run before any other that begins with the same letter, so that what they have in
+            common is run as its: it may be the one that updates a network's running statistics.
         interpolate_pos_encoding: As in the model's `forward`.
     """
 
@@ -50,13 +52,15 @@ class SharedPaths:
         pixel_values: torch.Tensor,
         num_stages: int,
         *,
-        training: bool,
+        batch_statistics: bool,
+        leader: str | None = None,
         interpolate_pos_encoding: bool | None = None,
     ) -> None:
         self._route_for = route_for
         self._pixel_values = pixel_values
         self._num_stages = num_stages
-        self._training = training
+        self._batch_statistics = batch_statistics
+        self._leader = leader
         self._interpolate = interpolate_pos_encoding
         self._reached: dict[tuple[str, str | None], Features] = {}
         self._outputs: dict[str, PathOutput] = {}
@@ -72,10 +76,8 @@ class SharedPaths:
             ValueError: If it is malformed.
         """
         if sources not in self._outputs:
-            student = "S" * self._num_stages
-            if self._training and sources.startswith("S") and sources != student:
-                # Its pass comes first, as it is the one that may update the student's running statistics.
-                self(student)
+            if self._leader is not None and sources[:1] == self._leader[0] and sources != self._leader:
+                self(self._leader)
             self._outputs[sources] = self._run(self._route_for(sources))
         return self._outputs[sources]
 
@@ -113,7 +115,8 @@ class SharedPaths:
         outputs = []
         for block in range(1, self._num_stages + 1):
             # With statistics of its own, a mask shares nothing behind its first converter.
-            alone = route.has_own_statistics and not self._training and block in route.sources.converted_blocks
+            own = route.has_own_statistics and not self._batch_statistics
+            alone = own and block in route.sources.converted_blocks
             key = (mask[:block], mask if alone else None)
             if key not in self._reached:
                 before = route.embedder(self._pixel_values, self._interpolate) if features is None else features

@@ -67,8 +67,7 @@ def convert_pair(
             raise ValueError(f"{teacher} has no image processor, so images cannot be read for it: leave images out")
         batches = list(_batches(Path(images), processor, max_images, batch_size))
         model.fit_converters(batches)
-        for stage in range(1, num_stages):
-            model.estimate_statistics(batches, "T" * stage + "S" * (num_stages - stage))
+        model.estimate_statistics(batches, ["T" * k + "S" * (num_stages - k) for k in range(1, num_stages)])
     model.save_pretrained(output)
     if processor is not None:
         for folder in (Path(output), Path(output, "teacher")):

@@ -75,6 +75,34 @@ def test_batches_are_averaged() -> None:
 
 
 @pytest.mark.parametrize("model_type", WITH_BATCH_NORM)
+@torch.no_grad()
+def test_several_masks_at_once_get_what_each_gets_alone(model_type: str) -> None:
+    images = [tiny_images(model_type, 6, seed=seed) for seed in (1, 2, 3)]
+    together, apart = tiny_model(model_type), tiny_model(model_type)
+    together.estimate_statistics(iter(images), MIXED)
+    for mask in MIXED:
+        apart.estimate_statistics(images, mask)
+    assert list(together.statistics) == MIXED
+    for mask in MIXED:
+        found, expected = together.statistics[mask], apart.statistics[mask]
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+    tensors = [tensor for mask in MIXED for tensor in together.statistics[mask].values()]
+    assert len({tensor.data_ptr() for tensor in tensors}) == len(tensors)
+
+
+@torch.no_grad()
+def test_several_masks_of_which_one_is_wrong_change_nothing() -> None:
+    model, images = tiny_model("resnet"), tiny_images("resnet", 4)
+    model.estimate_statistics(images, [])
+    with pytest.raises(ValueError, match="'SSSS' is one whole network"):
+        model.estimate_statistics(images, ["TSSS", "SSSS"])
+    with pytest.raises(ValueError, match="at least one image"):
+        model.estimate_statistics([], ["TSSS", "TTSS"])
+    assert not model.statistics
+
+
+@pytest.mark.parametrize("model_type", WITH_BATCH_NORM)
 def test_only_the_mask_itself_answers_differently(model_type: str) -> None:
     model, images = tiny_model(model_type), tiny_images(model_type, 4)
     state = {name: t.clone() for name, t in model.state_dict().items()}

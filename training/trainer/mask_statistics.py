@@ -112,14 +112,12 @@ def select_statistics(
         for mask in masks:
             model.discard_statistics(mask)
         shared = _cross_entropies(model, measured, right_labels, masks)
-        for mask in masks:
-            model.estimate_statistics(estimated, mask)
+        model.estimate_statistics(estimated, masks)
         own = _cross_entropies(model, measured, right_labels, masks)
         chosen = {mask: MaskChoice(shared[mask], own[mask]) for mask in masks}
+        model.estimate_statistics(images, [mask for mask, choice in chosen.items() if choice.keeps_own])
         for mask, choice in chosen.items():
-            if choice.keeps_own:
-                model.estimate_statistics(images, mask)
-            else:
+            if not choice.keeps_own:
                 model.discard_statistics(mask)
     finally:
         model.train(was_training)
