@@ -46,7 +46,7 @@ def render(
 
 
 def orders_section(definitions: Definitions, section: Section, results: Results) -> str:
-    """A row for each mask of the three orders, a column for each recipe, and the goals beneath."""
+    """A row for each mask of the three orders, a column for each recipe, and the goals of ours beneath."""
     accuracies = {recipe: results.accuracies(recipe) for recipe in section.recipes}
     n = results.num_stages
     groups = masks.rows(n)
@@ -56,17 +56,20 @@ def orders_section(definitions: Definitions, section: Section, results: Results)
         for mask in rows:
             cells = _cells([accuracy(accuracies[recipe], mask) for recipe in section.recipes], len(results.seeds))
             lines.append(_row([order, f"`{mask}`", *cells]))
-    ours = accuracies[section.base]
-    # A variant of the base is shown beside it, and nothing that it must beat.
-    rivals = [recipe for recipe in section.recipes if definitions.recipes[recipe].extends != section.base]
-    others = {titles[recipe]: accuracies[recipe] for recipe in rivals if recipe != section.base}
-    found = [
-        *goals.above_on_every_row(ours, others, [mask for rows in groups.values() for mask in rows]),
-        goals.no_prefix_dip(ours, n),
-        goals.none_below_student(ours, n),
-    ]
-    listed = "\n".join(f"- {sentence}" for sentence in found)
-    return "\n".join(lines) + f"\n\nGoals, for {titles[section.base]}:\n\n{listed}"
+    # Variants of the base stand beside it: they have the same goals, and are nothing that it must beat.
+    variants = [recipe for recipe in section.recipes if definitions.recipes[recipe].extends == section.base]
+    ours = [section.base, *variants]
+    others = {titles[recipe]: accuracies[recipe] for recipe in section.recipes if recipe not in ours}
+    parts = ["\n".join(lines)]
+    for recipe in ours:
+        found = [
+            *goals.above_on_every_row(accuracies[recipe], others, [mask for rows in groups.values() for mask in rows]),
+            goals.no_prefix_dip(accuracies[recipe], n),
+            goals.none_below_student(accuracies[recipe], n),
+        ]
+        parts.append(f"Goals, for {titles[recipe]}:")
+        parts.append("\n".join(f"- {sentence}" for sentence in found))
+    return "\n\n".join(parts)
 
 
 def variants_section(

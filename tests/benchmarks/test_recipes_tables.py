@@ -44,6 +44,24 @@ def test_orders_table_has_every_row_the_best_in_bold_and_the_goals(definitions, 
     assert "No mask of all 8 below the student beyond the spread: met" in text
 
 
+def test_variant_of_the_base_has_the_same_goals_and_is_nothing_to_beat(tmp_path):
+    quick = {"title": "quick", "extends": "ours", "options": {"weight": 0.5}}
+    section = DEFINITIONS["tables"]["orders"]["sections"][0] | {"recipes": ["paper", "ours", "quick"]}
+    orders = DEFINITIONS["tables"]["orders"] | {"sections": [section]}
+    changes = {
+        "recipes": DEFINITIONS["recipes"] | {"quick": quick},
+        "tables": DEFINITIONS["tables"] | {"orders": orders},
+    }
+    definitions = load_definitions(write_definitions(tmp_path / "definitions", changes))
+    run_all(definitions, "orders", tmp_path, Scripts())
+    text = render(definitions, definitions.tables["orders"], stored_runs(tmp_path), {}, [0, 1], "")
+    ours, quick = text.split("Goals, for ours:")[1].split("Goals, for quick:")
+    assert "Above paper on every row: met" in ours
+    assert "Above paper on every row: **missed** on 7 of 7" in quick
+    assert "Above quick" not in text
+    assert "Above ours" not in text
+
+
 def test_runs_of_an_older_definition_are_not_shown(definitions, tmp_path):
     run_all(definitions, "orders", tmp_path, Scripts())
     recipes = DEFINITIONS["recipes"] | {"paper": {"title": "paper", "options": {"weight": 9}}}
