@@ -41,7 +41,10 @@ def render(
         if table.form == "orders":
             parts.append(orders_section(definitions, section, results))
         else:
-            parts.append(variants_section(definitions, section, results, _times(definitions, table, section, rounds)))
+            timed = definitions.tables[table.times]
+            (alike,) = (s for s in timed.sections if (s.title, s.pair) == (section.title, section.pair))
+            turns = Rounds.of(definitions, timed, alike, rounds)
+            parts.append(variants_section(definitions, section, results, turns))
     return "\n\n".join(parts) + "\n"
 
 
@@ -72,10 +75,11 @@ def orders_section(definitions: Definitions, section: Section, results: Results)
     return "\n\n".join(parts)
 
 
-def variants_section(
-    definitions: Definitions, section: Section, results: Results, times: Mapping[str, float | None]
-) -> str:
-    """A row for each recipe: the student, the stages, all other masks, the lowest mask, and the time."""
+def variants_section(definitions: Definitions, section: Section, results: Results, turns: Rounds) -> str:
+    """A row for each recipe: the student, the stages, all other masks, the lowest mask, and the time.
+
+    The time is that of an image, relative to the base's, of the rounds in which both took turns.
+    """
     n = results.num_stages
     student = masks.student(n)
     stages = masks.mixed(masks.stages(n))
@@ -86,7 +90,8 @@ def variants_section(
     base = results.accuracies(section.base)
     base_title = definitions.recipes[section.base].title
     head = ["recipe", "student", f"student, against {base_title}", f"stages 1 to {n - 1}", "other mixed masks"]
-    lines = [_row([*head, "lowest mask, against the student", "time, relative"]), _rule(len(head) + 2)]
+    time_head = f"time, relative, {len(turns.entries)} of {turns.wanted} rounds"
+    lines = [_row([*head, "lowest mask, against the student", time_head]), _rule(len(head) + 2)]
     columns: list[list[Estimate | None]] = [[], [], []]
     signed: list[list[Estimate | None]] = [[], []]
     for recipe in section.recipes:
@@ -100,7 +105,7 @@ def variants_section(
     plain = [_cells(column, count) for column in columns]
     relative = [[_text(cell, count, sign=True) for cell in column] for column in signed]
     for i, recipe in enumerate(section.recipes):
-        time = times[recipe]
+        time = turns.ratio(section.base, recipe)
         cells = [plain[0][i], relative[0][i], plain[1][i], plain[2][i], relative[1][i]]
         cells.append(MISSING if time is None else f"{time:.2f}")
         lines.append(_row([definitions.recipes[recipe].title, *cells]))
@@ -121,16 +126,6 @@ def _lowest(runs: Accuracies, student: str) -> Estimate | None:
     mixed = masks.mixed({mask for found in runs.values() for mask in found})
     found = [estimate for mask in mixed if (estimate := difference(runs, mask, runs, student)) is not None]
     return min(found, key=lambda estimate: estimate.mean) if found else None
-
-
-def _times(
-    definitions: Definitions, table: Table, section: Section, rounds: Mapping[str, Entry]
-) -> dict[str, float | None]:
-    """Seconds an image by recipe, relative to the base's, of the rounds in which both took turns."""
-    timed = definitions.tables[table.times]
-    (alike,) = (other for other in timed.sections if other.title == section.title)
-    found = Rounds.of(definitions, timed, alike, rounds)
-    return {recipe: found.ratio(section.base, recipe) for recipe in section.recipes}
 
 
 def _cells(estimates: Sequence[Estimate | None], seeds: int) -> list[str]:

@@ -81,6 +81,7 @@ def test_variants_table_has_the_time_of_the_rounds_in_which_both_took_turns(defi
     store, workplace = Store(tmp_path / "results.json"), Workplace(tmp_path / "work", tmp_path / "data", Scripts())
     measure_rounds(definitions, definitions.tables["variants-speed"], store, workplace, [], lambda _: None)
     rows = render(definitions, definitions.tables["variants"], {}, store.read("rounds"), [0, 1], "").splitlines()
+    assert any(row.endswith("| time, relative, 1 of 1 rounds |") for row in rows)
     assert "| plain | – | – | – | – | – | 1.00 |" in rows
     assert "| ours | – | – | – | – | – | 0.33 |" in rows
 
