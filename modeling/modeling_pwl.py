@@ -443,7 +443,7 @@ class PWLForImageClassification(PWLPreTrainedModel):
             self._build_route(mask)
         networks: dict[Role, PreTrainedModel] = {"teacher": self.teacher, "student": self.student}
         found = statistics_at_rest(masks, self._blueprints, networks)
-        found = {mask: statistics for mask, statistics in found.items() if statistics}
+        found = {name: statistics for name, statistics in found.items() if statistics}
         if not found:
             return
         was_training, seen = self.training, False
@@ -452,16 +452,17 @@ class PWLForImageClassification(PWLPreTrainedModel):
             routes = {m.mask: self._route_over(m, found[m.mask], estimate=True) for m in masks if m.mask in found}
             for batch in _batches(pixel_values):
                 paths = SharedPaths(routes.__getitem__, batch.to(self.device), self.num_stages, batch_statistics=True)
-                for mask in routes:
-                    paths(mask)
+                for name in routes:
+                    paths(name)
                 seen = True
         finally:
             self.train(was_training)
         if not seen:
             raise ValueError("estimate_statistics needs at least one image")
         # Copies: in training a mask's passes update its own.
-        own = {mask: {name: t.clone() for name, t in statistics.items()} for mask, statistics in found.items()}
-        self._statistics = {**self._statistics, **own}
+        for name, statistics in found.items():
+            found[name] = {key: tensor.clone() for key, tensor in statistics.items()}
+        self._statistics = {**self._statistics, **found}
         self._reroute()
 
     @exclusive
