@@ -422,7 +422,7 @@ class PWLForImageClassification(PWLPreTrainedModel):
         own statistics stay as they are, and so do forward passes under way.
 
         Of several masks, blocks that they begin with are run once: all of them together take fewer than
-        2^(N+1) blocks a batch.
+        2^(N+1) blocks a batch, whose outputs are kept until the batch is done.
 
         Args:
             pixel_values: (B, C, H, W), or an iterable of such batches, of training images.
@@ -440,16 +440,16 @@ class PWLForImageClassification(PWLPreTrainedModel):
         for mask in masks:
             if not mask.is_mixed:
                 raise ValueError(f"sources {str(mask)!r} is one whole network, whose own statistics are right")
-            self._build_route(mask)
+            self._check_resident(mask)
         networks: dict[Role, PreTrainedModel] = {"teacher": self.teacher, "student": self.student}
         found = statistics_at_rest(masks, self._blueprints, networks)
-        found = {name: statistics for name, statistics in found.items() if statistics}
-        if not found:
+        masks = [mask for mask in masks if found[mask.mask]]
+        if not masks:
             return
         was_training, seen = self.training, False
         try:
             self.eval()
-            routes = {m.mask: self._route_over(m, found[m.mask], estimate=True) for m in masks if m.mask in found}
+            routes = {mask.mask: self._route_over(mask, found[mask.mask], estimate=True) for mask in masks}
             for batch in _batches(pixel_values):
                 paths = SharedPaths(routes.__getitem__, batch.to(self.device), self.num_stages, batch_statistics=True)
                 for name in routes:
@@ -460,9 +460,8 @@ class PWLForImageClassification(PWLPreTrainedModel):
         if not seen:
             raise ValueError("estimate_statistics needs at least one image")
         # Copies: in training a mask's passes update its own.
-        for name, statistics in found.items():
-            found[name] = {key: tensor.clone() for key, tensor in statistics.items()}
-        self._statistics = {**self._statistics, **found}
+        own = {name: {key: tensor.clone() for key, tensor in found[name].items()} for name in routes}
+        self._statistics = {**self._statistics, **own}
         self._reroute()
 
     @exclusive

@@ -263,6 +263,14 @@ class PiecedModel(PreTrainedModel):
         Raises:
             StageError: If it needs a piece that is not resident.
         """
+        self._check_resident(sources, made)
+        found = {**self._statistics, **statistics}.get(sources.mask)
+        return self._route_over(sources, found, made)
+
+    def _check_resident(
+        self, sources: Sources, made: Mapping[Piece, Mapping[str, nn.Module]] = MappingProxyType({})
+    ) -> None:
+        """Raise a StageError if a mask needs a piece that is neither resident nor about to be."""
         resident = self._resident() | made.keys()
         for piece in sorted(sources.pieces):
             if piece not in resident:
@@ -270,8 +278,6 @@ class PiecedModel(PreTrainedModel):
                     f"sources {sources.mask!r} needs {piece}, which is not resident: call "
                     f"set_sources({sources.mask!r}), or load the model with keep_all=True"
                 )
-        found = {**self._statistics, **statistics}.get(sources.mask)
-        return self._route_over(sources, found, made)
 
     def _route_over(
         self,

@@ -12,6 +12,7 @@ from transformers import AutoImageProcessor, BaseImageProcessor
 
 from pwl_hf.model import PWLForImageClassification
 from pwl_hf.model_card import write_card
+from pwl_hf.modeling.sources import Sources
 
 if TYPE_CHECKING:
     from transformers import BatchFeature
@@ -67,7 +68,7 @@ def convert_pair(
             raise ValueError(f"{teacher} has no image processor, so images cannot be read for it: leave images out")
         batches = list(_batches(Path(images), processor, max_images, batch_size))
         model.fit_converters(batches)
-        model.estimate_statistics(batches, ["T" * k + "S" * (num_stages - k) for k in range(1, num_stages)])
+        model.estimate_statistics(batches, [Sources.prefix(k, num_stages).mask for k in range(1, num_stages)])
     model.save_pretrained(output)
     if processor is not None:
         for folder in (Path(output), Path(output, "teacher")):

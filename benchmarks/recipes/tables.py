@@ -63,10 +63,11 @@ def orders_section(definitions: Definitions, section: Section, results: Results)
     variants = [recipe for recipe in section.recipes if definitions.recipes[recipe].extends == section.base]
     ours = [section.base, *variants]
     others = {titles[recipe]: accuracies[recipe] for recipe in section.recipes if recipe not in ours}
+    every_row = [mask for rows in groups.values() for mask in rows]
     parts = ["\n".join(lines)]
     for recipe in ours:
         found = [
-            *goals.above_on_every_row(accuracies[recipe], others, [mask for rows in groups.values() for mask in rows]),
+            *goals.above_on_every_row(accuracies[recipe], others, every_row),
             goals.no_prefix_dip(accuracies[recipe], n),
             goals.none_below_student(accuracies[recipe], n),
         ]
