@@ -14,6 +14,8 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import nn
 
+from .errors import StageError
+
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 RUNNING = ("running_mean", "running_var")
 
@@ -48,9 +50,18 @@ def twin(module: nn.Module, name: str, statistics: Statistics, *, estimate: bool
             copied: in training mode the twin's passes update them.
         estimate: Put the twin's BatchNorms (alone) into training mode with a cumulative average, so that
             passes from statistics at rest leave the mean over batches in `statistics`.
+
+    Raises:
+        StageError: If the forward of a module was replaced, so that a copy of the module would run the original.
     """
     if not any(True for _ in batch_norms(module, name)):
         return module
+    if "forward" in module.__dict__:
+        # A copy would run the original, with the original's statistics.
+        raise StageError(
+            f"the forward of {name} was replaced, as accelerate's hooks do it, so a mask's BatchNorm statistics cannot "
+            "be used: call accelerate.hooks.remove_hook_from_submodules(model) first"
+        )
     other = copy.copy(module)
     # Parameters stay in the one dict of both, so that moves and casts reach the twin.
     other.__dict__["_modules"] = {

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -20,6 +21,7 @@ from .errors import StageError
 from .families import family_of
 from .skeletons import build_skeleton
 from .sources import Role
+from .structure import Structure, special_tensor
 from .transformers_internals import checkpoint_names, fill_missing, mark_initialized
 
 
@@ -61,6 +63,53 @@ class Vacant(nn.Module):
         # A PWL model's state dict is what is resident; a network's, or a part's, would have holes.
         if not prefix.endswith(f"{self.role}.{self.path}."):
             raise_incomplete(self.role, self.block)
+
+
+class _Empty:
+    """Mixed into the class of a transformers model with nothing in it, which has neither dtype nor device.
+
+    transformers takes those of the first parameter, and where there is none raises a StopIteration, which even
+    `hasattr` lets through.
+    """
+
+    @property
+    def device(self) -> torch.device:
+        raise AttributeError("device")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        raise AttributeError("dtype")
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("device", "dtype"):
+            raise AttributeError(f"nothing of this network is resident, so it has no {name}: ask the PWL model")
+        return super().__getattr__(name)  # type: ignore[misc]
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        # Made on the spot, its class cannot be found by name.
+        return _new_empty, (type(self).__bases__[1],), self.__getstate__()
+
+
+def _mark_empty(network: PreTrainedModel) -> None:
+    """Let the models in a network be of their original class, those without a parameter of an `_Empty` one."""
+    for part in network.modules():
+        if isinstance(part, PreTrainedModel):
+            is_empty, is_marked = next(part.parameters(), None) is None, isinstance(part, _Empty)
+            if is_empty and not is_marked:
+                part.__class__ = _empty_class(type(part))  # type: ignore[arg-type]
+            elif is_marked and not is_empty:
+                part.__class__ = type(part).__bases__[1]
+
+
+@cache
+def _empty_class(model_class: type[PreTrainedModel]) -> Any:
+    as_the_original = {name: getattr(model_class, name) for name in ("__module__", "__qualname__", "__doc__")}
+    return type(model_class.__name__, (_Empty, model_class), as_the_original)
+
+
+def _new_empty(model_class: type[PreTrainedModel]) -> Any:
+    empty_class = _empty_class(model_class)  # type: ignore[arg-type]
+    return empty_class.__new__(empty_class)
 
 
 def raise_incomplete(role: Role, block: int, *args: object, **kwargs: object) -> None:
@@ -106,6 +155,7 @@ class Blueprint:
         # The paths of the units themselves, without embedder and head.
         self.units = frozenset(path for unit in range(cuts[-1]) for path in self.family.unit_paths(config, unit))
         self._specs: tuple[dict[str, TensorSpec], ...] | None = None
+        self._structure: Structure | None = None
         # Modules on the meta device, left over from building; each is used once.
         self._spare: dict[str, nn.Module] = {}
         # The network that the specs were read from, until it is wanted.
@@ -135,6 +185,28 @@ class Blueprint:
     def is_resident(self, network: PreTrainedModel, block: int) -> bool:
         """Whether a block is in the network."""
         return not isinstance(network.get_submodule(self.paths(block)[0]), Vacant)
+
+    def difference(self, network: PreTrainedModel, block: int | None = None) -> str | None:
+        """How a resident block differs from what the config describes, its values aside.
+
+        Args:
+            network: The network.
+            block: The block (from 1); the whole network, as far as it is resident, by default.
+
+        Returns:
+            The first difference in words, such as an adapter's tensor; None if there is none.
+        """
+        if self._structure is None:
+            self._skeleton = self._build_meta()
+        expected: Structure = self._structure  # type: ignore[assignment]
+        if block is not None:
+            paths = self.paths(block)
+            difference = expected.within(paths).difference(Structure.of(network, paths))
+            return difference or special_tensor(network, paths)
+        numbers = range(1, len(self.cuts) + 1)
+        vacant = tuple(path for k in numbers if not self.is_resident(network, k) for path in self.paths(k))
+        difference = expected.without(vacant).difference(Structure.of(network).without(vacant))
+        return difference or special_tensor(network)
 
     def make(
         self, network: PreTrainedModel, block: int, tensors: Mapping[str, torch.Tensor], device: torch.device
@@ -167,6 +239,7 @@ class Blueprint:
         """Put modules that `make` built into their places."""
         for path, module in modules.items():
             _replace(network, path, module)
+        _mark_empty(network)
         self._refuse_saving_with_holes(network)
 
     def release(self, network: PreTrainedModel, block: int) -> None:
@@ -174,6 +247,7 @@ class Blueprint:
         for path in self.paths(block):
             mode = network.get_submodule(path).training
             _replace(network, path, Vacant(self.role, block, path).train(mode))
+        _mark_empty(network)
         self._refuse_saving_with_holes(network)
 
     def _refuse_saving_with_holes(self, network: PreTrainedModel) -> None:
@@ -195,6 +269,7 @@ class Blueprint:
         network = build_skeleton(self.family, self.config)
         if self._specs is None:
             self._specs = self._read_specs(network)
+            self._structure = Structure.of(network)
         self._spare = {path: network.get_submodule(path) for paths in self._paths for path in paths}
         return network
 

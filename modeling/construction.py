@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from typing import Any
 
-import torch
 from transformers import AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
 
 from .configuration_pwl import PWLConfig
@@ -58,15 +57,12 @@ def joined_config(teacher: PreTrainedModel, student: PreTrainedModel, **kwargs: 
     return config
 
 
-def common_dtype(teacher: PreTrainedModel, student: PreTrainedModel, dtype: torch.dtype | None) -> None:
-    """Cast both networks to `dtype`; without one, refuse networks of different dtypes.
+def check_common_dtype(teacher: PreTrainedModel, student: PreTrainedModel) -> None:
+    """Refuse networks of different dtypes.
 
     Raises:
         ValueError: With both dtypes.
     """
-    if dtype is not None:
-        teacher.to(dtype=dtype)  # type: ignore[call-arg]
-        student.to(dtype=dtype)  # type: ignore[call-arg]
     found = {
         role: {p.dtype for p in network.parameters()} for role, network in (("teacher", teacher), ("student", student))
     }

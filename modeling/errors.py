@@ -19,7 +19,9 @@ class StageError(PWLError, RuntimeError):
 
 
 class SaveError(PWLError, OSError):
-    """A file of a repository that could not be written: names folder, file, cause and what to do. The model is intact.
+    """A model that cannot be saved as it is, or a file of a repository that could not be written. The model is intact.
+
+    It names the tensor or module, or folder, file and cause, and what to do.
 
     What the folder held before may be written over in part; it is then refused, or loads as what it was.
     """

@@ -42,11 +42,24 @@ _IGNORED = (
     "low_cpu_mem_usage",
     "disable_mmap",
     "tqdm_class",
-    "adapter_kwargs",
     "_from_auto",
     "_from_pipeline",
     "_commit_hash",
 )
+NO_ATTENTIONS = (
+    "output_attentions=True does not apply to a PWL model, whose blocks give features only: leave it out, and ask "
+    "model.teacher or model.student of a model loaded with keep_all=True"
+)
+
+
+def refuse_attentions(config: PreTrainedConfig) -> None:
+    """Refuse a config that asks for attention maps, rather than answer without them.
+
+    Raises:
+        ValueError: If it does.
+    """
+    if config.output_attentions:
+        raise ValueError(NO_ATTENTIONS)
 
 
 def check_arguments(kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -60,6 +73,8 @@ def check_arguments(kwargs: Mapping[str, Any]) -> dict[str, Any]:
             raise ValueError(f"{name} does not apply to a PWL model: {reason}; leave it out")
     if kwargs.get("use_safetensors") is False:
         raise ValueError("use_safetensors=False does not apply to a PWL model: only safetensors files are read")
+    if kwargs.get("output_attentions"):
+        raise ValueError(NO_ATTENTIONS)
     known = {*_REFUSED, *_IGNORED, "use_safetensors"}
     return {name: value for name, value in kwargs.items() if name not in known}
 
@@ -82,7 +97,13 @@ def device_of(device_map: Any) -> torch.device:
             )
         device_map = next(iter(device_map.values()))
     if device_map is None:
-        return torch.get_default_device()
+        device = torch.get_default_device()
+        if device.type == "meta":
+            raise RuntimeError(
+                "from_pretrained was called within torch.device('meta'), where weights have no values: leave the "
+                "block, or build an empty model of a config"
+            )
+        return device
     if device_map == "disk":
         raise ValueError("device_map='disk' does not apply to a PWL model: it keeps only its current route in memory")
     if device_map in ("auto", "balanced", "balanced_low_0", "sequential"):

@@ -15,14 +15,14 @@ import torch
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import ImageClassifierOutput
 
+from .adapters import check_base_is_saved, open_model
 from .background import Prefetch
 from .configuration_pwl import PWLConfig
-from .construction import Network, common_dtype, joined_config, load_network
+from .construction import Network, check_common_dtype, joined_config, load_network
 from .converters import LeastSquares, channel_rows
 from .errors import RepositoryError, StageError
-from .loading import check_arguments, device_of, dtype_of, read_config, sources_of
+from .loading import check_arguments, device_of, dtype_of, read_config, refuse_attentions, sources_of
 from .locking import exclusive
-from .repository import Repository
 from .retrying import RetryPolicy
 from .route import statistics_at_rest
 from .saving import save_repository
@@ -43,10 +43,6 @@ class PWLForImageClassification(PWLPreTrainedModel):
     needs and releases the rest. Built from a config or from two networks, both are in memory.
 
     The teacher is frozen: it is always in eval mode, and its parameters do not require gradients.
-
-    The route holds on to the modules that it was built of. One that is put in the place of a unit, an embedder or a
-    part of a head (`model.student.classifier = nn.Linear(...)`) is taken by the next `train`, `eval`, `to` or change of
-    stage; changes within a unit are seen at once.
 
     Args:
         config: The configuration.
@@ -101,9 +97,8 @@ class PWLForImageClassification(PWLPreTrainedModel):
             StageError: If `sources` needs what is not resident.
             ValueError: If `sources` is malformed, or the family cannot interpolate.
         """
-        route = self._route if sources is None else self._route_for(sources)
-        if route is None:
-            raise StageError("the model is vacant: build it without vacant=True, or with from_pretrained")
+        refuse_attentions(self.config)
+        route = self._current_route() if sources is None else self._route_for(sources)
         if interpolate_pos_encoding and not self._blueprints["teacher"].family.interpolates:
             raise ValueError(
                 f"interpolate_pos_encoding=True does not apply to model_type "
@@ -169,6 +164,8 @@ class PWLForImageClassification(PWLPreTrainedModel):
         local_files_only: bool = False,
         force_download: bool = False,
         retry: RetryPolicy | None = None,
+        adapter_name: str | None = None,
+        adapter_kwargs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> Any:
         """Load a model at a stage from a folder or the Hub.
@@ -195,6 +192,8 @@ class PWLForImageClassification(PWLPreTrainedModel):
             local_files_only: As in huggingface_hub.
             force_download: As in huggingface_hub.
             retry: How long to try when the network fails, now and at later stages.
+            adapter_name: What to call an adapter, if it is one that is loaded, with the model that it is for.
+            adapter_kwargs: `revision`, `token` and the like, for the adapter's repository.
             kwargs: Changes to the config, such as `num_labels`.
 
         Returns:
@@ -211,23 +210,26 @@ class PWLForImageClassification(PWLPreTrainedModel):
             >>> model.load_next_stage()  # doctest: +SKIP
             1
         """
+        adapter_kwargs = dict(adapter_kwargs or {})
+        adapter = adapter_kwargs.pop("_adapter_model_path", None)  # of an Auto class, which has looked for one
         overrides = check_arguments(kwargs)
         device = device_of(device_map)
         if ignore_mismatched_sizes and not keep_all:
             raise ValueError("ignore_mismatched_sizes=True resets both heads: load with keep_all=True as well")
         if stream and keep_all:
             raise ValueError("stream=True does not go with keep_all=True: everything is loaded at once")
-        repository = Repository.open(
-            pretrained_model_name_or_path,
-            revision=revision,
-            subfolder=subfolder,
-            token=token,
-            cache_dir=cache_dir,
-            local_files_only=local_files_only,
-            force_download=force_download,
-            retry=retry or RetryPolicy(),
-        )
-        manifest = repository.manifest()
+        options: dict[str, Any] = {
+            "revision": revision,
+            "subfolder": subfolder,
+            "token": token,
+            "cache_dir": cache_dir,
+            "local_files_only": local_files_only,
+            "force_download": force_download,
+            "retry": retry or RetryPolicy(),
+        }
+        repository, manifest, adapter = open_model(pretrained_model_name_or_path, adapter, **options)
+        if adapter is not None and stream:
+            raise ValueError("stream=True does not go with an adapter: the blocks that it is on would be released")
         if config is None:
             config = read_config(repository, cls.config_class, overrides)
         elif overrides:
@@ -267,6 +269,8 @@ class PWLForImageClassification(PWLPreTrainedModel):
         model.eval()
         model._store, model._keep_all = store, keep_all
         model._bring(target, model._all_pieces() if keep_all else target.pieces, device, floating)
+        if adapter is not None:
+            model.load_adapter(os.fspath(adapter), adapter_name, adapter_kwargs={**options, **adapter_kwargs})
         if stream:
             model.stream_stages()
         if not output_loading_info:
@@ -319,12 +323,15 @@ class PWLForImageClassification(PWLPreTrainedModel):
         loaded_teacher = load_network("teacher", teacher, **common, **of_role["teacher"])
         loaded_student = load_network("student", student, **common, **of_role["student"])
         floating = None if dtype is None else dtype_of(dtype, torch.float32)
-        common_dtype(loaded_teacher, loaded_student, floating)
+        if floating is None:
+            check_common_dtype(loaded_teacher, loaded_student)
         cuts = {"teacher_cuts": teacher_cuts, "student_cuts": student_cuts}
         if num_stages is None:
             num_stages = next((len(given) for given in cuts.values() if given is not None), 4)
         config = joined_config(loaded_teacher, loaded_student, num_stages=num_stages, **cuts)
         model = cls(config, teacher=loaded_teacher, student=loaded_student)
+        if floating is not None:
+            model.to(dtype=floating)  # type: ignore[call-arg]
         model.encoders.to(loaded_student.device, loaded_student.dtype)
         model.decoders.to(loaded_student.device, loaded_student.dtype)
         model.train(loaded_student.training)
@@ -345,6 +352,9 @@ class PWLForImageClassification(PWLPreTrainedModel):
         are the same bytes at every stage. Each file is written beside its place and moved into it, the
         manifest last. After a cast to another dtype, every file is converted.
 
+        Of a model with adapters (`add_adapter`, `load_adapter`) the active one alone is saved, as in transformers; load
+        it with `from_pretrained` of that folder.
+
         Args:
             save_directory: The folder; it is made if need be.
             is_main_process: Whether this process saves; others do nothing.
@@ -356,14 +366,21 @@ class PWLForImageClassification(PWLPreTrainedModel):
         Raises:
             ValueError: For `variant`, which a PWL repository cannot have.
             RepositoryError: If a file to be copied is not what the manifest says.
+            SaveError: If the model holds what its config does not describe, such as an adapter of `get_peft_model`, or
+                if a file cannot be written.
         """
-        if kwargs.pop("variant", None):
-            raise ValueError("variant does not apply to a PWL model: a PWL repository has one set of weights")
-        for name in ("max_shard_size", "save_original_format", "safe_serialization", "save_peft_format"):
-            kwargs.pop(name, None)
-        if is_main_process:
-            with self._lock:
-                save_repository(self, save_directory, state_dict)
+        if getattr(self, "_hf_peft_config_loaded", False):
+            check_base_is_saved(self)
+            own = {name: kwargs.pop(name) for name in ("max_shard_size", "save_peft_format") if name in kwargs}
+            super().save_pretrained(save_directory, is_main_process, state_dict, **own)
+        else:
+            if kwargs.pop("variant", None):
+                raise ValueError("variant does not apply to a PWL model: a PWL repository has one set of weights")
+            for name in ("max_shard_size", "save_original_format", "safe_serialization", "save_peft_format"):
+                kwargs.pop(name, None)
+            if is_main_process:
+                with self._lock:
+                    save_repository(self, save_directory, state_dict)
         if push_to_hub and is_main_process:
             self.push_to_hub(kwargs.pop("repo_id", os.path.basename(save_directory)), token=token, **kwargs)
 

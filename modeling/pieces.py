@@ -6,6 +6,7 @@ Notation: N blocks; a piece is a block of the teacher or the student, or a conve
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import chain
 from types import MappingProxyType
 
@@ -19,13 +20,17 @@ from .compiling import Compiling
 from .configuration_pwl import PWLConfig
 from .converters import Converter
 from .errors import StageError
+from .loading import refuse_attentions
 from .locking import SWAPPING, StateLock
 from .route import Route, build_route
 from .sources import ROLE_OF, Piece, Role, Sources
 from .streaming import StageStream
+from .structure import Structure, special_tensor
 from .transformers_internals import copy_checkpointing
 from .warming import Seen
 from .weights import Tensors, WeightStore, same_bits
+
+_VACANT = "the model is vacant: build it without vacant=True, or with from_pretrained"
 
 
 class PiecedModel(PreTrainedModel):
@@ -57,6 +62,12 @@ class PiecedModel(PreTrainedModel):
         if isinstance(module, Converter):
             module.reset_parameters()
 
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        """Draw the converters. Networks come initialised, and what their owner put into them is not touched."""
+        for converter in chain(self.encoders.values(), self.decoders.values()):
+            self._init_weights(converter)
+
     def __init__(
         self,
         config: PWLConfig,
@@ -65,6 +76,7 @@ class PiecedModel(PreTrainedModel):
         *,
         vacant: bool = False,
     ) -> None:
+        refuse_attentions(config)
         config.align_labels()
         super().__init__(config)
         self.num_labels = config.num_labels
@@ -97,6 +109,14 @@ class PiecedModel(PreTrainedModel):
         if vacant:
             self.student = self._blueprints["student"].build_vacant()
         else:
+            # Before anything is done to networks that are the caller's.
+            for given, (role, plan) in zip((teacher, student), self._blueprints.items(), strict=True):
+                difference = None if given is None else plan.difference(given)
+                if difference is not None:
+                    raise ValueError(
+                        f"the {role} is not what its config describes, and could not be saved as it is: {difference}; "
+                        "merge an adapter first (merge_and_unload), and let the config's labels be those of the head"
+                    )
             self._modules["teacher"] = self._blueprints["teacher"].build() if teacher is None else teacher
             self.student = self._blueprints["student"].build() if student is None else student
             # In order: a seed must give the same converters in every process.
@@ -142,7 +162,7 @@ class PiecedModel(PreTrainedModel):
     @property
     def _current(self) -> Sources:
         if self._route is None:
-            raise StageError("the model is vacant: build it without vacant=True, or with from_pretrained")
+            raise StageError(_VACANT)
         return self._route.sources
 
     # --- Pieces -------------------------------------------------------------------------------------------------
@@ -241,9 +261,18 @@ class PiecedModel(PreTrainedModel):
         converter = self._converter(piece)
         return {"weight": converter.weight.detach(), "bias": converter.bias.detach()}
 
+    def _difference(self, piece: Piece) -> str | None:
+        """How a resident piece differs from what the config describes, its values aside; None if it does not."""
+        if piece.kind == "teacher" or piece.kind == "student":
+            return self._blueprints[piece.kind].difference(self._network(piece.kind), piece.number)
+        with torch.device("meta"):
+            expected = Structure.of(self._make_converter(piece))
+        converter = self._converter(piece)
+        return expected.difference(Structure.of(converter)) or special_tensor(converter)
+
     def _is_unchanged(self, piece: Piece) -> bool:
         """Whether a resident piece is, bit for bit, what the repository holds."""
-        if self._store is None:
+        if self._store is None or self._difference(piece) is not None:
             return False
         stored, resident = self._store.piece(piece), self._tensors(piece)
         return stored.keys() == resident.keys() and all(
@@ -291,7 +320,7 @@ class PiecedModel(PreTrainedModel):
         pieces = [Piece(direction, i) for i, direction in sources.changes]
         converters = {p: made[p][str(p.number)] if p in made else self._converter(p) for p in pieces}
         ahead = {f"{piece.kind}.{path}": m for piece, modules in made.items() for path, m in modules.items()}
-        return build_route(
+        route = build_route(
             sources,
             self._blueprints,
             networks,
@@ -302,12 +331,26 @@ class PiecedModel(PreTrainedModel):
             training=self.training and self._isolates_statistics,
             estimate=estimate,
         )
+        own = [(self._converters_of(piece), str(piece.number), module) for piece, module in converters.items()]
+        return replace(route, places=(*own, *route.places))
+
+    def _current_route(self) -> Route:
+        """The route of the model's stage, over the modules that are in their places now."""
+        route = self._route
+        if route is None:
+            raise StageError(_VACANT)
+        if torch.compiler.is_compiling() or route.is_current(self._modules):
+            return route
+        with SWAPPING:  # A swap may have come in between, and has its own route.
+            if not self._route.is_current(self._modules):  # type: ignore[union-attr]
+                self._reroute()
+            return self._route  # type: ignore[return-value]
 
     @torch.compiler.disable
     def _route_for(self, sources: str) -> Route:
         # One dict from start to end: a route that is built while the model changes must not be kept after it.
         routes = self._routes
-        if sources not in routes:
+        if sources not in routes or not routes[sources].is_current(self._modules):
             with SWAPPING:  # Over one stage's pieces, not over a part of two.
                 routes[sources] = self._build_route(Sources.of(sources, self.num_stages))
         return routes[sources]
@@ -340,5 +383,5 @@ def _tensor(module: nn.Module, name: str) -> torch.Tensor:
 
 def _is_as_stored(resident: torch.Tensor, stored: torch.Tensor) -> bool:
     if resident.is_meta:
-        return resident.shape == stored.shape  # It has no values that could be lost.
+        return resident.shape == stored.shape  # It has no values that could be lost: hooks are refused before.
     return same_bits(resident, stored.to(resident.device, resident.dtype))

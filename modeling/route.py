@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from .batchnorm import Statistics, own_statistics, twin
@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from .family import Features
 
 
+# A parent module, the name of a child, and the child.
+Place = tuple["nn.Module", str, "nn.Module"]
+
+
 @dataclass(frozen=True)
 class Route:
     """A callable path, holding on to its modules.
@@ -31,6 +35,8 @@ class Route:
         converters: After each block, the converter to the next, or None.
         head: Features -> logits.
         has_own_statistics: Whether the blocks behind the first converter have BatchNorm statistics of the mask's.
+        networks: The networks that its blocks are of.
+        places: Where its modules were found: a parent, the name there, and the module.
     """
 
     sources: Sources
@@ -39,6 +45,18 @@ class Route:
     converters: tuple[nn.Module | None, ...]
     head: Callable[[Features], torch.Tensor]
     has_own_statistics: bool = False
+    networks: Mapping[Role, nn.Module] = field(default_factory=dict, repr=False, compare=False)
+    places: tuple[Place, ...] = field(default=(), repr=False, compare=False)
+
+    def is_current(self, networks: Mapping[str, nn.Module | None]) -> bool:
+        """Whether all its modules are still where they were found: a user may have put others there.
+
+        Args:
+            networks: The networks that there are now, by role.
+        """
+        return all(networks.get(role) is network for role, network in self.networks.items()) and all(
+            parent._modules.get(name) is module for parent, name, module in self.places
+        )
 
     def __call__(
         self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool | None = None
@@ -100,6 +118,10 @@ def build_route(
     """
     ahead = made or {}
     units = {role: blueprints[role].units for role in networks}
+    places: dict[tuple[int, str], Place] = {}
+
+    def note(parent: nn.Module, name: str, module: nn.Module) -> None:
+        places[id(parent), name] = parent, name, module
 
     def getter(block: int) -> Callable[[str], nn.Module]:
         role = ROLE_OF[sources.mask[block - 1]]
@@ -108,13 +130,24 @@ def build_route(
         def get(path: str) -> nn.Module:
             name = f"{role}.{path}"
             module = ahead[name] if name in ahead else network.get_submodule(path)
+            *above, last_name = path.split(".")
+            parent: nn.Module = network
+            for step in above:
+                note(parent, step, parent.get_submodule(step))
+                parent = parent.get_submodule(step)
+            note(parent, last_name, module)
             other = module
             if statistics is not None and block in sources.converted_blocks:
                 other = twin(module, name, statistics, estimate=estimate)
             elif training and sources.is_mixed:
                 other = twin(module, name, own_statistics(module, name))
-            if other is not module and compiling is not None and path in units[role]:
-                compiling.apply(other)
+            if other is not module:
+                # A twin has its own list of children: one that is replaced in the original is not in it.
+                for part in module.modules():
+                    for child_name, child in part.named_children():
+                        note(part, child_name, child)
+                if compiling is not None and path in units[role]:
+                    compiling.apply(other)
             return other
 
         return get
@@ -133,6 +166,8 @@ def build_route(
         converters=tuple(at_boundary.get(i) for i in range(1, len(plans) + 1)),
         head=last.family.head(last.config, getter(len(plans))),
         has_own_statistics=bool(statistics),
+        networks=networks,
+        places=tuple(places.values()),
     )
 
 

@@ -37,6 +37,7 @@ from .manifest import (
 )
 from .repository import Repository
 from .sources import Piece, Sources
+from .structure import hooked_module
 from .verification import sha256_of
 from .weights import STUDENT_PREFIX, Tensors, WeightStore, statistics_names
 
@@ -75,8 +76,33 @@ def plan_files(model: PWLPreTrainedModel, state_dict: Mapping[str, torch.Tensor]
     Raises:
         ValueError: If the resident tensors are of several dtypes.
         RepositoryError: If a file that must be read is not what the manifest says.
+        SaveError: If the model holds what the repository would not, or its values are elsewhere.
     """
     return _Planner(model, state_dict or {}).plan()
+
+
+def check_savable(model: PWLPreTrainedModel) -> None:
+    """Refuse a model that holds what its repository would not: an adapter, a quantised layer, another head.
+
+    Raises:
+        SaveError: With the first tensor or module of that kind.
+    """
+    difference = None
+    for role, plan in model._blueprints.items():
+        if role in model._modules and (found := plan.difference(model._network(role))) is not None:
+            difference = f"of the {role}, {found}"
+    for piece in sorted(model._resident()):
+        if piece.kind in ("encoder", "decoder") and (found := model._difference(piece)) is not None:
+            difference = f"of {piece}, {found}"
+    own = ("teacher.", "student.", "encoders.", "decoders.")
+    for name in model.state_dict():
+        if not name.startswith(own):
+            difference = f"it holds the tensor {name!r}, which is none of its networks'"
+    if difference is not None:
+        raise SaveError(
+            f"the model is not what its config describes, and would not be saved whole: {difference}; merge an adapter "
+            "first (merge_and_unload) or save it alone (save_pretrained of the PeftModel), and save before quantising"
+        )
 
 
 def save_repository(
@@ -222,13 +248,36 @@ class _Planner:
         self.model = model
         self.state_dict = state_dict
         self.store: WeightStore | None = model._store
+        check_savable(model)
         self.resident = model._resident()
+        self._check_given()
         floating = {t.dtype for piece in self.resident for t in self._own(piece).values() if t.is_floating_point()}
         if len(floating) != 1:
             raise ValueError(
                 f"a PWL repository has one dtype, the model has {', '.join(sorted(map(str, floating)))}: cast it first"
             )
         self.dtype = floating.pop()
+
+    def _check_given(self) -> None:
+        """Refuse what was given to be saved and is not the model's: it would be left out, the model's own saved."""
+        known = {
+            f"{piece.prefix}{name}": t for piece in self.resident for name, t in self.model._tensors(piece).items()
+        }
+        for name, tensor in self.state_dict.items():
+            if name not in known:
+                raise ValueError(f"state_dict has {name!r}, which is no tensor of what is resident of the model")
+            if tensor.shape != known[name].shape:
+                raise ValueError(
+                    f"state_dict has {name!r} of shape {list(tensor.shape)}, the model's is {list(known[name].shape)}"
+                )
+        for name in sorted(known.keys() - self.state_dict.keys()):
+            if known[name].is_meta:
+                how = (
+                    "is kept elsewhere by accelerate's hooks: call accelerate.hooks.remove_hook_from_submodules(model)"
+                )
+                if hooked_module(self.model) is None:
+                    how = "has no values, it is on the meta device: load the model on another one"
+                raise SaveError(f"{name} cannot be saved: it {how} first")
 
     def plan(self) -> list[PlannedFile]:
         groups: dict[str, list[Piece]] = {}
@@ -295,9 +344,8 @@ class _Planner:
         return tensors
 
     def _own(self, piece: Piece) -> Tensors:
-        prefix = f"{piece.kind}." if piece.kind in ("teacher", "student") else f"{piece.kind}s.{piece.number}."
         tensors = self.model._tensors(piece)
-        return {name: self.state_dict.get(prefix + name, tensor) for name, tensor in tensors.items()}
+        return {name: self.state_dict.get(piece.prefix + name, tensor) for name, tensor in tensors.items()}
 
     def _name_in_file(self, piece: Piece, name: str) -> str:
         if piece.kind == "teacher" or piece.kind == "student":
@@ -349,6 +397,7 @@ def _teacher_index(model: PWLPreTrainedModel, manifest: Manifest) -> str:
 
 __all__ = [
     "PlannedFile",
+    "check_savable",
     "new_manifest",
     "plan_files",
     "save_repository",

@@ -26,6 +26,11 @@ class Piece(NamedTuple):
     kind: Literal["teacher", "student", "encoder", "decoder"]
     number: int
 
+    @property
+    def prefix(self) -> str:
+        """What stands before the names of its tensors in a model's state dict."""
+        return f"{self.kind}." if self.kind in ("teacher", "student") else f"{self.kind}s.{self.number}."
+
     def __str__(self) -> str:
         return f"{self.kind} {'block ' if self.kind in ('teacher', 'student') else ''}{self.number}"
 

@@ -6,6 +6,7 @@ Notation: N blocks; stage k takes blocks 1..k from the teacher. A piece is a blo
 from __future__ import annotations
 
 import copy
+import copyreg
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from typing import Any
@@ -13,16 +14,19 @@ from typing import Any
 import torch
 from torch import nn
 
+from .adapters import read_adapter, refuse_vacancies
 from .batchnorm import Statistics
 from .compiling import Compiling
 from .errors import StageError
 from .loading import sources_of
-from .locking import SWAPPING
+from .locking import SWAPPING, exclusive
 from .manifest import file_of, statistics_file
 from .pieces import PiecedModel
+from .repository import Repository
 from .route import Route
 from .sources import ROLE_OF, Piece, Sources
 from .streaming import OnStage, StageStream
+from .structure import hooked_module
 from .transferring import SideStream, beside_requests, side_stream
 from .warming import first_call, touch_pages
 from .weights import WeightStore
@@ -127,6 +131,11 @@ class PWLPreTrainedModel(PiecedModel):
             self._refuse_while_streaming(anyone=True)
             if self._store is None or self._keep_all:
                 raise StageError("everything is resident already, there is nothing to stream: call set_stage")
+            self._refuse_hooks()
+            # Values are compared when their block is released; what was put in is known now.
+            for piece in sorted(self._resident() - target.pieces):
+                if (difference := self._difference(piece)) is not None:
+                    raise self._loss_of(piece, difference)
             stream = StageStream(
                 self,
                 len(target.blocks("teacher")),
@@ -148,6 +157,21 @@ class PWLPreTrainedModel(PiecedModel):
             raise StageError(
                 f"stages are being streamed, up to stage {stream.until_stage}: cancel the stream and wait for it first"
             )
+
+    def _refuse_hooks(self) -> None:
+        if hooked_module(self) is not None:
+            raise StageError(
+                "accelerate's hooks run the model and may keep its weights elsewhere, so no block can be attached or "
+                "released: call accelerate.hooks.remove_hook_from_submodules(model) first, or load the model "
+                "with keep_all=True"
+            )
+
+    def _loss_of(self, piece: Piece, difference: str | None) -> StageError:
+        how = "" if difference is None else f" ({difference})"
+        return StageError(
+            f"{piece} was changed since it was loaded{how} and would be lost on leaving sources {self.sources!r}: save "
+            "the model first and load it again, or load it with keep_all=True"
+        )
 
     def _advance(self, stage: int) -> None:
         """The stream's step to a stage whose files are there and checked."""
@@ -176,6 +200,7 @@ class PWLPreTrainedModel(PiecedModel):
         store = self._store
         if store is None:
             raise StageError("the model was not loaded from a repository")
+        self._refuse_hooks()
         resident = self._resident()
         missing, surplus = sorted(wanted - resident), sorted(resident - wanted)
         # In the background the device is asked for nothing that requests would wait behind.
@@ -189,10 +214,7 @@ class PWLPreTrainedModel(PiecedModel):
             with beside_requests(side):
                 unchanged = self._is_unchanged(piece)
             if not unchanged:
-                raise StageError(
-                    f"{piece} was changed since it was loaded and would be lost on leaving sources "
-                    f"{self.sources!r}: save the model first and load it again, or load it with keep_all=True"
-                )
+                raise self._loss_of(piece, self._difference(piece))
         # 2. New modules beside the model. What they follow is read first: afterwards it may be gone.
         self._note_trainable()
         made, statistics = self._make_new(store, missing, masks, device, dtype, side)
@@ -253,6 +275,46 @@ class PWLPreTrainedModel(PiecedModel):
             # What a request has left meanwhile counts for more.
             if self._seen is seen:
                 self._seen = seen_now
+
+    # --- Adapters -----------------------------------------------------------------------------------------------
+
+    @exclusive
+    def load_adapter(  # type: ignore[override]
+        self,
+        peft_model_id: str | None = None,
+        adapter_name: str | None = None,
+        peft_config: Any = None,
+        adapter_state_dict: dict[str, torch.Tensor] | None = None,
+        adapter_kwargs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Put a trained adapter (LoRA and others of PEFT) on the model, as transformers does.
+
+        Args:
+            peft_model_id: The adapter's folder or Hub id; its weights must be a safetensors file.
+            adapter_name: What to call it; `"default"` by default.
+            peft_config: The adapter's config, in place of a repository.
+            adapter_state_dict: The adapter's tensors, in place of a repository.
+            adapter_kwargs: `revision`, `subfolder`, `token`, `cache_dir` and the like, for the adapter's repository.
+            kwargs: transformers' other arguments.
+
+        Returns:
+            transformers' loading info.
+
+        Raises:
+            StageError: If a part of it is for a block that is not resident: load the model with `keep_all=True`.
+            RepositoryError: If there is no such adapter.
+            ImportError: If PEFT is not installed.
+        """
+        self._refuse_while_streaming()
+        if peft_model_id is not None and adapter_state_dict is None:
+            repository = Repository.open(peft_model_id, **(adapter_kwargs or {}))
+            found, adapter_state_dict = read_adapter(repository)
+            peft_config = peft_config or found
+        refuse_vacancies(self, adapter_state_dict or ())
+        return super().load_adapter(
+            None, adapter_name, peft_config=peft_config, adapter_state_dict=adapter_state_dict, **kwargs
+        )
 
     # --- What transformers and torch do to a model --------------------------------------------------------------
 
@@ -327,23 +389,18 @@ class PWLPreTrainedModel(PiecedModel):
         # A copy carries no stream; it may start its own.
         return super().__getstate__() | {"_stream": None, "_compiling": None}
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> PWLPreTrainedModel:
-        with self._lock:
-            other = type(self).__new__(type(self))
-            memo[id(self)] = other
-            other.__dict__.update(copy.deepcopy(self.__getstate__(), memo))
-        return other
-
     def __reduce_ex__(self, protocol: Any) -> Any:
-        # The state is read after this returns: a copy of its structure, over the same tensors, cannot change
-        # under the reader.
+        # Copies and pickles are made of a snapshot: what is read from it later cannot change under the reader. Not
+        # `__deepcopy__`, which a wrapper's `__getattr__` (PEFT, torch.compile) would find here and take for its own.
         with self._lock:
             tensors = [*self.parameters(), *self.buffers(), *(t for s in self._statistics.values() for t in s.values())]
-            other = copy.deepcopy(self, {id(tensor): tensor for tensor in tensors})
-        return _restore, (type(self), other.__dict__)
+            memo = {id(tensor): _alias(tensor) for tensor in tensors}
+            state = copy.deepcopy(self.__getstate__(), {**memo, id(self): self})
+        return copyreg.__newobj__, (type(self),), state  # type: ignore[attr-defined]
 
 
-def _restore(model_class: type[PWLPreTrainedModel], state: dict[str, Any]) -> PWLPreTrainedModel:
-    model = model_class.__new__(model_class)
-    model.__dict__.update(state)
-    return model
+def _alias(tensor: torch.Tensor) -> torch.Tensor:
+    """Another tensor over the same values, which a move or a cast of the first leaves alone."""
+    if type(tensor) is nn.Parameter:
+        return nn.Parameter(tensor.detach(), tensor.requires_grad)
+    return tensor.detach() if type(tensor) is torch.Tensor else tensor

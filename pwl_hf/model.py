@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from huggingface_hub import CommitInfo
+from huggingface_hub import CommitInfo, HfApi
 
 from pwl_hf import modeling
+from pwl_hf.modeling.adapters import check_base_is_saved
+from pwl_hf.modeling.manifest import MANIFEST_FILE
 from pwl_hf.modeling.retrying import RetryPolicy
 
 
@@ -45,7 +47,8 @@ class PWLForImageClassification(modeling.PWLForImageClassification):
 
         Only what the Hub does not have is sent: shards that were never pulled are copied on the server, and
         files of an earlier layout are removed in the same commit. The model card is rendered from the
-        manifest; a card that is there keeps what people wrote.
+        manifest; a card that is there keeps what people wrote. Of a model with adapters the active one alone is
+        pushed, as in transformers.
 
         Args:
             repo_id: The Hub id.
@@ -74,6 +77,24 @@ class PWLForImageClassification(modeling.PWLForImageClassification):
         unknown = kwargs.keys() - {"max_shard_size", "save_original_format", "safe_serialization"}
         if unknown:
             raise TypeError(f"push_to_hub got an unexpected keyword argument {min(unknown)!r}")
+        if getattr(self, "_hf_peft_config_loaded", False):
+            if HfApi(token=token).file_exists(repo_id, MANIFEST_FILE, revision=revision):
+                raise ValueError(
+                    f"{repo_id} is a PWL repository, and only the adapter of this model would be pushed: push it to a "
+                    "repository of its own"
+                )
+            check_base_is_saved(self)
+            pushed: CommitInfo = super().push_to_hub(  # type: ignore[call-arg]
+                repo_id=repo_id,
+                commit_message=commit_message,
+                commit_description=commit_description,
+                private=private,
+                token=token,
+                revision=revision,
+                create_pr=create_pr,
+                tags=tags or [],
+            )
+            return pushed
         from pwl_hf.publishing import Target, push_model
 
         data = dict(card_data or {})

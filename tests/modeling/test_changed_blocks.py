@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
+from torch.nn.utils import prune
+from torch.testing._internal.two_tensor import TwoTensor
 
-from pwl_hf import PWLForImageClassification, StageError
+from pwl_hf import PWLForImageClassification, SaveError, StageError
 from tests.tiny import FAMILIES, tiny_images, tiny_model
 
 Load = Callable[..., PWLForImageClassification]
@@ -60,6 +63,97 @@ def test_releasing_a_changed_block_is_refused_by_name(load: Load, change: Callab
         model.set_stage("teacher")
     model.set_stage(0)
     assert torch.equal(model(images).logits, answer)
+
+
+def by_parametrization(model: Model) -> None:
+    nn.utils.parametrizations.weight_norm(model.student.vit.layers[0].mlp.fc1)
+
+
+def by_pruning(model: Model) -> None:
+    # The weight that is left is what it was: only how it is stored differs.
+    prune.custom_from_mask(layer := model.student.vit.layers[0].mlp.fc1, "weight", torch.ones_like(layer.weight))
+
+
+def by_a_further_tensor(model: Model) -> None:
+    model.student.vit.layers[0].register_buffer("scale", torch.ones(1))
+
+
+def by_another_module(model: Model) -> None:
+    model.student.vit.layers[0].mlp.activation_fn = nn.ReLU()
+
+
+def by_a_wrapper(model: Model) -> None:
+    model.student.vit.layers[0].mlp = nn.Sequential(model.student.vit.layers[0].mlp)
+
+
+def by_a_tensor_of_another_kind(model: Model) -> None:
+    layer = model.student.vit.layers[0].mlp.fc1
+    layer.weight = nn.Parameter(TwoTensor(layer.weight.detach(), layer.weight.detach()))
+
+
+BY_STRUCTURE = [by_parametrization, by_pruning, by_a_further_tensor, by_another_module, by_a_wrapper]
+
+
+@pytest.mark.parametrize("change", [*BY_STRUCTURE, by_a_tensor_of_another_kind])
+def test_what_the_config_does_not_describe_is_neither_released_nor_left_out_of_a_save(
+    load: Load, tmp_path: Path, change: Callable[[Model], None]
+) -> None:
+    model = load("vit")
+    change(model)
+    answer, names = model(tiny_images("vit")).logits, list(model.state_dict())
+    for move in (model.load_next_stage, lambda: model.set_stage("teacher"), model.stream_stages):
+        with pytest.raises(StageError, match=r"student block 1 was changed .*\(.*layers\.0.*\).*keep_all=True"):
+            move()
+        assert (model.stage, list(model.state_dict())) == (0, names)
+    with pytest.raises(SaveError, match=r"not what its config describes.*of the student, .*layers\.0"):
+        model.save_pretrained(tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+    assert torch.equal(model(tiny_images("vit")).logits, answer)
+
+
+def test_dynamic_quantisation_is_neither_released_nor_saved(load: Load, tmp_path: Path) -> None:
+    model = torch.ao.quantization.quantize_dynamic(load("vit"), {nn.Linear})
+    assert model(tiny_images("vit")).logits.shape == (2, 5)
+    with pytest.raises(StageError, match=r"student block 1 was changed .*it lacks the tensor"):
+        model.load_next_stage()
+    with pytest.raises(SaveError, match="save before quantising"):
+        model.save_pretrained(tmp_path / "new")
+
+
+def test_a_changed_converter_module_and_tensors_outside_the_networks_are_not_left_out_of_a_save(
+    load: Load, tmp_path: Path
+) -> None:
+    model = load("vit", stage=1)
+    model.encoders["1"].scale = nn.Parameter(torch.ones(1))
+    with pytest.raises(StageError, match=r"encoder 1 was changed .*'scale'"):
+        model.load_next_stage()
+    with pytest.raises(SaveError, match="of encoder 1, it holds the tensor 'scale'"):
+        model.save_pretrained(tmp_path)
+    model = load("vit")
+    model.temperature = nn.Parameter(torch.ones(1))
+    with pytest.raises(SaveError, match="it holds the tensor 'temperature'"):
+        model.save_pretrained(tmp_path)
+
+
+def test_a_state_dict_that_is_not_the_models_is_refused(load: Load, tmp_path: Path) -> None:
+    model = load("vit")
+    bias = torch.arange(5.0)
+    for given, message in (
+        ({"module.student.classifier.bias": bias}, "'module.student.classifier.bias', which is no tensor"),
+        ({"student.classifier.bias": bias[:3]}, r"'student.classifier.bias' of shape \[3\], the model's is \[5\]"),
+        ({"teacher.classifier.bias": bias}, "'teacher.classifier.bias', which is no tensor of what is resident"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model.save_pretrained(tmp_path / "new", state_dict=given)
+    assert not (tmp_path / "new").exists()
+    model.save_pretrained(tmp_path, state_dict={"student.classifier.bias": bias})
+    assert torch.equal(PWLForImageClassification.from_pretrained(tmp_path).student.classifier.bias, bias)
+
+
+def test_a_model_without_values_is_not_saved(load: Load, tmp_path: Path) -> None:
+    with pytest.raises(SaveError, match=r"student\.\S+ cannot be saved: it has no values, it is on the meta device"):
+        load("vit").to("meta").save_pretrained(tmp_path / "new")
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize("model_type", ["resnet", "pwl_vgg"])

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
+from torch import nn
 from transformers import (
     AutoModelForImageClassification,
     DeiTForImageClassificationWithTeacher,
@@ -30,6 +32,99 @@ def networks(model_type: str, seed: int = 0) -> tuple[PreTrainedModel, PreTraine
             for parameter in network.parameters():
                 parameter.add_(torch.randn_like(parameter) * 0.05)
     return made[0], made[1]
+
+
+def put_a_head_in(network: PreTrainedModel, width: int) -> nn.Module:
+    """A head made by hand and trained, as in any tutorial."""
+    network.classifier = nn.Linear(width, network.config.num_labels)
+    with torch.no_grad():
+        network.classifier.weight.fill_(0.25)
+        network.classifier.bias.copy_(torch.arange(network.config.num_labels))
+    return network.classifier
+
+
+def put_a_layer_in(network: PreTrainedModel, width: int) -> nn.Module:
+    layer = type(network.vit.layers[0])(network.config)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.normal_()
+    network.vit.layers[1] = layer
+    return layer
+
+
+def put_a_norm_in(network: PreTrainedModel, width: int) -> nn.Module:
+    network.vit.layernorm = nn.LayerNorm(width, network.config.layer_norm_eps)
+    with torch.no_grad():
+        network.vit.layernorm.weight.fill_(3)
+    return network.vit.layernorm
+
+
+@pytest.mark.parametrize("put_in", [put_a_head_in, put_a_layer_in, put_a_norm_in])
+@torch.no_grad()
+def test_what_was_put_into_a_network_after_it_was_made_stays(put_in: Callable[..., nn.Module], tmp_path: Path) -> None:
+    teacher, student = networks("vit")
+    for network in (teacher, student):
+        put_in(network, network.config.hidden_size).eval()
+    before = [{n: t.clone() for n, t in m.state_dict().items()} for m in (teacher, student)]
+    expected = [m(tiny_images("vit")).logits for m in (teacher, student)]
+    models = [join(teacher, student), PWLForImageClassification(join(*networks("vit")).config, teacher, student)]
+    for model in models:
+        for network, state in zip((model.teacher, model.student), before, strict=True):
+            assert all(torch.equal(t, state[n]) for n, t in network.state_dict().items())
+        model.init_weights()  # what transformers calls at the end of each constructor
+    models[0].save_pretrained(tmp_path)
+    for stage, logits in (("teacher", expected[0]), (0, expected[1])):
+        assert torch.equal(
+            PWLForImageClassification.from_pretrained(tmp_path, stage=stage)(tiny_images("vit")).logits, logits
+        )
+
+
+def with_other_labels(network: PreTrainedModel) -> None:
+    network.classifier = nn.Linear(network.config.hidden_size, 3)
+
+
+def with_a_deep_head(network: PreTrainedModel) -> None:
+    network.classifier = nn.Sequential(nn.Dropout(), network.classifier)
+
+
+def with_a_parametrization(network: PreTrainedModel) -> None:
+    nn.utils.parametrizations.weight_norm(network.classifier)
+
+
+def with_a_further_tensor(network: PreTrainedModel) -> None:
+    network.vit.scale = nn.Parameter(torch.ones(1))
+
+
+def with_less(network: PreTrainedModel) -> None:
+    network.vit.layernorm = nn.Identity()
+
+
+@pytest.mark.parametrize("role", ["teacher", "student"])
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (with_other_labels, r"'classifier.weight' has shape \[3, \d+\], by its config \[5, \d+\]"),
+        (with_a_deep_head, "it holds the tensor 'classifier.1.weight'"),
+        (with_a_parametrization, "it holds the tensor 'classifier.parametrizations"),
+        (with_a_further_tensor, "it holds the tensor 'vit.scale'"),
+        (with_less, "it lacks the tensor 'vit.layernorm.weight'"),
+    ],
+)
+def test_a_network_that_is_not_its_configs_is_refused_as_it_was(
+    role: str, change: Callable[[PreTrainedModel], None], named: str
+) -> None:
+    pair = dict(zip(("teacher", "student"), networks("vit"), strict=True))
+    change(pair[role])
+    before = {r: {n: (t.clone(), t.requires_grad) for n, t in m.named_parameters()} for r, m in pair.items()}
+    with pytest.raises(ValueError, match=f"the {role} is not what its config describes.*{named}"):
+        join(pair["teacher"].train(), pair["student"], dtype="bfloat16")
+    assert pair["teacher"].training
+    for r, network in pair.items():
+        for name, parameter in network.named_parameters():
+            values, requires_grad = before[r][name]
+            assert parameter.requires_grad == requires_grad
+            assert parameter.dtype == values.dtype
+            assert torch.equal(parameter, values)
 
 
 @pytest.fixture

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import json
 import os
+import pickle
 import subprocess
 import sys
 import textwrap
@@ -15,7 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from transformers import ViTConfig
+from transformers import ViTConfig, ViTForImageClassification, ViTModel
 
 from pwl_hf import PWLConfig, PWLForImageClassification, Sources, StageError
 from tests.tiny import FAMILIES, WITH_BATCH_NORM, tiny_images, tiny_model
@@ -56,6 +58,37 @@ def test_released_blocks_and_converters_die_at_once(load: Load, model_type: str,
     gone = references([m for i in (2, 3, 4) for m in block(model, "teacher", i)])
     model.set_stage(1)
     assert not [r() for r in gone if r() is not None]
+
+
+@pytest.mark.parametrize(("stage", "vacant"), [(0, "teacher"), ("teacher", "student")])
+def test_a_network_with_nothing_in_it_has_no_dtype_and_no_device_and_says_so(
+    load: Load, stage: int | str, vacant: str
+) -> None:
+    model = load("vit", stage=stage)
+    for found in (model, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        network = getattr(found, vacant)
+        for name in ("dtype", "device"):
+            assert not hasattr(network, name)
+            with pytest.raises(AttributeError, match=f"it has no {name}: ask the PWL model"):
+                getattr(network, name)
+        assert isinstance(network, ViTForImageClassification)
+        assert network.num_parameters() == 0
+        found.set_stage(2)
+        for role in ("teacher", "student"):
+            assert type(getattr(found, role)) is ViTForImageClassification
+            assert type(getattr(found, role).vit) is ViTModel
+            assert (getattr(found, role).device, getattr(found, role).dtype) == (found.device, found.dtype)
+        found.set_stage(stage)
+        assert not hasattr(network, "device")
+
+
+@pytest.mark.parametrize("stage", [0, 2, 4])
+@torch.no_grad()
+def test_every_stage_is_traced(load: Load, stage: int) -> None:
+    model, images = load("vit", stage=stage), tiny_images("vit")
+    model.config.return_dict = False
+    traced = torch.jit.trace(model, images)
+    assert torch.equal(traced(images)[0], model(images)[0])
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import copy
 import inspect
 import textwrap
 
@@ -131,8 +132,31 @@ def test_device_map_of_one_device_is_accepted(saved, device_map):
 def test_device_of_understands_indices_and_the_default_device():
     assert device_of("cuda:1") == torch.device("cuda", 1)
     assert device_of({"": "cuda:0"}) == torch.device("cuda", 0)
+    with torch.device("cuda", 1):
+        assert device_of(None) == torch.device("cuda", 1)
+
+
+def test_from_pretrained_within_the_meta_device_is_refused_as_in_transformers(saved):
+    folder = saved("vit")
+    with torch.device("meta"), pytest.raises(RuntimeError, match=r"torch.device\('meta'\).*leave the block"):
+        load(folder)
     with torch.device("meta"):
-        assert device_of(None) == torch.device("meta")
+        assert {t.device.type for t in load(folder, device_map="cpu").parameters()} == {"cpu"}
+
+
+def test_attention_maps_are_refused_rather_than_left_out(saved):
+    with pytest.raises(ValueError, match="output_attentions=True does not apply"):
+        load(saved("vit"), output_attentions=True)
+    model = load(saved("vit"), attn_implementation="eager")
+    config = copy.deepcopy(model.config)
+    config.output_attentions = True
+    with pytest.raises(ValueError, match="output_attentions=True does not apply"):
+        load(saved("vit"), config=config)
+    model.config.output_attentions = True
+    with pytest.raises(ValueError, match="output_attentions=True does not apply"):
+        model(tiny_images("vit"))
+    model.config.output_attentions = False
+    assert model(tiny_images("vit")).logits.shape == (2, 5)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", torch.bfloat16])

@@ -13,7 +13,7 @@ from pwl_hf import Metric, PWLForImageClassification, RepositoryError
 from pwl_hf.modeling.manifest import Manifest
 from pwl_hf.modeling.saving import write_metrics
 from pwl_hf.training.trainer.checkpoints import CheckpointWriter, last_checkpoint, restore
-from tests.tiny import tiny_images, tiny_model
+from tests.tiny import tiny_config, tiny_images, tiny_model
 from tests.training.tiny_runs import differences, everything, tiny_trainer
 
 SHARDS = [f"teacher/model-0000{k}-of-00004.safetensors" for k in range(1, 5)]
@@ -186,9 +186,9 @@ def _other(kind):
         with torch.no_grad():
             model.teacher.classifier.bias[0] += 1e-6
         return model
-    model = tiny_model("vit")
-    model.config.student_config.hidden_act = "relu"
-    return model
+    config = tiny_config("vit")
+    config.student_config.hidden_act = "relu"
+    return PWLForImageClassification(config)
 
 
 @pytest.mark.parametrize(

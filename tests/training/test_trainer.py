@@ -6,10 +6,11 @@ import math
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import TrainerCallback
 
-from pwl_hf import StageError
+from pwl_hf import SaveError, StageError
 from pwl_hf.training.objective.distillation import build_objective
 from pwl_hf.training.objective.objective_arguments import ObjectiveArguments
 from pwl_hf.training.trainer.parameter_groups import parameter_groups
@@ -332,3 +333,10 @@ def test_a_model_that_is_not_resident_is_refused(tmp_path):
     objective = build_objective(loaded, ObjectiveArguments(), 0)
     with pytest.raises(StageError, match="keep_all=True"):
         PWLTrainer(loaded, PWLTrainingArguments(str(tmp_path), use_cpu=True), objective)
+
+
+def test_a_model_that_could_not_be_saved_is_refused_before_it_is_trained(tmp_path):
+    model = tiny_model("vit")
+    get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"]))
+    with pytest.raises(SaveError, match="would not be saved whole"):
+        tiny_trainer(tmp_path, model=model)

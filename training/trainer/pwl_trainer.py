@@ -21,6 +21,7 @@ from transformers.trainer_utils import TrainOutput
 
 from pwl_hf.evaluation import masks_of
 from pwl_hf.modeling import PWLForImageClassification, StageError
+from pwl_hf.modeling.saving import check_savable
 from pwl_hf.training.objective.distillation import Distillation
 from pwl_hf.training.trainer.checkpoints import CheckpointWriter, check_resumable, last_checkpoint, restore
 from pwl_hf.training.trainer.hub import HubTrainer
@@ -64,6 +65,7 @@ class PWLTrainer(HubTrainer):
     Raises:
         ValueError: If the objective is of another model.
         StageError: If something of the model is not resident.
+        SaveError: If the model holds what could not be saved, such as an adapter.
 
     Example:
 
@@ -98,6 +100,7 @@ class PWLTrainer(HubTrainer):
         missing = sorted(model._all_pieces() - model._resident())
         if missing:
             raise StageError(f"training needs {missing[0]}, which is not resident: load the model with keep_all=True")
+        check_savable(model)
         had_cache = hasattr(model.config, "use_cache")
         super().__init__(
             model=model,

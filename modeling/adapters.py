@@ -1,0 +1,147 @@
+"""Adapters (PEFT) on a PWL model: found, read and saved as transformers does it, from safetensors files alone."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from .blueprint import Vacant
+from .errors import RepositoryError, SaveError, StageError
+from .manifest import Manifest
+from .repository import Repository
+from .weights import same_bits
+
+if TYPE_CHECKING:
+    from .staged_model import PWLPreTrainedModel
+
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+
+# Where PEFT keeps what it has wrapped.
+_WRAPPED = (".base_layer", ".original_module")
+
+
+def base_of(repository: Repository) -> str | None:
+    """The model that an adapter is for, by the adapter's repository; None if that holds no adapter.
+
+    Raises:
+        RepositoryError: If its config is malformed, or names no model.
+    """
+    try:
+        text = repository.fetch_text(ADAPTER_CONFIG)
+    except RepositoryError as error:
+        if "has no file" in str(error):
+            return None
+        raise
+    try:
+        data = json.loads(text)
+        base = data["base_model_name_or_path"]
+    except (ValueError, RecursionError, LookupError, TypeError) as error:
+        raise RepositoryError(f"{repository}: {ADAPTER_CONFIG} is not an adapter's config: {error}") from error
+    if not isinstance(base, str) or not base:
+        raise RepositoryError(
+            f"{repository}: {ADAPTER_CONFIG} names no model, base_model_name_or_path is {base!r}: load the model that "
+            "it is for, and call load_adapter"
+        )
+    return base
+
+
+def open_model(
+    name: str | os.PathLike[str], adapter: str | os.PathLike[str] | None, **options: Any
+) -> tuple[Repository, Manifest, str | os.PathLike[str] | None]:
+    """Open a model's repository by its own name, or by that of an adapter for it, as transformers does.
+
+    Args:
+        name: A folder or a Hub id, of a model or an adapter.
+        adapter: The adapter, if it is known already: `name` is the model's then.
+        options: For `Repository.open`.
+
+    Returns:
+        The model's repository, its manifest, and the adapter's name if there is one.
+
+    Raises:
+        RepositoryError: If it is neither a PWL repository nor an adapter.
+    """
+    repository = Repository.open(name, **options)
+    try:
+        manifest = repository.manifest()
+    except RepositoryError:
+        base = base_of(repository) if adapter is None else None
+        if base is None:
+            raise
+        repository = Repository.open(base, **{**options, "subfolder": ""})
+        return repository, repository.manifest(), name
+    # Of a Hub's repository that would be a request more before the first answer.
+    if adapter is None and repository.commit is None and repository.local(ADAPTER_CONFIG) is not None:
+        return repository, manifest, name
+    return repository, manifest, adapter
+
+
+def read_adapter(repository: Repository) -> tuple[Any, dict[str, torch.Tensor]]:
+    """An adapter's config, as PEFT reads it, and its tensors.
+
+    Raises:
+        ImportError: If PEFT is not installed.
+        RepositoryError: If the adapter is not whole; if its weights are no safetensors file.
+    """
+    try:
+        from peft import PeftConfig
+    except ImportError as error:
+        raise ImportError(f"{repository} is an adapter, which needs PEFT: pip install peft") from error
+    folder = repository.fetch(ADAPTER_CONFIG).parent
+    try:
+        return PeftConfig.from_pretrained(str(folder)), load_file(repository.fetch(ADAPTER_WEIGHTS))
+    except (SafetensorError, TypeError, KeyError, ValueError) as error:
+        raise RepositoryError(f"{repository} is not an adapter that PEFT can read: {error}") from error
+
+
+def refuse_vacancies(model: PWLPreTrainedModel, names: Iterable[str]) -> None:
+    """Refuse an adapter some of whose tensors belong to blocks that are not resident: they would be dropped.
+
+    Args:
+        model: The model.
+        names: The tensors' names, with or without PEFT's `base_model.model.` before them.
+
+    Raises:
+        StageError: With the first of them.
+    """
+    _ = model.teacher  # not built before it is needed
+    for name in names:
+        module: torch.nn.Module | None = model
+        for part in name.removeprefix("base_model.model.").split("."):
+            module = module._modules.get(part) if module is not None else None
+            if isinstance(module, Vacant):
+                raise StageError(
+                    f"the adapter holds {name!r}, for block {module.block} of the {module.role}, which is not "
+                    "resident: load the model with keep_all=True"
+                )
+
+
+def check_base_is_saved(model: PWLPreTrainedModel) -> None:
+    """Refuse to save an adapter alone where the model under it was never saved as it is.
+
+    Raises:
+        SaveError: If it was not loaded from a repository, or changed since.
+    """
+    if model._store is None:
+        raise SaveError(
+            "only the adapter would be saved, and the model under it is in no repository: save the model before "
+            "add_adapter is called, and load it from there"
+        )
+    tensors = model.state_dict()
+    for wrapped in _WRAPPED:
+        tensors = {name.replace(wrapped, ""): tensor for name, tensor in tensors.items()}
+    for piece in sorted(model._resident()):
+        for name, stored in model._store.piece(piece).items():
+            found = tensors.get(f"{piece.prefix}{name}")
+            if found is None or not same_bits(found, stored.to(found.device, found.dtype)):
+                raise SaveError(
+                    f"only the adapter would be saved, and {piece.prefix}{name} was changed since it was loaded: merge "
+                    "the adapter and save the model whole"
+                )
