@@ -288,6 +288,7 @@ class PWLForImageClassification(PWLPreTrainedModel):
         teacher_cuts: list[int] | None = None,
         student_cuts: list[int] | None = None,
         dtype: torch.dtype | str | None = None,
+        allow_new_head: bool = False,
         **kwargs: Any,
     ) -> Self:
         """Join two networks; converters are freshly initialised (see `fit_converters`).
@@ -299,10 +300,14 @@ class PWLForImageClassification(PWLPreTrainedModel):
             teacher_cuts: See `PWLConfig`.
             student_cuts: See `PWLConfig`.
             dtype: The dtype of everything; needed if the two networks' dtypes differ.
+            allow_new_head: Draw a head at random, to be trained, where a checkpoint has none or one of another shape;
+                `teacher_allow_new_head` and `student_allow_new_head` are for one network.
             kwargs: `teacher_...` and `student_...` go to the networks' `from_pretrained`, all others to both.
 
         Raises:
             huggingface_hub.errors.StrictDataclassError: If the two cannot be joined, with the reason.
+            RepositoryError: If a checkpoint lacks tensors of its network, which would be random, has some that would be
+                lost, or holds NaN or infinity; with their names.
             ValueError: If their dtypes differ and `dtype` is not given.
 
         Example:
@@ -316,8 +321,9 @@ class PWLForImageClassification(PWLPreTrainedModel):
             for role in ("teacher", "student")
         }
         common = {k: v for k, v in kwargs.items() if not k.startswith(("teacher_", "student_"))}
-        loaded_teacher = load_network("teacher", teacher, **common, **of_role["teacher"])
-        loaded_student = load_network("student", student, **common, **of_role["student"])
+        common["allow_new_head"] = allow_new_head
+        loaded_teacher = load_network("teacher", teacher, **{**common, **of_role["teacher"]})
+        loaded_student = load_network("student", student, **{**common, **of_role["student"]})
         floating = None if dtype is None else dtype_of(dtype, torch.float32)
         common_dtype(loaded_teacher, loaded_student, floating)
         cuts = {"teacher_cuts": teacher_cuts, "student_cuts": student_cuts}

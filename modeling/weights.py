@@ -222,7 +222,7 @@ class WeightStore:
         num_stages = self.manifest.num_stages
         role: Role = "student" if path == STUDENT_FILE else "teacher"
         plan, prefix = self._blueprints[role], STUDENT_PREFIX if role == "student" else ""
-        heads = tuple(f"{p}." for p in plan.family.head_paths(plan.config) if p.startswith("classifier"))
+        heads = tuple(f"{path}." for path in plan.family.classifier_paths(plan.config))
         specs = plan.specs(num_stages).items()
         return {prefix + spec.checkpoint_name: f"{role}.{name}" for name, spec in specs if name.startswith(heads)}
 

@@ -14,6 +14,7 @@ import torch
 from transformers import BaseImageProcessor, EvalPrediction, PreTrainedModel, Trainer, TrainingArguments, set_seed
 from transformers.trainer import TRAINING_ARGS_NAME
 
+from pwl_hf.modeling.construction import load_network
 from pwl_hf.training.data_arguments import DataArguments
 from pwl_hf.training.images.augmentation import Augmentation
 from pwl_hf.training.networks.building import image_processor, new_teacher
@@ -53,7 +54,7 @@ class SupervisedTrainer(Trainer):
     # word about what did not fit: a resumed ViT would begin anew.
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         network = self.accelerator.unwrap_model(self.model if model is None else model)
-        network.load_state_dict(type(network).from_pretrained(resume_from_checkpoint).state_dict())
+        network.load_state_dict(load_network("teacher", resume_from_checkpoint).state_dict())
 
     def _load_best_model(self) -> None:
         self._load_from_checkpoint(str(self.state.best_model_checkpoint))
