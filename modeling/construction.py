@@ -73,7 +73,7 @@ def load_network(
         may_resize=("",) if resize else heads if allow_new_head or allow_resized_head else (),
     )
     if (name := first_not_finite(loaded.state_dict().items())) is not None:
-        raise RepositoryError(f"{where}: {name!r} holds NaN or infinity: give a checkpoint of a training that went well")
+        raise RepositoryError(f"{where}: {name!r} holds NaN or infinity: give a sound checkpoint")
     return loaded
 
 

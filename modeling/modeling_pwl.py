@@ -20,6 +20,7 @@ from .configuration_pwl import PWLConfig
 from .construction import Network, common_dtype, joined_config, load_network
 from .converters import LeastSquares, channel_rows
 from .errors import RepositoryError, StageError
+from .finite import Images, finite_batches, first_not_finite
 from .loading import check_arguments, device_of, dtype_of, read_config, sources_of
 from .locking import exclusive
 from .repository import Repository
@@ -32,8 +33,6 @@ from .staged_model import PWLPreTrainedModel
 from .transformers_internals import choose_attention
 from .warming import Seen
 from .weights import WeightStore
-
-Images = torch.Tensor | Iterable[torch.Tensor]
 
 
 class PWLForImageClassification(PWLPreTrainedModel):
@@ -389,7 +388,8 @@ class PWLForImageClassification(PWLPreTrainedModel):
 
         Raises:
             StageError: If not everything is resident.
-            ValueError: If there are no images.
+            ValueError: If there are no images; if images, features or what is fitted to them are not finite. The
+                converters stay as they were.
         """
         names = {"teacher": "T" * self.num_stages, "student": "S" * self.num_stages}
         routes = {role: self._route_for(mask) for role, mask in names.items()}
@@ -397,12 +397,12 @@ class PWLForImageClassification(PWLPreTrainedModel):
         converters = {piece: self._converter(piece) for piece in pieces if self._is_resident(piece)}
         if len(converters) != len(pieces):
             raise StageError("fit_converters needs every converter: load the model with keep_all=True")
-        fits = {piece: LeastSquares(c.weight.shape[1], c.weight.shape[0], ridge) for piece, c in converters.items()}
+        fits = {piece: LeastSquares(*c.weight.shape[::-1], ridge, str(piece)) for piece, c in converters.items()}
         was_training = self.training
         try:
             self.eval()
             routes = {role: self._route_for(mask) for role, mask in names.items()}
-            for batch in _batches(pixel_values):
+            for batch in finite_batches(pixel_values):
                 outputs = {role: route(batch.to(self.device))[1] for role, route in routes.items()}
                 for piece, fit in fits.items():
                     rows = {
@@ -411,7 +411,7 @@ class PWLForImageClassification(PWLPreTrainedModel):
                     }
                     ends = ("teacher", "student") if piece.kind == "encoder" else ("student", "teacher")
                     fit.add(rows[ends[0]], rows[ends[1]])
-            solved = {piece: fit.solve() for piece, fit in fits.items()}
+            solved = {piece: fit.solve(converters[piece].weight.dtype) for piece, fit in fits.items()}
         finally:
             self.train(was_training)
         for piece, (weight, bias) in solved.items():
@@ -456,7 +456,7 @@ class PWLForImageClassification(PWLPreTrainedModel):
         try:
             self.eval()
             routes = {mask.mask: self._route_over(mask, found[mask.mask], estimate=True) for mask in masks}
-            for batch in _batches(pixel_values):
+            for batch in finite_batches(pixel_values):
                 paths = SharedPaths(routes.__getitem__, batch.to(self.device), self.num_stages, batch_statistics=True)
                 for name in routes:
                     paths(name)
@@ -465,6 +465,12 @@ class PWLForImageClassification(PWLPreTrainedModel):
             self.train(was_training)
         if not seen:
             raise ValueError("estimate_statistics needs at least one image")
+        for name in routes:
+            if (key := first_not_finite(found[name].items())) is not None:
+                raise ValueError(
+                    f"the statistics of mask {name} would hold NaN or infinity in {key!r}: give more images (one pixel "
+                    "has no variance), or look for weights that are not finite"
+                )
         # Copies: in training a mask's passes update its own.
         own = {name: {key: tensor.clone() for key, tensor in found[name].items()} for name in routes}
         self._statistics = {**self._statistics, **own}
@@ -488,8 +494,3 @@ class PWLForImageClassification(PWLPreTrainedModel):
         if mask.mask in self._statistics:
             self._statistics = {other: found for other, found in self._statistics.items() if other != mask.mask}
             self._reroute()
-
-
-def _batches(pixel_values: Images) -> Iterable[torch.Tensor]:
-    batches = [pixel_values] if isinstance(pixel_values, torch.Tensor) else pixel_values
-    return (batch for batch in batches if len(batch))

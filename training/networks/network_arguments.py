@@ -121,8 +121,8 @@ class TeacherArguments:
     """The network that `train_teacher.py` trains.
 
     Raises:
-        ValueError: If not exactly one of `model`, `config` and `model_type` is given; for overrides of weights, or a new
-            head without any.
+        ValueError: If not exactly one of `model`, `config` and `model_type` is given; for overrides of weights, or a
+            new head without any.
     """
 
     model: str | None = field(default=None, metadata={"help": "Folder or Hub id of a network to fine-tune."})
