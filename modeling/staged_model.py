@@ -347,7 +347,7 @@ class PWLPreTrainedModel(PiecedModel):
         own = self.state_dict().keys()
         unknown = sorted(given - own)
         student = {name for name, _ in self.named_parameters() if name.startswith("student.")}
-        student_alone = student <= given and all(name.startswith("student.") for name in given)
+        student_alone = bool(student) and student <= given and all(name.startswith("student.") for name in given)
         if not unknown and (not student_alone or all(name.startswith("student.") for name in own)):
             return
         found = "it is the student alone, without its converters"
