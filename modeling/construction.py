@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -171,9 +171,12 @@ def common_dtype(teacher: PreTrainedModel, student: PreTrainedModel, dtype: torc
     """Cast both networks to `dtype`; without one, refuse networks of different dtypes.
 
     Raises:
-        ValueError: With both dtypes.
+        ValueError: With both dtypes; or with a tensor whose values `dtype` cannot hold, before anything is cast.
     """
     if dtype is not None:
+        for role, network in (("teacher", teacher), ("student", student)):
+            if (name := first_not_finite((n, t.to(dtype)) for n, t in _floating(network))) is not None:
+                raise ValueError(f"the {role}'s {name!r} would hold NaN or infinity in {dtype}: give another dtype")
         teacher.to(dtype=dtype)  # type: ignore[call-arg]
         student.to(dtype=dtype)  # type: ignore[call-arg]
     found = {
@@ -185,6 +188,10 @@ def common_dtype(teacher: PreTrainedModel, student: PreTrainedModel, dtype: torc
             f"teacher and student must have one dtype, got {names['teacher']} for the teacher and {names['student']} "
             "for the student: give dtype="
         )
+
+
+def _floating(network: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
+    return ((name, tensor) for name, tensor in network.state_dict().items() if tensor.is_floating_point())
 
 
 def _hub_arguments(kwargs: dict[str, Any]) -> dict[str, Any]:
