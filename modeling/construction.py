@@ -60,8 +60,9 @@ def load_network(
     loader = FAMILIES[model_type].model_class() if model_type in OWN_CONFIGS else AutoModelForImageClassification
     resize = kwargs.pop("ignore_mismatched_sizes", False)
     # Other shapes pass here, to be named with all else that is wrong.
-    loaded: PreTrainedModel
-    loaded, info = loader.from_pretrained(network, **kwargs, ignore_mismatched_sizes=True, output_loading_info=True)
+    found: Any = loader.from_pretrained(network, **kwargs, ignore_mismatched_sizes=True, output_loading_info=True)
+    loaded: PreTrainedModel = found[0]
+    info: dict[str, Any] = found[1]
     where = f"the {role} {os.fspath(network)!r}"
     heads = tuple(f"{path}." for path in family_of(loaded.config).classifier_paths(loaded.config))
     _check_loaded(

@@ -397,7 +397,8 @@ class PWLForImageClassification(PWLPreTrainedModel):
         converters = {piece: self._converter(piece) for piece in pieces if self._is_resident(piece)}
         if len(converters) != len(pieces):
             raise StageError("fit_converters needs every converter: load the model with keep_all=True")
-        fits = {piece: LeastSquares(*c.weight.shape[::-1], ridge, str(piece)) for piece, c in converters.items()}
+        shapes = {piece: converter.weight.shape for piece, converter in converters.items()}
+        fits = {piece: LeastSquares(into, out, ridge, str(piece)) for piece, (out, into) in shapes.items()}
         was_training = self.training
         try:
             self.eval()

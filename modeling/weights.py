@@ -8,6 +8,7 @@ from threading import Event
 
 import torch
 from safetensors import SafetensorError, safe_open
+from transformers.utils import logging
 
 from .blueprint import Blueprint
 from .errors import RepositoryError
@@ -16,6 +17,8 @@ from .manifest import STUDENT_FILE, Manifest, converter_file, file_of, statistic
 from .repository import Repository, Verified
 from .sources import Piece, Role, Sources
 from .verification import stamp_of
+
+logger = logging.get_logger(__name__)
 
 # Codes of the safetensors format, by dtype.
 _CODES = {"float16": "F16", "bfloat16": "BF16", "float32": "F32", "float64": "F64"}
@@ -211,6 +214,10 @@ class WeightStore:
             if tuple(found_shape) != shape:
                 if name in resized:
                     self.mismatched.add((resized[name], tuple(found_shape), shape))
+                    logger.warning(
+                        "%s: %s has shape %s, the model %s: it is drawn at random, to be trained",
+                        *(where, name, list(found_shape), list(shape)),
+                    )
                     continue
                 raise RepositoryError(f"{where}: tensor {name!r} has shape {list(found_shape)}, expected {list(shape)}")
             code = _CODES[self.manifest.dtype] if is_floating else "I64"
