@@ -32,8 +32,8 @@ def load_network(
 ) -> PreTrainedModel:
     """A network that is a model, a folder or a Hub id, as a model with all its weights from there.
 
-    transformers draws at random what a checkpoint lacks, and leaves out what it has too much, with no more than a line
-    in a log. Here that is refused; to load such a checkpoint on purpose, load it with transformers and give the model.
+    transformers draws at random what a checkpoint lacks, and drops tensors that it does not know, with only a line in a
+    log. Here that is refused; to load such a checkpoint on purpose, load it with transformers and give the model.
 
     Args:
         role: For the error.

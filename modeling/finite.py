@@ -1,4 +1,4 @@
-"""Whether weights and images are numbers."""
+"""Whether weights and images are finite."""
 
 from __future__ import annotations
 

@@ -162,7 +162,7 @@ def test_convert_refuses_a_network_without_a_head_unless_it_is_to_be_trained(run
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_convert_refuses_weights_that_are_no_numbers(run, checkpoints, value):
+def test_convert_refuses_weights_that_are_not_finite(run, checkpoints, value):
     network = AutoModelForImageClassification.from_pretrained(checkpoints / "teacher")
     with torch.no_grad():
         network.vit.layers[3].mlp.fc1.bias[2] = value

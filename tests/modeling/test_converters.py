@@ -105,7 +105,7 @@ def test_a_fit_to_nothing_is_refused() -> None:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("of", ["x", "y"])
-def test_a_fit_to_what_is_no_number_is_refused(of: str, value: float) -> None:
+def test_a_fit_to_what_is_not_finite_is_refused(of: str, value: float) -> None:
     rows = {"x": torch.randn(10, 3), "y": torch.randn(10, 2)}
     rows[of][4, 1] = value
     fit = LeastSquares(3, 2, name="encoder 2")
@@ -271,7 +271,7 @@ def test_fitted_converters_join_two_trained_networks() -> None:
 
 @pytest.mark.parametrize("where", ["images", "teacher", "student"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_fit_converters_to_what_is_no_number_is_refused_and_changes_nothing(where: str, value: float) -> None:
+def test_fit_converters_to_what_is_not_finite_is_refused_and_changes_nothing(where: str, value: float) -> None:
     model, images = tiny_model("resnet").train(), tiny_images("resnet", 8)
     if where == "images":
         images[5, 0, 3, 3] = value

@@ -120,6 +120,18 @@ def test_the_state_dict_of_a_stage_goes_back_into_it(stage, tmp_path):
     model.load_state_dict({}, strict=False)
 
 
+def test_the_weight_file_is_the_whole_of_a_model_at_stage_0(tmp_path):
+    tiny_model("resnet").save_pretrained(tmp_path)
+    model = PWLForImageClassification.from_pretrained(tmp_path)
+    before = copies(model)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1)
+    found = model.load_state_dict(load_file(tmp_path / "model.safetensors"), strict=False)
+    assert not found.missing_keys
+    assert same(model, before)
+
+
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod."])
 def test_names_of_a_wrapper_are_refused_rather_than_ignored(prefix):
     model = tiny_model("vit")

@@ -317,7 +317,7 @@ def test_a_copy_has_statistics_of_its_own() -> None:
 
 
 @pytest.mark.parametrize("where", ["images", "weights"])
-def test_what_is_no_number_is_refused_and_changes_no_statistics(where: str) -> None:
+def test_what_is_not_finite_is_refused_and_changes_no_statistics(where: str) -> None:
     model, images = tiny_model("resnet").train(), tiny_images("resnet", 4)
     model.estimate_statistics(images, "TSSS")
     before = {name: t.clone() for name, t in model.statistics["TSSS"].items()}

@@ -129,7 +129,7 @@ def test_a_run_of_two_processes_is_resumed(two, tmp_path):
             assert not differences(load_file(tmp_path / family / name), load_file(two / family / name))
 
 
-def test_images_of_one_process_that_are_no_numbers_end_the_run_in_all(two):
+def test_images_of_one_process_that_are_not_finite_end_the_run_in_all(two):
     for rank in (0, 1):
         said = (two / "diverge" / f"rank-{rank}.txt").read_text()
         assert said.startswith("step 3: training stopped")

@@ -1,4 +1,4 @@
-"""Losses, weights and images that are no numbers: the run ends, and what was saved before stays."""
+"""Losses, weights and images that are not finite: the run ends, and what was saved before stays."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def spoil(trainer, first: int, value: float = NAN) -> None:
 
 @pytest.mark.parametrize("family", ["vit", "resnet"])
 @pytest.mark.parametrize("value", [NAN, float("inf")])
-def test_a_loss_that_is_no_number_ends_the_run_at_the_next_log_with_its_step(family, value, tmp_path):
+def test_a_loss_that_is_not_finite_ends_the_run_at_the_next_log_with_its_step(family, value, tmp_path):
     trainer = tiny_trainer(tmp_path, family, max_steps=6, logging_steps=2, save_strategy="steps", save_steps=2)
     spoil(trainer, 3, value)
     with pytest.raises(
@@ -125,7 +125,7 @@ def test_steps_that_a_scaler_skips_are_no_fault(tmp_path, monkeypatch):
     ],
 )
 @pytest.mark.parametrize("value", [NAN, float("inf")])
-def test_weights_that_are_no_numbers_are_not_saved_over_good_ones(name, value, tmp_path):
+def test_weights_that_are_not_finite_are_not_saved_over_good_ones(name, value, tmp_path):
     trainer = tiny_trainer(tmp_path, "resnet", max_steps=2, save_strategy="steps", save_steps=1, logging_strategy="no")
     trainer.add_callback(Break(name, 2, value))
     with pytest.raises(TrainingError, match=rf"'{name}' holds NaN or infinity at step 2.*checkpoint-1"):
@@ -137,7 +137,7 @@ def test_weights_that_are_no_numbers_are_not_saved_over_good_ones(name, value, t
     assert files(tmp_path / "checkpoint-1") == before
 
 
-def test_statistics_of_a_mask_that_are_no_numbers_are_not_saved(tmp_path):
+def test_statistics_of_a_mask_that_are_not_finite_are_not_saved(tmp_path):
     model = tiny_model("resnet")
     model.estimate_statistics(tiny_images("resnet", 8), "TTSS")
     trainer = tiny_trainer(tmp_path, "resnet", model=model, max_steps=1)
@@ -185,7 +185,7 @@ def test_a_model_that_is_broken_before_the_first_step_is_refused(name, tmp_path)
     assert [n for n in differences(before, everything(model)) if n != name] == []
 
 
-def test_what_is_no_number_is_not_pushed(tmp_path, monkeypatch):
+def test_what_is_not_finite_is_not_pushed(tmp_path, monkeypatch):
     trainer = tiny_trainer(tmp_path, max_steps=1)
     trainer.train()
     monkeypatch.setattr(HubTrainer, "init_hf_repo", lambda self, **kwargs: setattr(self, "hub_model_id", "me/it"))

@@ -1,4 +1,4 @@
-"""A Trainer that stops at a loss or weights that are no numbers, before it saves them."""
+"""A Trainer that stops once its loss or weights are not finite, before it saves them."""
 
 from __future__ import annotations
 
@@ -78,10 +78,6 @@ class FiniteTrainer(Trainer):
         self._check()
         return super()._finalize_training(*args, **kwargs)
 
-    def _network(self) -> nn.Module:
-        network: nn.Module = self.accelerator.unwrap_model(self.model)
-        return network
-
     def _check(self) -> None:
         self._check_loss(of_all=False)
         self._check_weights(f"at step {self.state.global_step}")
@@ -94,8 +90,8 @@ class FiniteTrainer(Trainer):
             raise self._error(f"the loss of step {min(bad)} is NaN or infinite")
 
     def _check_weights(self, when: str) -> None:
-        network = self._network()
-        tensors = [*network.state_dict().items()]
+        network: nn.Module = self.accelerator.unwrap_model(self.model)
+        tensors = [*network.named_parameters(), *network.named_buffers()]
         # A mask's own BatchNorm statistics are in no state dict.
         for mask, found in getattr(network, "statistics", {}).items():
             tensors += [(f"statistics/{mask}/{name}", tensor) for name, tensor in found.items()]
@@ -106,5 +102,5 @@ class FiniteTrainer(Trainer):
         kept = None if self.args.output_dir is None else last_checkpoint(self.args.output_dir)
         left = f"the last whole checkpoint is {kept}" if kept is not None else "there is no checkpoint"
         advice = f"lower the learning rate ({self.args.learning_rate:g}), clip gradients (max_grad_norm), warm up, "
-        advice += "train in fp32 or bf16 if it was fp16, and look for images that are no numbers"
+        advice += "train in fp32 or bf16 if it was fp16, and check the images for NaN"
         return TrainingError(f"training stopped, nothing of it is saved: {what}; {left}: {advice}")
