@@ -19,7 +19,16 @@ if TYPE_CHECKING:
     from .configuration_pwl import PWLConfig
     from .configuration_vgg import VGGConfig
     from .converters import Converter
-    from .errors import FetchError, PublishError, PWLError, RepositoryError, SaveError, StageError
+    from .errors import (
+        FetchError,
+        PublishError,
+        PWLError,
+        RepositoryError,
+        SaveError,
+        StageError,
+        StateDictError,
+        TrainingError,
+    )
     from .manifest import Manifest, Metric
     from .modeling_pwl import PWLForImageClassification
     from .modeling_vgg import VGGForImageClassification, VGGModel
@@ -42,6 +51,8 @@ _EXPORTS = {
     "SaveError": "errors",
     "Sources": "sources",
     "StageError": "errors",
+    "StateDictError": "errors",
+    "TrainingError": "errors",
     "VGGConfig": "configuration_vgg",
     "VGGForImageClassification": "modeling_vgg",
     "VGGModel": "modeling_vgg",
@@ -62,6 +73,8 @@ __all__ = [
     "SaveError",
     "Sources",
     "StageError",
+    "StateDictError",
+    "TrainingError",
     "VGGConfig",
     "VGGForImageClassification",
     "VGGModel",

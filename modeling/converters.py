@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from .finite import first_not_finite
 from .transformers_internals import kaiming_uniform_, uniform_
 
 
@@ -62,9 +63,11 @@ class LeastSquares:
         in_channels: Width of x.
         out_channels: Width of y.
         ridge: The relative weight of the penalty; it decides where x does not span its space.
+        name: What is fitted, for errors.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, ridge: float = 1e-4) -> None:
+    def __init__(self, in_channels: int, out_channels: int, ridge: float = 1e-4, name: str = "the map") -> None:
+        self.name = name
         self.ridge = ridge
         self.count = 0
         self.sum_x = torch.zeros(in_channels, dtype=torch.float64)
@@ -81,11 +84,14 @@ class LeastSquares:
         self.sum_xx += x.T @ x
         self.sum_xy += x.T @ y
 
-    def solve(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """W (d_out, d_in) and b (d_out), float64.
+    def solve(self, dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, torch.Tensor]:
+        """W (d_out, d_in) and b (d_out).
+
+        Args:
+            dtype: Theirs; the solution is found in float64.
 
         Raises:
-            ValueError: If nothing was added.
+            ValueError: If nothing was added; if features or the solution are not finite in `dtype`.
         """
         if self.count == 0:
             raise ValueError("a least-squares fit needs at least one image")
@@ -95,8 +101,20 @@ class LeastSquares:
         # Directions that float32 features do not resolve (a constant channel) are noise: they get no weight.
         noise = torch.finfo(torch.float32).eps ** 2 * self.sum_xx.diagonal().mean()
         penalty = (self.ridge * covariance.diagonal().mean()).clamp_min(noise.clamp_min(torch.finfo(noise.dtype).tiny))
-        weight = torch.linalg.solve(covariance + penalty * torch.eye(len(mean_x), dtype=torch.float64), cross).T
-        return weight, mean_y - weight @ mean_x
+        system = covariance + penalty * torch.eye(len(mean_x), dtype=torch.float64)
+        if first_not_finite([("", system), ("", cross)]) is not None:
+            raise ValueError(
+                f"{self.name} cannot be fitted: features of these images are NaN or infinite; look for weights that are"
+            )
+        weight, failed = torch.linalg.solve_ex(system, cross)
+        bias = mean_y - weight.T @ mean_x
+        found = weight.T.to(dtype), bias.to(dtype)
+        if failed or first_not_finite((("weight", found[0]), ("bias", found[1]))) is not None:
+            raise ValueError(
+                f"{self.name} cannot be fitted in {dtype}: its solution is not finite; give more images, a larger "
+                "ridge or another dtype"
+            )
+        return found
 
 
 def channel_rows(features: torch.Tensor, channels_first: bool) -> torch.Tensor:

@@ -36,3 +36,14 @@ class FetchError(PWLError, OSError):
 
     The model stays at its stage and keeps answering; the same call later goes on from there.
     """
+
+
+class StateDictError(PWLError, RuntimeError):
+    """A state dict that would leave the model a mixture of two. Nothing of it has been loaded."""
+
+
+class TrainingError(PWLError, RuntimeError):
+    """A training whose loss or weights are no longer finite numbers: names step, value, what to do, and what is left.
+
+    Nothing of it was saved: the checkpoints that were written before stay as they are.
+    """

@@ -97,6 +97,10 @@ class Family(ABC):
     def head(self, config: PreTrainedConfig, get: GetModule) -> Callable[[Features], torch.Tensor]:
         """A callable from the last features to logits (B, num_labels)."""
 
+    def classifier_paths(self, config: PreTrainedConfig) -> tuple[str, ...]:
+        """Those of `head_paths` whose tensors depend on the labels."""
+        return tuple(path for path in self.head_paths(config) if path.startswith("classifier"))
+
     def num_units(self, config: PreTrainedConfig) -> int:
         """All units of the network."""
         return sum(self.depths(config))

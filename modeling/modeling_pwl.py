@@ -21,6 +21,7 @@ from .configuration_pwl import PWLConfig
 from .construction import Network, check_common_dtype, joined_config, load_network
 from .converters import LeastSquares, channel_rows
 from .errors import RepositoryError, StageError
+from .finite import Images, finite_batches, first_not_finite
 from .loading import check_arguments, device_of, dtype_of, read_config, refuse_attentions, sources_of
 from .locking import exclusive
 from .retrying import RetryPolicy
@@ -32,8 +33,6 @@ from .staged_model import PWLPreTrainedModel
 from .transformers_internals import choose_attention
 from .warming import Seen
 from .weights import WeightStore
-
-Images = torch.Tensor | Iterable[torch.Tensor]
 
 
 class PWLForImageClassification(PWLPreTrainedModel):
@@ -292,6 +291,7 @@ class PWLForImageClassification(PWLPreTrainedModel):
         teacher_cuts: list[int] | None = None,
         student_cuts: list[int] | None = None,
         dtype: torch.dtype | str | None = None,
+        allow_new_head: bool = False,
         **kwargs: Any,
     ) -> Self:
         """Join two networks; converters are freshly initialised (see `fit_converters`).
@@ -303,10 +303,14 @@ class PWLForImageClassification(PWLPreTrainedModel):
             teacher_cuts: See `PWLConfig`.
             student_cuts: See `PWLConfig`.
             dtype: The dtype of everything; needed if the two networks' dtypes differ.
+            allow_new_head: Draw a head at random, to be trained, where a checkpoint has none or one of another shape;
+                `teacher_allow_new_head` and `student_allow_new_head` are for one network.
             kwargs: `teacher_...` and `student_...` go to the networks' `from_pretrained`, all others to both.
 
         Raises:
             huggingface_hub.errors.StrictDataclassError: If the two cannot be joined, with the reason.
+            RepositoryError: If a checkpoint lacks tensors of its network, which would be random, has some that would be
+                lost, or holds NaN or infinity; with their names.
             ValueError: If their dtypes differ and `dtype` is not given.
 
         Example:
@@ -320,11 +324,11 @@ class PWLForImageClassification(PWLPreTrainedModel):
             for role in ("teacher", "student")
         }
         common = {k: v for k, v in kwargs.items() if not k.startswith(("teacher_", "student_"))}
-        loaded_teacher = load_network("teacher", teacher, **common, **of_role["teacher"])
-        loaded_student = load_network("student", student, **common, **of_role["student"])
+        common["allow_new_head"] = allow_new_head
+        loaded_teacher = load_network("teacher", teacher, **{**common, **of_role["teacher"]})
+        loaded_student = load_network("student", student, **{**common, **of_role["student"]})
         floating = None if dtype is None else dtype_of(dtype, torch.float32)
-        if floating is None:
-            check_common_dtype(loaded_teacher, loaded_student)
+        check_common_dtype(loaded_teacher, loaded_student, floating)
         cuts = {"teacher_cuts": teacher_cuts, "student_cuts": student_cuts}
         if num_stages is None:
             num_stages = next((len(given) for given in cuts.values() if given is not None), 4)
@@ -400,7 +404,8 @@ class PWLForImageClassification(PWLPreTrainedModel):
 
         Raises:
             StageError: If not everything is resident.
-            ValueError: If there are no images.
+            ValueError: If there are no images; if images, features or what is fitted to them are not finite. The
+                converters stay as they were.
         """
         names = {"teacher": "T" * self.num_stages, "student": "S" * self.num_stages}
         routes = {role: self._route_for(mask) for role, mask in names.items()}
@@ -408,12 +413,13 @@ class PWLForImageClassification(PWLPreTrainedModel):
         converters = {piece: self._converter(piece) for piece in pieces if self._is_resident(piece)}
         if len(converters) != len(pieces):
             raise StageError("fit_converters needs every converter: load the model with keep_all=True")
-        fits = {piece: LeastSquares(c.weight.shape[1], c.weight.shape[0], ridge) for piece, c in converters.items()}
+        shapes = {piece: converter.weight.shape for piece, converter in converters.items()}
+        fits = {piece: LeastSquares(into, out, ridge, str(piece)) for piece, (out, into) in shapes.items()}
         was_training = self.training
         try:
             self.eval()
             routes = {role: self._route_for(mask) for role, mask in names.items()}
-            for batch in _batches(pixel_values):
+            for batch in finite_batches(pixel_values):
                 outputs = {role: route(batch.to(self.device))[1] for role, route in routes.items()}
                 for piece, fit in fits.items():
                     rows = {
@@ -422,7 +428,7 @@ class PWLForImageClassification(PWLPreTrainedModel):
                     }
                     ends = ("teacher", "student") if piece.kind == "encoder" else ("student", "teacher")
                     fit.add(rows[ends[0]], rows[ends[1]])
-            solved = {piece: fit.solve() for piece, fit in fits.items()}
+            solved = {piece: fit.solve(converters[piece].weight.dtype) for piece, fit in fits.items()}
         finally:
             self.train(was_training)
         for piece, (weight, bias) in solved.items():
@@ -467,7 +473,7 @@ class PWLForImageClassification(PWLPreTrainedModel):
         try:
             self.eval()
             routes = {mask.mask: self._route_over(mask, found[mask.mask], estimate=True) for mask in masks}
-            for batch in _batches(pixel_values):
+            for batch in finite_batches(pixel_values):
                 paths = SharedPaths(routes.__getitem__, batch.to(self.device), self.num_stages, batch_statistics=True)
                 for name in routes:
                     paths(name)
@@ -476,6 +482,12 @@ class PWLForImageClassification(PWLPreTrainedModel):
             self.train(was_training)
         if not seen:
             raise ValueError("estimate_statistics needs at least one image")
+        for name in routes:
+            if (key := first_not_finite(found[name].items())) is not None:
+                raise ValueError(
+                    f"the statistics of mask {name} would hold NaN or infinity in {key!r}: give more images (one pixel "
+                    "has no variance), or look for weights that are not finite"
+                )
         # Copies: in training a mask's passes update its own.
         own = {name: {key: tensor.clone() for key, tensor in found[name].items()} for name in routes}
         self._statistics = {**self._statistics, **own}
@@ -499,8 +511,3 @@ class PWLForImageClassification(PWLPreTrainedModel):
         if mask.mask in self._statistics:
             self._statistics = {other: found for other, found in self._statistics.items() if other != mask.mask}
             self._reroute()
-
-
-def _batches(pixel_values: Images) -> Iterable[torch.Tensor]:
-    batches = [pixel_values] if isinstance(pixel_values, torch.Tensor) else pixel_values
-    return (batch for batch in batches if len(batch))

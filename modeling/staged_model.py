@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import copyreg
 from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from itertools import chain
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import nn
 from .adapters import read_adapter, refuse_vacancies
 from .batchnorm import Statistics
 from .compiling import Compiling
-from .errors import StageError
+from .errors import StageError, StateDictError
 from .loading import sources_of
 from .locking import SWAPPING, exclusive
 from .manifest import file_of, statistics_file
@@ -377,6 +378,50 @@ class PWLPreTrainedModel(PiecedModel):
         """The tensors of what is resident, all of one stage."""
         with self._lock:
             return super().state_dict(*args, **kwargs)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As torch's, but a partial load must be meant: with `strict=False`, what would be a mixture is refused.
+
+        `model.safetensors` of a PWL repository is the student alone, under the names of the file. transformers' Trainer
+        loads it in this way for `resume_from_checkpoint` and `load_best_model_at_end`, and would leave the converters,
+        and most of a ViT's student, as they are: train with `PWLTrainer`, which restores all of a checkpoint, or load
+        the checkpoint with `from_pretrained`.
+
+        Args:
+            state_dict: Tensors by their names in `model.state_dict()`.
+            strict: Whether it must have all of them. Otherwise it may have a part.
+            assign: As in torch.
+
+        Returns:
+            As torch's: `missing_keys` and `unexpected_keys`.
+
+        Raises:
+            RuntimeError: As torch's.
+            StateDictError: With `strict=False`, if names are not the model's, or if it is the whole student without the
+                converters that were trained with it. The model stays as it was.
+        """
+        with self._lock:
+            if not strict:
+                self._check_partial(state_dict.keys())
+            return super().load_state_dict(state_dict, strict, assign)
+
+    def _check_partial(self, given: AbstractSet[str]) -> None:
+        own = self.state_dict().keys()
+        unknown = sorted(given - own)
+        student = {name for name, _ in self.named_parameters() if name.startswith("student.")}
+        student_alone = bool(student) and student <= given and all(name.startswith("student.") for name in given)
+        if not unknown and (not student_alone or all(name.startswith("student.") for name in own)):
+            return
+        found = "it is the student alone, without its converters"
+        if unknown:
+            found = f"{len(unknown)} of its {len(given)} names are not the model's, such as {unknown[0]}"
+        raise StateDictError(
+            f"this state dict would leave a mixture: {found}. transformers' Trainer cannot restore a PWL checkpoint "
+            "(resume_from_checkpoint, load_best_model_at_end), whose model.safetensors is the student alone: use "
+            "PWLTrainer (pwl_hf.training), or load the checkpoint's folder with "
+            "PWLForImageClassification.from_pretrained(folder, keep_all=True). A part of a state dict must have names "
+            "of model.state_dict(), with the same pieces resident; load the student alone by model.student"
+        )
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> PWLPreTrainedModel:
         with self._lock:

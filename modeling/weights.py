@@ -8,6 +8,7 @@ from threading import Event
 
 import torch
 from safetensors import SafetensorError, safe_open
+from transformers.utils import logging
 
 from .blueprint import Blueprint
 from .errors import RepositoryError
@@ -16,6 +17,8 @@ from .manifest import STUDENT_FILE, Manifest, converter_file, file_of, statistic
 from .repository import Repository, Verified
 from .sources import Piece, Role, Sources
 from .verification import stamp_of
+
+logger = logging.get_logger(__name__)
 
 # Codes of the safetensors format, by dtype.
 _CODES = {"float16": "F16", "bfloat16": "BF16", "float32": "F32", "float64": "F64"}
@@ -211,6 +214,10 @@ class WeightStore:
             if tuple(found_shape) != shape:
                 if name in resized:
                     self.mismatched.add((resized[name], tuple(found_shape), shape))
+                    logger.warning(
+                        "%s: %s has shape %s, the model %s: it is drawn at random, to be trained",
+                        *(where, name, list(found_shape), list(shape)),
+                    )
                     continue
                 raise RepositoryError(f"{where}: tensor {name!r} has shape {list(found_shape)}, expected {list(shape)}")
             code = _CODES[self.manifest.dtype] if is_floating else "I64"
@@ -222,7 +229,7 @@ class WeightStore:
         num_stages = self.manifest.num_stages
         role: Role = "student" if path == STUDENT_FILE else "teacher"
         plan, prefix = self._blueprints[role], STUDENT_PREFIX if role == "student" else ""
-        heads = tuple(f"{p}." for p in plan.family.head_paths(plan.config) if p.startswith("classifier"))
+        heads = tuple(f"{path}." for path in plan.family.classifier_paths(plan.config))
         specs = plan.specs(num_stages).items()
         return {prefix + spec.checkpoint_name: f"{role}.{name}" for name, spec in specs if name.startswith(heads)}
 

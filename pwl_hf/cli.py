@@ -51,6 +51,10 @@ def convert(
     ] = None,
     max_images: Annotated[int, typer.Option(min=1, help="How many of them.")] = 256,
     dtype: Annotated[str | None, typer.Option(help="The dtype to save; needed if the networks' differ.")] = None,
+    allow_new_head: Annotated[
+        bool,
+        typer.Option("--allow-new-head", help="Draw a head at random, to be trained, where a checkpoint has none."),
+    ] = False,
     push_to_hub: Annotated[str | None, typer.Option(metavar="REPO", help="Publish it as well.")] = None,
     private: Private = None,
     license: License = None,
@@ -67,6 +71,7 @@ def convert(
         images=images,
         max_images=max_images,
         dtype=dtype,
+        allow_new_head=allow_new_head,
         token=token,
         license=license,
     )

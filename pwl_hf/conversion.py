@@ -30,6 +30,7 @@ def convert_pair(
     max_images: int = 256,
     batch_size: int = 16,
     dtype: str | None = None,
+    allow_new_head: bool = False,
     license: str | None = None,
     token: str | bool | None = None,
 ) -> PWLForImageClassification:
@@ -48,6 +49,7 @@ def convert_pair(
         max_images: How many of them to use.
         batch_size: Images a batch.
         dtype: The dtype to save; needed if the networks' differ.
+        allow_new_head: Save a head drawn at random, to be trained, where a checkpoint has none or one of another shape.
         license: The licence for the model card; the teacher's by default.
         token: As in huggingface_hub.
 
@@ -56,10 +58,11 @@ def convert_pair(
 
     Raises:
         huggingface_hub.errors.StrictDataclassError: If the two cannot be joined, with the reason.
+        RepositoryError: If a checkpoint lacks tensors of its network, or holds others or NaN; nothing is saved.
         ValueError: If `images` holds no images, or the teacher has no image processor to read them with.
     """
     model = PWLForImageClassification.from_teacher_student(
-        teacher, student, num_stages=num_stages, dtype=dtype, token=token
+        teacher, student, num_stages=num_stages, dtype=dtype, allow_new_head=allow_new_head, token=token
     )
     model.eval()
     processor = _processor(teacher, token)

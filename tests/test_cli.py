@@ -141,6 +141,51 @@ def test_convert_with_images_fits_the_converters(run, checkpoints, hub, repo_id)
     assert error < 0.8 * constant
 
 
+@pytest.mark.parametrize("role", ["teacher", "student"])
+def test_convert_refuses_a_network_without_a_head_unless_it_is_to_be_trained(run, checkpoints, role, caplog):
+    AutoModelForImageClassification.from_pretrained(checkpoints / role).base_model.save_pretrained(checkpoints / role)
+    line = ["convert", checkpoints / "teacher", checkpoints / "student", "-o", checkpoints / "out"]
+    code, out, err = run(*line)
+    assert code == 1
+    assert f"the {role} " in err
+    assert "lacks classifier.bias, classifier.weight" in err
+    assert "--allow-new-head" in err
+    assert "Traceback" not in err
+    assert "saved" not in out
+    assert not (checkpoints / "out").exists()
+    with caplog.at_level("WARNING", "pwl_hf"):
+        code, out, err = run(*line, "--allow-new-head")
+    assert code == 0, err
+    assert "drawn at random" in caplog.text
+    assert "saved" in out
+    assert PWLForImageClassification.from_pretrained(checkpoints / "out").num_labels == 5
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_convert_refuses_weights_that_are_not_finite(run, checkpoints, value):
+    network = AutoModelForImageClassification.from_pretrained(checkpoints / "teacher")
+    with torch.no_grad():
+        network.vit.layers[3].mlp.fc1.bias[2] = value
+    network.save_pretrained(checkpoints / "teacher")
+    code, _, err = run("convert", checkpoints / "teacher", checkpoints / "student", "-o", checkpoints / "out")
+    assert code == 1
+    assert "'vit.layers.3.mlp.fc1.bias' holds NaN or infinity" in err
+    assert not (checkpoints / "out").exists()
+
+
+def test_convert_refuses_a_dtype_that_cannot_hold_the_weights(run, checkpoints):
+    network = AutoModelForImageClassification.from_pretrained(checkpoints / "student")
+    with torch.no_grad():
+        network.classifier.bias[0] = 1e5
+    network.save_pretrained(checkpoints / "student")
+    line = ["convert", checkpoints / "teacher", checkpoints / "student", "-o", checkpoints / "out", "--dtype"]
+    code, _, err = run(*line, "float16")
+    assert code == 1
+    assert "the student's 'classifier.bias' would hold NaN or infinity in torch.float16" in err
+    assert not (checkpoints / "out").exists()
+    assert run(*line, "bfloat16")[0] == 0
+
+
 def test_convert_of_two_families_says_why_not(run, checkpoints, tmp_path):
     torch.manual_seed(0)
     AutoModelForImageClassification.from_config(tiny_pair("convnext")[1]).save_pretrained(tmp_path / "other")

@@ -58,6 +58,7 @@ def assemble(
     Raises:
         ValueError: If networks, options and data do not fit together.
         huggingface_hub.errors.StrictDataclassError: If teacher and student cannot be joined, with the reason.
+        RepositoryError: If a checkpoint is not what its network needs, with the tensors' names.
     """
     name = checkpoint if checkpoint is not None else networks.model
     if name is not None:

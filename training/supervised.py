@@ -11,19 +11,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import BaseImageProcessor, EvalPrediction, PreTrainedModel, Trainer, TrainingArguments, set_seed
+from transformers import BaseImageProcessor, EvalPrediction, PreTrainedModel, TrainingArguments, set_seed
 from transformers.trainer import TRAINING_ARGS_NAME
 
+from pwl_hf.modeling.construction import load_network
 from pwl_hf.training.data_arguments import DataArguments
 from pwl_hf.training.images.augmentation import Augmentation
 from pwl_hf.training.networks.building import image_processor, new_teacher
 from pwl_hf.training.networks.network_arguments import TeacherArguments
 from pwl_hf.training.splits import open_eval_split, open_training_split, pin_where_copied, pixels
+from pwl_hf.training.trainer.finite import FiniteTrainer
 
 logger = logging.getLogger(__name__)
 
 
-class SupervisedTrainer(Trainer):
+class SupervisedTrainer(FiniteTrainer):
     """transformers' Trainer with our data: images are augmented on their device, each by its number and the step.
 
     Args:
@@ -53,7 +55,7 @@ class SupervisedTrainer(Trainer):
     # word about what did not fit: a resumed ViT would begin anew.
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         network = self.accelerator.unwrap_model(self.model if model is None else model)
-        network.load_state_dict(type(network).from_pretrained(resume_from_checkpoint).state_dict())
+        network.load_state_dict(load_network("teacher", resume_from_checkpoint).state_dict())
 
     def _load_best_model(self) -> None:
         self._load_from_checkpoint(str(self.state.best_model_checkpoint))
@@ -81,6 +83,8 @@ def fit_teacher(
 
     Raises:
         ValueError: If the images have no labels, or options do not fit the network or the data.
+        RepositoryError: If the network's checkpoint lacks tensors or has some that would be lost.
+        TrainingError: If loss or weights are no longer finite.
     """
     # Read by column, collated by name: what the model's forward takes says nothing of what is needed.
     args.remove_unused_columns = False

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pwl_hf import PWLForImageClassification
+from pwl_hf import PWLError, PWLForImageClassification
 from pwl_hf.training.assembly import assemble, checkpoint_of
 from pwl_hf.training.command_line import CommandLine, Parsed, write_options
 from pwl_hf.training.data_arguments import DataArguments
@@ -57,6 +57,8 @@ def train(parsed: Parsed) -> list[float]:
     Raises:
         ValueError: If networks, data and options do not fit together.
         huggingface_hub.errors.StrictDataclassError: If teacher and student cannot be joined, with the reason.
+        RepositoryError: If a checkpoint is not what its network needs, with the tensors' names.
+        TrainingError: If loss or weights are no longer finite; nothing of that is saved, measured or pushed.
     """
     networks, data, objective_arguments, gradients, args = parsed.parts
     folder, checkpoint = Path(args.output_dir), checkpoint_of(args)
@@ -123,9 +125,13 @@ def _fit_converters(model: PWLForImageClassification, dataset: Any) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Read the command line and train; wrong options end the program with a message."""
+    """Read the command line and train; wrong options, and errors of ours, end the program with a message."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    train(command_line().parse(sys.argv[1:] if argv is None else argv))
+    parsed = command_line().parse(sys.argv[1:] if argv is None else argv)
+    try:
+        train(parsed)
+    except PWLError as error:
+        sys.exit(f"{_PROGRAM}: {error}")
 
 
 if __name__ == "__main__":

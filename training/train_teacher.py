@@ -20,6 +20,7 @@ from pathlib import Path
 
 from transformers import TrainingArguments
 
+from pwl_hf import PWLError
 from pwl_hf.training.command_line import CommandLine, Parsed, write_options
 from pwl_hf.training.data_arguments import DataArguments
 from pwl_hf.training.networks.network_arguments import TeacherArguments
@@ -45,6 +46,8 @@ def train_teacher(parsed: Parsed) -> dict[str, float]:
 
     Raises:
         ValueError: If the options do not fit the network or the data.
+        RepositoryError: If the network's checkpoint lacks tensors or has some that would be lost.
+        TrainingError: If loss or weights are no longer finite; nothing of that is saved, measured or pushed.
     """
     teacher, data, args = parsed.parts
     trainer, metrics = fit_teacher(teacher, data, args, resume=args.resume_from_checkpoint)
@@ -65,9 +68,13 @@ def train_teacher(parsed: Parsed) -> dict[str, float]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Read the command line and train; wrong options end the program with a message."""
+    """Read the command line and train; wrong options, and errors of ours, end the program with a message."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    train_teacher(command_line().parse(sys.argv[1:] if argv is None else argv))
+    parsed = command_line().parse(sys.argv[1:] if argv is None else argv)
+    try:
+        train_teacher(parsed)
+    except PWLError as error:
+        sys.exit(f"{_PROGRAM}: {error}")
 
 
 if __name__ == "__main__":

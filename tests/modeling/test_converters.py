@@ -103,6 +103,25 @@ def test_a_fit_to_nothing_is_refused() -> None:
         LeastSquares(2, 2).solve()
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("of", ["x", "y"])
+def test_a_fit_to_what_is_not_finite_is_refused(of: str, value: float) -> None:
+    rows = {"x": torch.randn(10, 3), "y": torch.randn(10, 2)}
+    rows[of][4, 1] = value
+    fit = LeastSquares(3, 2, name="encoder 2")
+    fit.add(rows["x"], rows["y"])
+    with pytest.raises(ValueError, match="encoder 2 cannot be fitted: features of these images are NaN or infinite"):
+        fit.solve()
+
+
+def test_a_solution_that_its_dtype_cannot_hold_is_refused() -> None:
+    fit = LeastSquares(1, 1)
+    fit.add(torch.arange(4.0)[:, None] * 1e-3, torch.arange(4.0)[:, None] * 1e3)
+    with pytest.raises(ValueError, match=r"cannot be fitted in torch\.float16: its solution is not finite"):
+        fit.solve(torch.float16)
+    assert fit.solve(torch.bfloat16)[0].dtype == torch.bfloat16
+
+
 # --- On a model -------------------------------------------------------------------------------------------------
 
 
@@ -248,3 +267,20 @@ def test_fitted_converters_join_two_trained_networks() -> None:
     model.fit_converters(images)
     after = accuracy("TSSS") + accuracy("TTSS") + accuracy("TTTS")
     assert after > before
+
+
+@pytest.mark.parametrize("where", ["images", "teacher", "student"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_fit_converters_to_what_is_not_finite_is_refused_and_changes_nothing(where: str, value: float) -> None:
+    model, images = tiny_model("resnet").train(), tiny_images("resnet", 8)
+    if where == "images":
+        images[5, 0, 3, 3] = value
+    else:
+        with torch.no_grad():
+            getattr(model, where).resnet.encoder.stages[1].layers[0].layer[0].convolution.weight[0, 0] = value
+    before = {name: t.clone() for name, t in model.state_dict().items() if name.startswith(("encoders", "decoders"))}
+    message = "batch 1 of the images .* holds NaN" if where == "images" else "coder 2 cannot be fitted: features"
+    with pytest.raises(ValueError, match=message):
+        model.fit_converters(images.split(4))
+    assert all(torch.equal(t, model.state_dict()[name]) for name, t in before.items())
+    assert model.training

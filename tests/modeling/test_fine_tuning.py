@@ -60,6 +60,17 @@ def test_other_labels_reset_both_heads_and_nothing_else(load: Load, model_type: 
     assert model.num_labels == model.teacher.num_labels == 3
 
 
+def test_new_heads_are_said_aloud(load: Load, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("WARNING", "pwl_hf"):
+        load("vit", num_labels=5, **RESET)
+    assert not caplog.text
+    with caplog.at_level("WARNING", "pwl_hf"):
+        load("vit", num_labels=3, **RESET)
+    for name in ("student.classifier.weight", "student.classifier.bias", "classifier.weight"):
+        assert f" {name} has shape [5" in caplog.text
+    assert caplog.text.count("drawn at random") == 4
+
+
 def test_new_heads_are_drawn_from_the_seed(load: Load) -> None:
     heads = []
     for seed in (0, 0, 1):

@@ -314,3 +314,21 @@ def test_a_copy_has_statistics_of_its_own() -> None:
     for tensor in other.statistics["TTSS"].values():
         tensor.zero_()
     assert all(torch.equal(logits, expected[mask]) for mask, logits in answers(model, images).items())
+
+
+@pytest.mark.parametrize("where", ["images", "weights"])
+def test_what_is_not_finite_is_refused_and_changes_no_statistics(where: str) -> None:
+    model, images = tiny_model("resnet").train(), tiny_images("resnet", 4)
+    model.estimate_statistics(images, "TSSS")
+    before = {name: t.clone() for name, t in model.statistics["TSSS"].items()}
+    if where == "images":
+        images[3, 1, 2, 2] = float("nan")
+    else:
+        with torch.no_grad():
+            model.encoders["2"].weight[0, 0] = float("inf")
+    message = "batch 1 of the images" if where == "images" else "the statistics of mask TTSS would hold NaN or infinity"
+    with pytest.raises(ValueError, match=message):
+        model.estimate_statistics(images.split(2), ["TSSS", "TTSS"])
+    assert model.statistics.keys() == {"TSSS"}
+    assert all(torch.equal(t, model.statistics["TSSS"][name]) for name, t in before.items())
+    assert model.training

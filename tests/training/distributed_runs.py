@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from pwl_hf import TrainingError
 from pwl_hf.data.digits import image_processor
 from pwl_hf.training.images.gradient_arguments import GradientArguments
 from pwl_hf.training.images.overlay import gradient_overlay
@@ -67,6 +68,25 @@ def run(name: str, folder: Path, batch_size: int) -> None:
         (folder / "log.json").write_text(json.dumps(trainer.state.log_history))
 
 
+def diverge(folder: Path) -> None:
+    """Train on images of which one process has NaN in its third step, and write how the run ended in each."""
+    trainer = tiny_trainer(folder, logging_steps=3, save_strategy="steps", save_steps=2, eval_images=0)
+    rank = trainer.args.process_index
+
+    class Augment:
+        def augment(self, pixel_values, sample_ids, seed, step):
+            return pixel_values * float("nan") if (rank, step) == (1, 2) else pixel_values
+
+    trainer.augmentation = Augment()
+    try:
+        trainer.train()
+    except TrainingError as error:
+        folder.joinpath(f"rank-{rank}.txt").write_text(f"step {trainer.state.global_step}: {error}")
+
+
 if __name__ == "__main__":
     for wanted in sys.argv[3].split(","):
-        run(wanted, Path(sys.argv[1], wanted), int(sys.argv[2]))
+        if wanted == "diverge":
+            diverge(Path(sys.argv[1], wanted))
+        else:
+            run(wanted, Path(sys.argv[1], wanted), int(sys.argv[2]))

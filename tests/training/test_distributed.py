@@ -37,7 +37,7 @@ def _start(folder, runs):
 def two(tmp_path_factory):
     """Runs in two processes of four images each, by name."""
     folder = tmp_path_factory.mktemp("two")
-    _start(folder, ",".join(["vit", "resnet", *(f"vit-{tried}" for tried in TRIED)]))
+    _start(folder, ",".join(["vit", "resnet", *(f"vit-{tried}" for tried in TRIED), "diverge"]))
     return folder
 
 
@@ -127,3 +127,11 @@ def test_a_run_of_two_processes_is_resumed(two, tmp_path):
         for rank in (0, 1):
             name = f"rank-{rank}.safetensors"
             assert not differences(load_file(tmp_path / family / name), load_file(two / family / name))
+
+
+def test_images_of_one_process_that_are_not_finite_end_the_run_in_all(two):
+    for rank in (0, 1):
+        said = (two / "diverge" / f"rank-{rank}.txt").read_text()
+        assert said.startswith("step 3: training stopped")
+        assert "the loss of step 3 is NaN or infinite; the last whole checkpoint is" in said
+        assert "checkpoint-2" in said

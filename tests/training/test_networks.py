@@ -8,9 +8,10 @@ import logging
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from transformers import ResNetConfig, SwinConfig, ViTConfig, ViTImageProcessorPil
 
-from pwl_hf import PWLForImageClassification, VGGConfig
+from pwl_hf import PWLForImageClassification, RepositoryError, VGGConfig
 from pwl_hf.training.networks.building import (
     check_labels,
     derived_config,
@@ -143,6 +144,41 @@ def test_other_number_of_labels_is_refused_or_gets_a_fresh_head(tmp_path, caplog
         network.vit.embeddings.patch_embeddings.projection.weight,
         saved.vit.embeddings.patch_embeddings.projection.weight,
     )
+
+
+def test_student_and_fine_tuned_network_need_a_head_unless_a_new_one_is_asked_for(tmp_path):
+    teacher, student = tiny_pair("vit")
+    fresh(student).vit.save_pretrained(tmp_path)
+    path, names = str(tmp_path), ["a", "b", "c"]
+    for build in (
+        lambda **kwargs: new_student(arguments(student=path, **kwargs), teacher, names),
+        lambda **kwargs: new_teacher(TeacherArguments(model=path, **kwargs), names),
+    ):
+        with pytest.raises(RepositoryError, match=r"lacks classifier\.bias, classifier\.weight.*allow_new_head"):
+            build()
+        assert build(allow_new_head=True).classifier.weight.shape == (3, 16)
+    config = with_labels(student, names)
+    config.save_pretrained(tmp_path)  # The number of labels is right, the head is still not there.
+    with pytest.raises(RepositoryError, match=r"the student .* lacks classifier"):
+        new_student(arguments(student=path), teacher, names)
+    with pytest.raises(RepositoryError, match=r"the teacher .* lacks classifier"):
+        load_network(path, names, replace_head=False)
+
+
+def test_only_the_head_is_replaced_for_other_labels(tmp_path):
+    fresh(tiny_pair("vit")[1]).save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    weights = {n: t[:, :9].clone() if "position" in n else t for n, t in load_file(file).items()}
+    save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(RepositoryError, match=r"another shape of vit\.embeddings\.position_embeddings"):
+        new_teacher(TeacherArguments(model=str(tmp_path), allow_new_head=True), ["a", "b"])
+
+
+def test_new_head_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="allow_new_head goes with student"):
+        arguments(student_preset="slim", allow_new_head=True)
+    with pytest.raises(ValueError, match="allow_new_head goes with model"):
+        TeacherArguments(model_type="vit", allow_new_head=True)
 
 
 def test_labels_in_another_order_are_refused_and_other_names_told(caplog):

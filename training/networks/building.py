@@ -15,7 +15,6 @@ from huggingface_hub.errors import RemoteEntryNotFoundError
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
-    AutoModelForImageClassification,
     BaseImageProcessor,
     PreTrainedConfig,
     PreTrainedModel,
@@ -29,7 +28,9 @@ from transformers.utils.constants import (
     IMAGENET_STANDARD_STD,
 )
 
+from pwl_hf.modeling import construction
 from pwl_hf.modeling.families import family_of
+from pwl_hf.modeling.sources import Role
 from pwl_hf.training.networks.network_arguments import NetworkArguments, TeacherArguments
 from pwl_hf.training.networks.presets import preset_overrides
 from pwl_hf.training.pairs import parse_pairs
@@ -100,34 +101,44 @@ def fresh(config: PreTrainedConfig) -> PreTrainedModel:
     return family_of(config).model_class()(config)
 
 
-def load_network(name: str, label_names: Sequence[str] | None, *, replace_head: bool) -> PreTrainedModel:
+def load_network(
+    name: str,
+    label_names: Sequence[str] | None,
+    *,
+    replace_head: bool,
+    role: Role = "teacher",
+    allow_new_head: bool = False,
+) -> PreTrainedModel:
     """A network with its weights, from a folder or the Hub.
 
     Args:
         name: Folder or Hub id.
         label_names: The labels of the data, if it has any.
         replace_head: Give it a fresh head if its labels are others in number; refuse it otherwise.
+        role: For errors.
+        allow_new_head: Give it a fresh head also if its checkpoint has none.
 
     Raises:
         ValueError: If its family cannot be cut; if it has another number of labels, or the same labels in another
             order.
+        RepositoryError: If its checkpoint lacks tensors, has some that would be lost, or holds NaN or infinity.
     """
     config = AutoConfig.from_pretrained(name)
     family_of(config)
+    # Whatever dtype it is stored in: it is trained, or trained with, in full precision.
+    options: dict[str, Any] = {"dtype": torch.float32}
     if label_names is None or config.num_labels == len(label_names):
         if label_names is not None:
             check_labels(name, config, label_names)
-        # Whatever dtype it is stored in: it is trained, or trained with, in full precision.
-        return AutoModelForImageClassification.from_pretrained(name, dtype=torch.float32)
+        return construction.load_network(role, name, allow_new_head=allow_new_head, **options)
     if not replace_head:
         raise ValueError(
             f"{name!r} has {config.num_labels} labels, the data has {len(label_names)}: fine-tune it with "
             "train_teacher.py first"
         )
     logger.info("%s has %d labels, the data %d: its head is fresh", name, config.num_labels, len(label_names))
-    return AutoModelForImageClassification.from_pretrained(
-        name, config=with_labels(config, label_names), ignore_mismatched_sizes=True, dtype=torch.float32
-    )
+    options["config"] = with_labels(config, label_names)
+    return construction.load_network(role, name, allow_new_head=allow_new_head, allow_resized_head=True, **options)
 
 
 def check_labels(name: str, config: PreTrainedConfig, label_names: Sequence[str]) -> None:
@@ -160,7 +171,8 @@ def new_teacher(arguments: TeacherArguments, label_names: Sequence[str]) -> PreT
         ValueError: For overrides that the family does not have; as `load_network`.
     """
     if arguments.model is not None:
-        return load_network(arguments.model, label_names, replace_head=True)
+        allowed = arguments.allow_new_head
+        return load_network(arguments.model, label_names, replace_head=True, allow_new_head=allowed)
     base = (
         AutoConfig.for_model(str(arguments.model_type)) if arguments.config is None else read_config(arguments.config)
     )
@@ -186,7 +198,8 @@ def new_student(
     if name is not None and not name.endswith(".json"):
         if overrides:
             raise ValueError(f"student_config_overrides do not go with the weights of {name!r}: leave one out")
-        return load_network(name, label_names, replace_head=True)
+        allowed = arguments.allow_new_head
+        return load_network(name, label_names, replace_head=True, role="student", allow_new_head=allowed)
     if name is not None:
         base = read_config(name)
     elif arguments.student_preset is not None:

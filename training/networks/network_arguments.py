@@ -35,6 +35,10 @@ class NetworkArguments:
             "help": "The student: a JSON file of its config, for fresh weights; a folder or Hub id, with weights."
         },
     )
+    allow_new_head: bool = field(
+        default=False,
+        metadata={"help": "Give the student a fresh head if its checkpoint has none. The teacher must have one."},
+    )
     student_preset: str | None = field(
         default=None,
         metadata={
@@ -98,6 +102,8 @@ class NetworkArguments:
             raise ValueError("no student: give student, student_preset or student_config_overrides (or model)")
         elif self.teacher is None and self.teacher_recipe is None:
             raise ValueError("no teacher: give teacher, or teacher_recipe to train one first (or model)")
+        if self.allow_new_head and (self.student is None or self.student.endswith(".json")):
+            raise ValueError("allow_new_head goes with student, a folder or Hub id: leave it out")
         if self.student is not None and self.student_preset is not None:
             raise ValueError("student and student_preset exclude each other: give one")
         if self.init_converters == "identity" and self.fit_converters == "before":
@@ -115,10 +121,14 @@ class TeacherArguments:
     """The network that `train_teacher.py` trains.
 
     Raises:
-        ValueError: If not exactly one of `model`, `config` and `model_type` is given; for overrides of weights.
+        ValueError: If not exactly one of `model`, `config` and `model_type` is given; for overrides of weights, or a
+            new head without any.
     """
 
     model: str | None = field(default=None, metadata={"help": "Folder or Hub id of a network to fine-tune."})
+    allow_new_head: bool = field(
+        default=False, metadata={"help": "Give that network a fresh head if its checkpoint has none."}
+    )
     config: str | None = field(
         default=None, metadata={"help": "JSON file, folder or Hub id of a config, for fresh weights."}
     )
@@ -137,5 +147,7 @@ class TeacherArguments:
         given = [name for name in ("model", "config", "model_type") if getattr(self, name) is not None]
         if len(given) != 1:
             raise ValueError(f"give exactly one of model, config and model_type, got {', '.join(given) or 'none'}")
+        if self.allow_new_head and self.model is None:
+            raise ValueError("allow_new_head goes with model: fresh weights have a fresh head anyway; leave it out")
         if self.model is not None and self.config_overrides:
             raise ValueError(f"config_overrides do not go with model: the weights of {self.model!r} have their config")

@@ -8,13 +8,13 @@ from typing import Any
 
 from huggingface_hub import CommitInfo, HfApi
 from huggingface_hub.errors import HfHubHTTPError
-from transformers import Trainer
 from transformers.trainer_utils import HubStrategy, SaveStrategy
 from transformers.utils import logging
 
 from pwl_hf import PWLForImageClassification
 from pwl_hf.model_card import write_card
 from pwl_hf.modeling import PublishError
+from pwl_hf.training.trainer.finite import FiniteTrainer
 
 logger = logging.get_logger(__name__)
 
@@ -109,7 +109,7 @@ def push_checkpoint(
         )
 
 
-class HubTrainer(Trainer):
+class HubTrainer(FiniteTrainer):
     """A Trainer that pushes what `model.push_to_hub` pushes.
 
     What Trainer itself would send is the output folder as it lies there: no shards, and all that a run leaves.

@@ -220,6 +220,7 @@ class PWLTrainer(HubTrainer):
             ValueError: If there is no such checkpoint, it is not whole, or it is of another model; with the first
                 difference.
             RepositoryError: If the model in it is damaged.
+            TrainingError: If loss or weights are no longer finite; nothing of that is saved.
         """
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_checkpoint(self._output_dir)
