@@ -37,7 +37,10 @@ if TYPE_CHECKING:
     from .staged_model import PWLPreTrainedModel
 
 _EXPORTS = {
+    "Boundary": "family",
     "Converter": "converters",
+    "Family": "family",
+    "Features": "family",
     "FetchError": "errors",
     "Manifest": "manifest",
     "Metric": "manifest",
@@ -56,10 +59,14 @@ _EXPORTS = {
     "VGGConfig": "configuration_vgg",
     "VGGForImageClassification": "modeling_vgg",
     "VGGModel": "modeling_vgg",
+    "register_family": "families",
 }
 
 __all__ = [
+    "Boundary",
     "Converter",
+    "Family",
+    "Features",
     "FetchError",
     "Manifest",
     "Metric",
@@ -78,6 +85,7 @@ __all__ = [
     "VGGConfig",
     "VGGForImageClassification",
     "VGGModel",
+    "register_family",
 ]
 
 

@@ -9,8 +9,8 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 
 from .bounds import check_claims
+from .built_in_families import FAMILIES, OWN_CONFIGS, family_of
 from .cuts import check_cuts, default_cuts
-from .families import FAMILIES, OWN_CONFIGS, family_of
 from .transformers_internals import SubConfigSpec, attention_of, choose_attention
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class PWLConfig(PreTrainedConfig):
     """Configuration of `PWLForImageClassification`.
 
     Args:
-        teacher_config: The teacher's config, or its dict; any `model_type` that `FAMILIES` names.
+        teacher_config: The teacher's config, or its dict, of a `model_type` that has a family (`register_family`).
         student_config: The student's config; the teacher's `model_type`, of any depth and width.
         num_stages: The number of blocks N, so there are stages 0 (the student) to N (the teacher).
         teacher_cuts: N block ends of the teacher, counted in its finest residual units: increasing, the
@@ -89,6 +89,8 @@ class PWLConfig(PreTrainedConfig):
             value = getattr(self, key)
             if isinstance(value, dict) and value.get("model_type") in OWN_CONFIGS:
                 setattr(self, key, OWN_CONFIGS[value["model_type"]](**value))
+            elif isinstance(value, dict) and isinstance(value.get("model_type"), str):
+                family_of(value["model_type"])
         labels_given = self.id2label is not None or kwargs.get("num_labels") is not None
         chosen = {
             key: attention_of(value)

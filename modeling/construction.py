@@ -11,9 +11,9 @@ from torch import nn
 from transformers import AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
+from .built_in_families import FAMILIES, OWN_CONFIGS, family_of
 from .configuration_pwl import PWLConfig
 from .errors import RepositoryError
-from .families import FAMILIES, OWN_CONFIGS, family_of
 from .finite import first_not_finite
 from .sources import Role
 

@@ -27,7 +27,10 @@ from pwl_hf.registration import register_when_loaded
 if TYPE_CHECKING:
     from pwl_hf.model import PWLForImageClassification
     from pwl_hf.modeling import (
+        Boundary,
         Converter,
+        Family,
+        Features,
         FetchError,
         Manifest,
         Metric,
@@ -45,12 +48,16 @@ if TYPE_CHECKING:
         VGGConfig,
         VGGForImageClassification,
         VGGModel,
+        register_family,
     )
 
 __version__ = "0.1.0"
 
 _EXPORTS = {
+    "Boundary": "modeling",
     "Converter": "modeling",
+    "Family": "modeling",
+    "Features": "modeling",
     "FetchError": "modeling",
     "Manifest": "modeling",
     "Metric": "modeling",
@@ -69,10 +76,14 @@ _EXPORTS = {
     "VGGConfig": "modeling",
     "VGGForImageClassification": "modeling",
     "VGGModel": "modeling",
+    "register_family": "modeling",
 }
 
 __all__ = [
+    "Boundary",
     "Converter",
+    "Family",
+    "Features",
     "FetchError",
     "Manifest",
     "Metric",
@@ -92,6 +103,7 @@ __all__ = [
     "VGGForImageClassification",
     "VGGModel",
     "__version__",
+    "register_family",
 ]
 
 __getattr__, __dir__ = lazy(__name__, _EXPORTS)
