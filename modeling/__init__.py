@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .configuration_pwl import PWLConfig
     from .configuration_vgg import VGGConfig
     from .converters import Converter
-    from .errors import FetchError, PublishError, PWLError, RepositoryError, SaveError, StageError
+    from .errors import FetchError, OverwriteError, PublishError, PWLError, RepositoryError, SaveError, StageError
     from .manifest import Manifest, Metric
     from .modeling_pwl import PWLForImageClassification
     from .modeling_vgg import VGGForImageClassification, VGGModel
@@ -32,6 +32,7 @@ _EXPORTS = {
     "FetchError": "errors",
     "Manifest": "manifest",
     "Metric": "manifest",
+    "OverwriteError": "errors",
     "PWLConfig": "configuration_pwl",
     "PWLError": "errors",
     "PWLForImageClassification": "modeling_pwl",
@@ -52,6 +53,7 @@ __all__ = [
     "FetchError",
     "Manifest",
     "Metric",
+    "OverwriteError",
     "PWLConfig",
     "PWLError",
     "PWLForImageClassification",

@@ -12,6 +12,8 @@ from transformers import AutoImageProcessor, BaseImageProcessor
 
 from pwl_hf.model import PWLForImageClassification
 from pwl_hf.model_card import write_card
+from pwl_hf.modeling.output_folder import check_output, paths_of_save
+from pwl_hf.modeling.saving import processor_files, save_repository
 from pwl_hf.modeling.sources import Sources
 
 if TYPE_CHECKING:
@@ -32,6 +34,7 @@ def convert_pair(
     dtype: str | None = None,
     license: str | None = None,
     token: str | bool | None = None,
+    overwrite: bool = False,
 ) -> PWLForImageClassification:
     """Join a teacher and a student, and save them as a PWL repository with the teacher's image processor.
 
@@ -50,14 +53,18 @@ def convert_pair(
         dtype: The dtype to save; needed if the networks' differ.
         license: The licence for the model card; the teacher's by default.
         token: As in huggingface_hub.
+        overwrite: Write over files in `output` that are not a PWL repository's; never over a teacher or student.
 
     Returns:
         The model, fully resident.
 
     Raises:
+        OverwriteError: If files would be written over that are not a PWL repository's, before anything is loaded.
         huggingface_hub.errors.StrictDataclassError: If the two cannot be joined, with the reason.
         ValueError: If `images` holds no images, or the teacher has no image processor to read them with.
     """
+    # What cannot be written is refused before anything is loaded or fitted.
+    check_output(output, paths_of_save(num_stages), inputs=[teacher, student], overwrite=overwrite)
     model = PWLForImageClassification.from_teacher_student(
         teacher, student, num_stages=num_stages, dtype=dtype, token=token
     )
@@ -69,10 +76,8 @@ def convert_pair(
         batches = list(_batches(Path(images), processor, max_images, batch_size))
         model.fit_converters(batches)
         model.estimate_statistics(batches, [Sources.prefix(k, num_stages).mask for k in range(1, num_stages)])
-    model.save_pretrained(output)
-    if processor is not None:
-        for folder in (Path(output), Path(output, "teacher")):
-            processor.save_pretrained(folder)
+    texts = processor_files(processor) if processor is not None else {}
+    save_repository(model, output, texts=texts, overwrite=overwrite)
     write_card(output, card_data={"license": license} if license else None, token=token)
     return model
 
