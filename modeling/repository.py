@@ -19,10 +19,10 @@ from huggingface_hub.errors import HFValidationError
 from .background import from_both_ends
 from .errors import FetchError, MissingFileError, RepositoryError
 from .fetching import Watch, download, download_again, etag_of
-from .files import leads_out, storage_of, write_text
+from .files import leads_out, write_text
 from .manifest import MANIFEST_FILE, FileEntry, Manifest
 from .retrying import RetryPolicy, is_passing
-from .verification import Stamp, check_file, discard, is_as_named, is_named, stamp_of
+from .verification import Stamp, blob_of, check_file, discard, is_as_named, is_named, stamp_of
 
 Verified = tuple[Path, Stamp]
 Parsed = TypeVar("Parsed")
@@ -213,8 +213,8 @@ class Repository:
             return False
         try:
             old = stamp_of(before)
-            if not before.is_symlink():
-                # A plain name tells nothing, and a download would be in vain.
+            if blob_of(before) is None:
+                # A plain name, or a stranger's, tells nothing, and a download would be in vain.
                 etag = etag_of(self, path)
                 if etag is None or is_named(before, etag):
                     return False
@@ -225,11 +225,10 @@ class Repository:
 
     def _is_the_hubs(self, path: str, local: Path) -> bool | None:
         """Whether a small file is what the Hub has; None if that cannot be told."""
-        if self.commit is None:
-            # A snapshot that is opened as a folder names its files as the cache does.
-            return is_as_named(local) if local.is_symlink() and storage_of(local) is not None else None
-        if local.is_symlink():
-            return is_as_named(local)
+        # A snapshot that is opened as a folder names its files as the cache does.
+        named = is_as_named(local) if blob_of(local) is not None else None
+        if named is not None or self.commit is None:
+            return named
         # A cache without links has plain names: the Hub says once what the commit's file is.
         note = self._etag_note(path)
         try:
@@ -369,7 +368,7 @@ class Repository:
             raise RepositoryError(f"{error}; it came so twice in a row, the same call later fetches it anew") from error
 
     def _is_as_served(self, path: str, local: Path) -> bool:
-        if local.is_symlink():
+        if blob_of(local) is not None:
             return is_as_named(local) is True
         etag = etag_of(self, path)
         return etag is not None and is_named(local, etag) is True

@@ -23,7 +23,7 @@ from transformers.utils import logging
 
 from .configuration_pwl import PWLConfig
 from .errors import FetchError, MissingFileError, RepositoryError, SaveError
-from .files import copy_file, temporary_name, write_text
+from .files import copy_file, sha256_of, temporary_name, write_text
 from .manifest import (
     MANIFEST_FILE,
     FileEntry,
@@ -46,7 +46,6 @@ from .output_folder import (
 )
 from .repository import Repository
 from .sources import Piece, Sources
-from .verification import sha256_of
 from .weights import STUDENT_PREFIX, Tensors, WeightStore, statistics_names
 
 if TYPE_CHECKING:

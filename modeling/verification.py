@@ -130,22 +130,27 @@ def pointer_of(cached: Path) -> Path:
     return place
 
 
+def blob_of(cached: Path) -> Path | None:
+    """The blob that the pointer of a file leads to; None if there is no link, or it leads to another place."""
+    pointer, storage = pointer_of(cached), storage_of(cached)
+    if storage is None or not pointer.is_symlink():
+        return None
+    # One link only, as above: a blob may itself be a link to the store that repositories share.
+    blob = Path(os.path.normpath(pointer.parent.resolve() / os.readlink(pointer)))
+    return blob if blob.parent == storage.resolve() / "blobs" else None
+
+
 def discard(cached: Path) -> None:
     """Take a damaged file out of the Hub's cache, so that it is not found there again.
 
     Removed is the pointer, and the blob that it leads to if that is one of this repository's own. What any other link
     leads to is not the cache's: it stays.
     """
-    pointer, storage = pointer_of(cached), storage_of(cached)
-    paths = [pointer]
-    if storage is not None and pointer.is_symlink():
-        # One link only, as above: a blob may itself be a link to the store that repositories share.
-        blob = Path(os.path.normpath(pointer.parent.resolve() / os.readlink(pointer)))
-        if blob.parent == storage.resolve() / "blobs":
-            paths.append(blob)
-    for path in paths:
-        with suppress(OSError):
-            path.unlink(missing_ok=True)
+    blob = blob_of(cached)
+    for path in (pointer_of(cached), blob):
+        if path is not None:
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
 
 
 class _Memory:

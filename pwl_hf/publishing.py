@@ -185,9 +185,10 @@ def _commit_once(
     contents = {**texts, CARD_FILE: card.encode(), MANIFEST_FILE: manifest.to_json().encode()}
     if target.inference_handler:
         contents |= _endpoint_contents(repo_id, target, {**known, **texts}, {*texts, *remote})
-    if not target.overwrite and not target.create_pr and MANIFEST_FILE not in remote:
-        _refuse_to_overwrite(repo_id, manifest, texts, remote)
-    stale = sorted(entry.path for entry in _listed(known) if entry.path in remote and manifest.get(entry.path) is None)
+    listed = _listed(known)
+    if not target.overwrite and not target.create_pr:
+        _refuse_to_overwrite(repo_id, manifest, texts, remote, listed)
+    stale = sorted(path for path in listed if path in remote and manifest.get(path) is None)
     others: list[Any] = [CommitOperationAdd(path, content) for path, content in contents.items()]
     others += [CommitOperationDelete(path) for path in stale]
     weights = [
@@ -260,12 +261,12 @@ def _read_remote(repo_id: str, target: Target, remote: Mapping[str, str]) -> dic
     return {name: opened.fetch_text(name) for name in wanted}
 
 
-def _listed(known: Mapping[str, bytes]) -> tuple[FileEntry, ...]:
+def _listed(known: Mapping[str, bytes]) -> set[str]:
     """The weight files that the Hub's manifest lists; without a readable one, nothing there is known to be ours."""
     try:
-        return Manifest.from_json(known[MANIFEST_FILE]).files
+        return {entry.path for entry in Manifest.from_json(known[MANIFEST_FILE]).files}
     except (KeyError, RepositoryError):
-        return ()
+        return set()
 
 
 def _endpoint_contents(repo_id: str, target: Target, known: Mapping[str, bytes], there: set[str]) -> dict[str, bytes]:
@@ -284,13 +285,22 @@ def _endpoint_contents(repo_id: str, target: Target, known: Mapping[str, bytes],
 
 
 def _refuse_to_overwrite(
-    repo_id: str, manifest: Manifest, texts: Mapping[str, bytes], remote: Mapping[str, str]
+    repo_id: str, manifest: Manifest, texts: Mapping[str, bytes], remote: Mapping[str, str], listed: set[str]
 ) -> None:
-    """Into a repository that is no PWL repository, push only what takes the place of nothing else."""
+    """Let a push take the place of a PWL repository's own files alone.
+
+    Where the Hub has a manifest, config and code are the repository's own. So are the weights that it lists; if it
+    cannot be read, all are: a push is how it is mended.
+    """
     taken = {entry.path for entry in manifest.files if remote.get(entry.path) not in (None, entry.sha256)}
-    taken |= {path for path, text in texts.items() if path in remote and remote[path] not in git_hashes(text)}
+    if MANIFEST_FILE in remote:
+        taken = taken - listed if listed else set()
+        reason = f"which its {MANIFEST_FILE} does not list"
+    else:
+        taken |= {path for path, text in texts.items() if path in remote and remote[path] not in git_hashes(text)}
+        reason = f"and is no PWL repository: it has no {MANIFEST_FILE}"
     if taken:
         raise OverwriteError(
-            f"{repo_id} is no PWL repository (it has no {MANIFEST_FILE}) and holds {', '.join(sorted(taken))}; nothing "
-            "was pushed: push to another repository, or give overwrite=True (--overwrite) to write over them"
+            f"{repo_id} holds {', '.join(sorted(taken))}, {reason}; nothing was pushed: push to another repository, or "
+            "give overwrite=True (--overwrite on the command line) to write over them"
         )
