@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import save_file
-from transformers.image_processing_base import ImageProcessingMixin
 from transformers.utils import logging
 
 from .configuration_pwl import PWLConfig
@@ -49,6 +48,8 @@ from .sources import Piece, Sources
 from .weights import STUDENT_PREFIX, Tensors, WeightStore, statistics_names
 
 if TYPE_CHECKING:
+    from transformers import BaseImageProcessor
+
     from .staged_model import PWLPreTrainedModel
 
 logger = logging.get_logger(__name__)
@@ -153,7 +154,7 @@ def save_repository(
     return manifest
 
 
-def processor_files(processor: ImageProcessingMixin) -> dict[str, str]:
+def processor_files(processor: BaseImageProcessor) -> dict[str, str]:
     """The text files that an image processor is saved as, for a repository and for its teacher's folder."""
     with tempfile.TemporaryDirectory() as folder:
         processor.save_pretrained(folder)
