@@ -72,7 +72,7 @@ def download_again(
     repository: Repository,
     path: str,
     *,
-    anew: bool,
+    force: bool,
     watch: Watch | None = None,
     cancelled: Event | None = None,
 ) -> Path:
@@ -84,7 +84,7 @@ def download_again(
     Args:
         repository: The pinned commit.
         path: The file's path, within the repository's subfolder.
-        anew: Download it in any case; otherwise only if the cache has no file of the Hub's ETag.
+        force: Download it in any case; otherwise only if the cache has no file of the Hub's ETag.
         watch: As in `download`.
         cancelled: As in `download`.
 
@@ -95,7 +95,7 @@ def download_again(
     """
     cached = repository.local(path)
     if cached is None:
-        return download(repository, path, anew=anew, watch=watch, cancelled=cancelled)
+        return download(repository, path, anew=force, watch=watch, cancelled=cancelled)
     pointer = pointer_of(cached)
     aside = temporary_name(pointer)
     try:
@@ -103,7 +103,7 @@ def download_again(
     except OSError as error:
         raise FetchError(_explain(repository, path, error)) from error
     try:
-        return download(repository, path, anew=anew, watch=watch, cancelled=cancelled)
+        return download(repository, path, anew=force, watch=watch, cancelled=cancelled)
     finally:
         # Another process may have fetched it meanwhile.
         if os.path.lexists(pointer):

@@ -14,19 +14,19 @@ from .errors import SaveError
 
 
 def write_text(target: Path, text: str) -> None:
-    """Write a text file beside its place and move it into it; line ends stay as they are."""
+    """Write a text file next to its place and move it there; line ends stay as they are."""
     with beside(target) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="")
 
 
 def write_bytes(target: Path, content: bytes) -> None:
-    """Write a file beside its place and move it into it."""
+    """Write a file next to its place and move it there."""
     with beside(target) as temporary:
         temporary.write_bytes(content)
 
 
 def copy_file(source: Path, target: Path, sha256: str) -> None:
-    """Copy a file beside its place and move it into it; nothing to do if it is that file.
+    """Copy a file next to its place and move it there; nothing to do if it is that file.
 
     Args:
         source: The file.

@@ -168,8 +168,8 @@ def _check_config_file(repository: Repository) -> None:
     after = repository.local(CONFIG_FILE)
     if after is None or stamp_of(after) != stamp:
         raise RepositoryError(
-            f"{repository}: config.json was damaged in the cache when transformers read it, and was fetched anew: load "
-            "the model again"
+            f"{repository}: config.json was damaged in the cache when transformers read it, and was fetched again: "
+            "load the model again"
         )
 
 

@@ -131,7 +131,7 @@ class Repository:
                 raise MissingFileError(f"{self} has no file {path!r}")
             return local
         if anew or self.force_download:
-            return download_again(self, path, anew=True, watch=watch, cancelled=cancelled)
+            return download_again(self, path, force=True, watch=watch, cancelled=cancelled)
         return download(self, path, watch=watch, cancelled=cancelled)
 
     def fetch_all(self, entries: Iterable[FileEntry], fetch: Callable[[FileEntry, Event], Path]) -> dict[str, Path]:
@@ -219,7 +219,7 @@ class Repository:
                 if etag is None or is_named(before, etag):
                     return False
                 self._etag_note(path).unlink(missing_ok=True)
-            return stamp_of(download_again(self, path, anew=False)) != old
+            return stamp_of(download_again(self, path, force=False)) != old
         except (FetchError, MissingFileError, OSError):
             return False
 

@@ -254,7 +254,7 @@ def write_metrics(directory: str | os.PathLike[str], metrics: Mapping[int, list[
 
 
 def write_tensors(target: Path, path: str, tensors: Tensors, parameters: int) -> FileEntry:
-    """Write a safetensors file beside its place, move it into it, and describe it.
+    """Write a safetensors file next to its place, move it there, and describe it.
 
     Args:
         target: Where it goes.

@@ -79,7 +79,7 @@ def download_stages(
         place = Path(local_dir)
         expected = {entry.path: entry.sha256 for entry in entries}
         expected |= {path: hashlib.sha256(content).hexdigest() for path, content in texts.items()}
-        # What is there already, as after a download that was cut short, is nobody's loss.
+        # Writing a file over itself, as after a download that was cut short, loses nothing.
         new = [path for path, sha256 in expected.items() if not _is_there(place / path, sha256)]
         check_output(place, new, overwrite=overwrite)
         place.mkdir(parents=True, exist_ok=True)

@@ -21,7 +21,7 @@ SECRET = b'{"password": "of mine"}'
 
 @pytest.fixture
 def outside(tmp_path: Path) -> Path:
-    """A file that nobody but its owner is to see."""
+    """A file that is not to leave this machine."""
     (tmp_path / "secret").write_bytes(SECRET)
     return tmp_path / "secret"
 
