@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .converters import Converter
     from .errors import (
         FetchError,
+        OverwriteError,
         PublishError,
         PWLError,
         RepositoryError,
@@ -44,6 +45,7 @@ _EXPORTS = {
     "FetchError": "errors",
     "Manifest": "manifest",
     "Metric": "manifest",
+    "OverwriteError": "errors",
     "PWLConfig": "configuration_pwl",
     "PWLError": "errors",
     "PWLForImageClassification": "modeling_pwl",
@@ -70,6 +72,7 @@ __all__ = [
     "FetchError",
     "Manifest",
     "Metric",
+    "OverwriteError",
     "PWLConfig",
     "PWLError",
     "PWLForImageClassification",

@@ -12,8 +12,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from .blueprint import Vacant
-from .errors import RepositoryError, SaveError, StageError
-from .manifest import Manifest
+from .errors import MissingFileError, RepositoryError, SaveError, StageError
+from .manifest import MANIFEST_FILE
 from .repository import Repository
 from .weights import same_bits
 
@@ -35,10 +35,8 @@ def base_of(repository: Repository) -> str | None:
     """
     try:
         text = repository.fetch_text(ADAPTER_CONFIG)
-    except RepositoryError as error:
-        if "has no file" in str(error):
-            return None
-        raise
+    except MissingFileError:
+        return None
     try:
         data = json.loads(text)
         base = data["base_model_name_or_path"]
@@ -54,7 +52,7 @@ def base_of(repository: Repository) -> str | None:
 
 def open_model(
     name: str | os.PathLike[str], adapter: str | os.PathLike[str] | None, **options: Any
-) -> tuple[Repository, Manifest, str | os.PathLike[str] | None]:
+) -> tuple[Repository, str | os.PathLike[str] | None]:
     """Open a model's repository by its own name, or by that of an adapter for it, as transformers does.
 
     Args:
@@ -63,24 +61,19 @@ def open_model(
         options: For `Repository.open`.
 
     Returns:
-        The model's repository, its manifest, and the adapter's name if there is one.
-
-    Raises:
-        RepositoryError: If it is neither a PWL repository nor an adapter.
+        The model's repository, and the adapter's name if there is one.
     """
     repository = Repository.open(name, **options)
+    if adapter is not None:
+        return repository, adapter
     try:
-        manifest = repository.manifest()
-    except RepositoryError:
-        base = base_of(repository) if adapter is None else None
-        if base is None:
-            raise
-        repository = Repository.open(base, **{**options, "subfolder": ""})
-        return repository, repository.manifest(), name
+        repository.fetch(MANIFEST_FILE)
+    except MissingFileError:
+        base = base_of(repository)
+        return (repository, None) if base is None else (Repository.open(base, **{**options, "subfolder": ""}), name)
     # Of a Hub's repository that would be a request more before the first answer.
-    if adapter is None and repository.commit is None and repository.local(ADAPTER_CONFIG) is not None:
-        return repository, manifest, name
-    return repository, manifest, adapter
+    is_beside = repository.commit is None and repository.local(ADAPTER_CONFIG) is not None
+    return repository, name if is_beside else None
 
 
 def read_adapter(repository: Repository) -> tuple[Any, dict[str, torch.Tensor]]:

@@ -14,6 +14,10 @@ class RepositoryError(PWLError, ValueError):
     """
 
 
+class MissingFileError(RepositoryError):
+    """A file that a repository does not have."""
+
+
 class StageError(PWLError, RuntimeError):
     """A change of stage that is refused. The model stays at the stage it was at."""
 
@@ -24,6 +28,13 @@ class SaveError(PWLError, OSError):
     It names the tensor or module, or folder, file and cause, and what to do.
 
     What the folder held before may be written over in part; it is then refused, or loads as what it was.
+    """
+
+
+class OverwriteError(SaveError, ValueError):
+    """A save that is refused before anything is written: it would write over what is not the repository's own.
+
+    Over files that no save of this library put there, or over the folder that the model was made from.
     """
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import errno
+import os
 import re
 from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Any
 
-from huggingface_hub import hf_hub_download, is_offline_mode
+from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, is_offline_mode
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -19,9 +20,11 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
 
-from .errors import FetchError, RepositoryError
+from .errors import FetchError, MissingFileError
+from .files import temporary_name
 from .interrupting import interruptible
 from .retrying import is_passing, root_cause
+from .verification import pointer_of
 
 if TYPE_CHECKING:
     from .repository import Repository
@@ -50,7 +53,7 @@ def download(
         cancelled: Ends it: the waiting between tries, and requests under way.
 
     Raises:
-        RepositoryError: If the repository has no such file.
+        MissingFileError: If the repository has no such file.
         FetchError: If it could not be had, after all tries.
         Interrupted: If it was cancelled.
     """
@@ -60,9 +63,66 @@ def download(
     except LocalEntryNotFoundError as error:
         raise FetchError(_explain(repository, path, error)) from error
     except EntryNotFoundError as error:
-        raise RepositoryError(f"{repository} has no file {path!r}") from error
+        raise MissingFileError(f"{repository} has no file {path!r}") from error
     except FAULTS as error:
         raise FetchError(_explain(repository, path, error)) from error
+
+
+def download_again(
+    repository: Repository,
+    path: str,
+    *,
+    force: bool,
+    watch: Watch | None = None,
+    cancelled: Event | None = None,
+) -> Path:
+    """Ask the Hub for a file that is in the cache; if it cannot be had, the cache stays as it was.
+
+    huggingface_hub leaves a pointer that exists as it is, whatever it downloads: a link to somewhere else, or a plain
+    file in a cache without links, would be found again and again. So it is moved out of the way first.
+
+    Args:
+        repository: The pinned commit.
+        path: The file's path, within the repository's subfolder.
+        force: Download it in any case; otherwise only if the cache has no file of the Hub's ETag.
+        watch: As in `download`.
+        cancelled: As in `download`.
+
+    Raises:
+        MissingFileError: If the repository has no such file.
+        FetchError: If it could not be had, after all tries.
+        Interrupted: If it was cancelled.
+    """
+    cached = repository.local(path)
+    if cached is None:
+        return download(repository, path, anew=force, watch=watch, cancelled=cancelled)
+    pointer = pointer_of(cached)
+    aside = temporary_name(pointer)
+    try:
+        os.replace(pointer, aside)
+    except OSError as error:
+        raise FetchError(_explain(repository, path, error)) from error
+    try:
+        return download(repository, path, anew=force, watch=watch, cancelled=cancelled)
+    finally:
+        # Another process may have fetched it meanwhile.
+        if os.path.lexists(pointer):
+            aside.unlink(missing_ok=True)
+        else:
+            os.replace(aside, pointer)
+
+
+def etag_of(repository: Repository, path: str) -> str | None:
+    """What the Hub says that a file is: the git hash of a small file, the sha256 of a large one, elsewhere anything.
+
+    Returns:
+        The ETag; None if the Hub does not tell now.
+    """
+    url = hf_hub_url(repository.name, repository.path_in_repo(path), revision=repository.commit)
+    try:
+        return repository.retry.run(lambda: get_hf_file_metadata(url, token=repository.token)).etag
+    except FAULTS:
+        return None
 
 
 def _try(repository: Repository, path: str, anew: bool, watch: Watch | None) -> Path:

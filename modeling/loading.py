@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -10,8 +11,10 @@ import torch
 from transformers import PreTrainedConfig
 
 from .errors import RepositoryError
+from .manifest import CONFIG_FILE, MANIFEST_FILE, Manifest
 from .repository import Repository
 from .sources import Sources
+from .verification import stamp_of
 
 Config = TypeVar("Config", bound=PreTrainedConfig)
 
@@ -138,6 +141,59 @@ def sources_of(stage: int | str, num_stages: int) -> Sources:
     return Sources.prefix(stage, num_stages)
 
 
+def read_repository(
+    repository: Repository, config_class: type[Config], overrides: Mapping[str, Any], config: Config | None = None
+) -> tuple[Manifest, Config]:
+    """The manifest and the config of a repository, of one save.
+
+    Args:
+        repository: The repository.
+        config_class: The config's class.
+        overrides: The caller's changes to the config.
+        config: A config of the caller's to use in place of the repository's; it is copied.
+
+    Raises:
+        RepositoryError: If one of them is malformed, or they are of different saves; if the caller's config was read
+            from a damaged file of the cache.
+        TypeError: If an override is not an attribute of the config.
+    """
+    if config is not None and config.name_or_path == repository.name:
+        # As transformers' Auto classes read it, which compare it with nothing.
+        _check_config_file(repository)
+    for again in (True, False):
+        manifest = repository.manifest()
+        # The caller's own object stays as it is.
+        found = read_config(repository, config_class, overrides) if config is None else copy.deepcopy(config)
+        if found.fingerprint in (None, manifest.fingerprint):
+            return manifest, found
+        # Each may be what the Hub had at another time.
+        if not (again and any([repository.refresh(MANIFEST_FILE), repository.refresh(CONFIG_FILE)])):
+            break
+    raise RepositoryError(
+        f"{repository}: config.json is of fingerprint {found.fingerprint}, pwl_index.json of "
+        f"{manifest.fingerprint}: the files are of different saves; save or download the repository anew"
+    )
+
+
+def _check_config_file(repository: Repository) -> None:
+    """Refuse a config that transformers' Auto classes have read from a damaged file of the cache, and mend the file.
+
+    Raises:
+        RepositoryError: If the file was damaged: what was read of it is in the caller's config.
+    """
+    before = repository.local(CONFIG_FILE)
+    if repository.commit is None or before is None:
+        return
+    stamp = stamp_of(before)
+    repository.fetch_text(CONFIG_FILE)
+    after = repository.local(CONFIG_FILE)
+    if after is None or stamp_of(after) != stamp:
+        raise RepositoryError(
+            f"{repository}: config.json was damaged in the cache when transformers read it, and was fetched again: "
+            "load the model again"
+        )
+
+
 def read_config(repository: Repository, config_class: type[Config], overrides: Mapping[str, Any]) -> Config:
     """The config of a repository, with the caller's changes.
 
@@ -145,7 +201,12 @@ def read_config(repository: Repository, config_class: type[Config], overrides: M
         RepositoryError: If `config.json` is not a PWL config.
         TypeError: If an override is not an attribute of the config.
     """
-    text = repository.fetch_text("config.json")
+    config = repository.parse(CONFIG_FILE, lambda text: _parsed(text, repository, config_class, overrides))
+    config.name_or_path = repository.name
+    return config
+
+
+def _parsed(text: bytes, repository: Repository, config_class: type[Config], overrides: Mapping[str, Any]) -> Config:
     try:
         data = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -166,5 +227,4 @@ def read_config(repository: Repository, config_class: type[Config], overrides: M
         raise RepositoryError(f"{repository}: config.json is not a valid config: {error}") from error
     if unused:
         raise TypeError(f"from_pretrained got an unexpected keyword argument {next(iter(unused))!r}")
-    config.name_or_path = repository.name
     return config

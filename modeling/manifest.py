@@ -26,17 +26,10 @@ from .sources import Direction, Piece, Sources
 
 FORMAT_VERSION = 1
 MANIFEST_FILE = "pwl_index.json"
+CONFIG_FILE = "config.json"
 STUDENT_FILE = "model.safetensors"
 
 _STATISTICS = re.compile(r"statistics/([ST]+)\.safetensors")
-
-# Everything that some version of this format, or transformers in the same place, calls a weight file.
-_OWNED = re.compile(
-    r"(teacher|converters|statistics)/[^/]+\.safetensors|model(-\d{5}-of-\d{5})?\.safetensors"
-    r"|model\.safetensors\.index\.json|pytorch_model[^/]*\.(bin|json)"
-    # What a process that was killed while it saved leaves beside the files (see `files.beside`); of safetensors too.
-    r"|([^/]+/)?\.([^/]+\.\d+\.tmp|tmp[A-Za-z0-9]{6})"
-)
 
 
 def teacher_shard(block: int, num_stages: int) -> str:
@@ -73,11 +66,6 @@ def stage_of(path: str, num_stages: int) -> int | None:
     if mask := _STATISTICS.fullmatch(path):
         return Sources(mask[1]).stage
     return None
-
-
-def is_owned(path: str) -> bool:
-    """Whether a path is a weight file of ours, or the rest of one: if it is not in a new layout, it is stale."""
-    return _OWNED.fullmatch(path) is not None
 
 
 @dataclass(frozen=True)

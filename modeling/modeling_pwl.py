@@ -5,7 +5,6 @@ Notation: N blocks; stage k takes blocks 1..k from the teacher. B images of C ch
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -22,7 +21,7 @@ from .construction import Network, check_common_dtype, joined_config, load_netwo
 from .converters import LeastSquares, channel_rows
 from .errors import RepositoryError, StageError
 from .finite import Images, finite_batches, first_not_finite
-from .loading import check_arguments, device_of, dtype_of, read_config, refuse_attentions, sources_of
+from .loading import check_arguments, device_of, dtype_of, read_repository, refuse_attentions, sources_of
 from .locking import exclusive
 from .retrying import RetryPolicy
 from .route import statistics_at_rest
@@ -67,6 +66,9 @@ class PWLForImageClassification(PWLPreTrainedModel):
         >>> model(torch.zeros(1, 3, 8, 8)).logits.shape
         torch.Size([1, 2])
     """
+
+    # The folders of the networks that it was joined from, which it is never saved into.
+    _joined_from: tuple[str, ...] = ()
 
     def forward(
         self,
@@ -226,21 +228,12 @@ class PWLForImageClassification(PWLPreTrainedModel):
             "force_download": force_download,
             "retry": retry or RetryPolicy(),
         }
-        repository, manifest, adapter = open_model(pretrained_model_name_or_path, adapter, **options)
+        repository, adapter = open_model(pretrained_model_name_or_path, adapter, **options)
         if adapter is not None and stream:
             raise ValueError("stream=True does not go with an adapter: the blocks that it is on would be released")
-        if config is None:
-            config = read_config(repository, cls.config_class, overrides)
-        elif overrides:
+        if config is not None and overrides:
             raise TypeError(f"from_pretrained got an unexpected keyword argument {next(iter(overrides))!r}")
-        else:
-            # The caller's own object stays as it is.
-            config = copy.deepcopy(config)
-        if config.fingerprint is not None and config.fingerprint != manifest.fingerprint:
-            raise RepositoryError(
-                f"{repository}: config.json is of fingerprint {config.fingerprint}, pwl_index.json of "
-                f"{manifest.fingerprint}: the files are of different saves; save or download the repository anew"
-            )
+        manifest, config = read_repository(repository, cls.config_class, overrides, config)
         resized = any(c.num_labels != config.num_labels for c in (config.teacher_config, config.student_config))
         if resized and not ignore_mismatched_sizes:
             raise ValueError(
@@ -336,6 +329,11 @@ class PWLForImageClassification(PWLPreTrainedModel):
         model = cls(config, teacher=loaded_teacher, student=loaded_student)
         if floating is not None:
             model.to(dtype=floating)  # type: ignore[call-arg]
+        model._joined_from = tuple(
+            os.path.abspath(os.path.join(network, of_role[role].get("subfolder") or common.get("subfolder") or ""))
+            for role, network in (("teacher", teacher), ("student", student))
+            if isinstance(network, str | os.PathLike) and os.path.isdir(network)
+        )
         model.encoders.to(loaded_student.device, loaded_student.dtype)
         model.decoders.to(loaded_student.device, loaded_student.dtype)
         model.train(loaded_student.training)
@@ -348,6 +346,8 @@ class PWLForImageClassification(PWLPreTrainedModel):
         state_dict: dict[str, torch.Tensor] | None = None,
         push_to_hub: bool = False,
         token: str | bool | None = None,
+        *,
+        overwrite: bool = False,
         **kwargs: Any,
     ) -> None:
         """Save the whole repository, from any stage.
@@ -359,19 +359,26 @@ class PWLForImageClassification(PWLPreTrainedModel):
         Of a model with adapters (`add_adapter`, `load_adapter`) the active one alone is saved, as in transformers; load
         it with `from_pretrained` of that folder.
 
+        In a folder that holds a PWL repository, this one takes its place: weight files that the old manifest lists
+        and the new one does not are removed, and nothing else is. In any other folder, nothing is removed, and a
+        file that exists is written over only with `overwrite`. Two saves into one folder wait for each other.
+
         Args:
             save_directory: The folder; it is made if need be.
             is_main_process: Whether this process saves; others do nothing.
             state_dict: Tensors to save in place of the model's own, by full name.
             push_to_hub: Push as well (see `push_to_hub`).
             token: For the push.
+            overwrite: Write over files of the folder that are not a PWL repository's; with `push_to_hub`, of the
+                Hub's as well. The folders of a teacher and a student that were joined are never written over.
             kwargs: For the push; `max_shard_size` and `save_original_format` change nothing: shards are stages.
 
         Raises:
             ValueError: For `variant`, which a PWL repository cannot have.
-            RepositoryError: If a file to be copied is not what the manifest says.
-            SaveError: If the model holds what its config does not describe, such as an adapter of `get_peft_model`, or
-                if a file cannot be written.
+            OverwriteError: If files would be written over that are not the repository's own; nothing was written.
+            RepositoryError: If a file to be copied is not what the manifest says, or is a link out of its folder.
+            SaveError: If the model holds what its config does not describe, such as an adapter of `get_peft_model`; if
+                a file cannot be written, or another save changes the folder meanwhile.
         """
         if getattr(self, "_hf_peft_config_loaded", False):
             check_base_is_saved(self)
@@ -384,8 +391,9 @@ class PWLForImageClassification(PWLPreTrainedModel):
                 kwargs.pop(name, None)
             if is_main_process:
                 with self._lock:
-                    save_repository(self, save_directory, state_dict)
+                    save_repository(self, save_directory, state_dict, overwrite=overwrite)
         if push_to_hub and is_main_process:
+            kwargs |= {"overwrite": True} if overwrite else {}
             self.push_to_hub(kwargs.pop("repo_id", os.path.basename(save_directory)), token=token, **kwargs)
 
     # --- Converters and statistics from images ------------------------------------------------------------------

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from operator import attrgetter
 from pathlib import Path
 from threading import Event
-from typing import Any
+from typing import Any, TypeVar
 
-from huggingface_hub import is_offline_mode, resolve_revision, try_to_load_from_cache
+from huggingface_hub import constants, is_offline_mode, resolve_revision, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 
 from .background import from_both_ends
-from .errors import FetchError, RepositoryError
-from .fetching import Watch, download
+from .errors import FetchError, MissingFileError, RepositoryError
+from .fetching import Watch, download, download_again, etag_of
+from .files import leads_out, write_text
 from .manifest import MANIFEST_FILE, FileEntry, Manifest
 from .retrying import RetryPolicy, is_passing
-from .verification import Stamp, check_file, discard, is_as_named
+from .verification import Stamp, blob_of, check_file, discard, is_as_named, is_named, stamp_of
 
 Verified = tuple[Path, Stamp]
+Parsed = TypeVar("Parsed")
 
 
 @dataclass(frozen=True)
@@ -117,16 +121,18 @@ class Repository:
             cancelled: Ends it: the waiting between tries, and requests under way.
 
         Raises:
-            RepositoryError: If the repository has no such file.
+            MissingFileError: If the repository has no such file.
             FetchError: If it could not be had, after all tries of the retry policy.
             Interrupted: If it was cancelled.
         """
         if self.commit is None:
             local = Path(self.name, self.subfolder, path)
             if not local.is_file():
-                raise RepositoryError(f"{self} has no file {path!r}")
+                raise MissingFileError(f"{self} has no file {path!r}")
             return local
-        return download(self, path, anew=anew, watch=watch, cancelled=cancelled)
+        if anew or self.force_download:
+            return download_again(self, path, force=True, watch=watch, cancelled=cancelled)
+        return download(self, path, watch=watch, cancelled=cancelled)
 
     def fetch_all(self, entries: Iterable[FileEntry], fetch: Callable[[FileEntry, Event], Path]) -> dict[str, Path]:
         """The local paths of files. Of a Hub's, small ones come beside large ones: their requests take no time.
@@ -150,18 +156,22 @@ class Repository:
         """The contents of a small file, fetched once more if it was damaged on the way.
 
         Raises:
-            RepositoryError: If there is no such file, or it is damaged each time.
+            MissingFileError: If there is no such file.
+            RepositoryError: If it is damaged each time.
             FetchError: If it could not be had.
         """
         local = self.fetch(path)
-        if self.commit is not None and is_as_named(local) is False:
+        if self._is_the_hubs(path, local) is False:
             if not self._may_ask:
                 raise RepositoryError(
                     f"{self}: {path!r} is corrupt in the cache: its contents are not those of its ETag; load it once "
                     "with the Hub in reach, and it is fetched anew"
                 )
+            # What was noted may be wrong as well.
+            with suppress(OSError):
+                self._etag_note(path).unlink(missing_ok=True)
             local = self.fetch(path, anew=True)
-            if is_as_named(local) is False:
+            if self._is_the_hubs(path, local) is False:
                 discard(local)
                 raise RepositoryError(
                     f"{self}: {path!r} is corrupt: its contents are not those of its ETag, twice in a row; the same "
@@ -169,9 +179,94 @@ class Repository:
                 )
         return local.read_bytes()
 
+    def parse(self, path: str, parse: Callable[[bytes], Parsed]) -> Parsed:
+        """What is read from a small file; if it cannot be, the Hub is asked once whether it has another one now.
+
+        Args:
+            path: Its path in the repository.
+            parse: Reads its contents, or raises a RepositoryError.
+
+        Raises:
+            RepositoryError: If there is no such file, it is damaged each time, or `parse` refuses it.
+            FetchError: If it could not be had.
+        """
+        try:
+            return parse(self.fetch_text(path))
+        except MissingFileError:
+            raise
+        except RepositoryError:
+            if not self.refresh(path):
+                raise
+        return parse(self.fetch_text(path))
+
+    def refresh(self, path: str) -> bool:
+        """Ask the Hub whether a file in the cache is still what it has, and fetch it if not.
+
+        For files that are what they were served as, and still cannot be right: a proxy may have answered with another
+        file, or with one of another time. If the Hub does not answer, the cache stays as it was.
+
+        Returns:
+            Whether the file is another now.
+        """
+        before = self.local(path)
+        if before is None or not self._may_ask:
+            return False
+        try:
+            old = stamp_of(before)
+            if blob_of(before) is None:
+                # A plain name, or a stranger's, tells nothing, and a download would be in vain.
+                etag = etag_of(self, path)
+                if etag is None or is_named(before, etag):
+                    return False
+                self._etag_note(path).unlink(missing_ok=True)
+            return stamp_of(download_again(self, path, force=False)) != old
+        except (FetchError, MissingFileError, OSError):
+            return False
+
+    def _is_the_hubs(self, path: str, local: Path) -> bool | None:
+        """Whether a small file is what the Hub has; None if that cannot be told."""
+        # A snapshot that is opened as a folder names its files as the cache does.
+        named = is_as_named(local) if blob_of(local) is not None else None
+        if named is not None or self.commit is None:
+            return named
+        # A cache without links has plain names: the Hub says once what the commit's file is.
+        note = self._etag_note(path)
+        try:
+            return is_named(local, note.read_text(encoding="ascii"))
+        except (OSError, ValueError):
+            etag = etag_of(self, path) if self._may_ask else None
+        if etag is None:
+            return None
+        with suppress(OSError):
+            write_text(note, etag)
+        return is_named(local, etag)
+
+    def _etag_note(self, path: str) -> Path:
+        name = f"{constants.ENDPOINT} {self.name}@{self.commit}/{self.path_in_repo(path)}"
+        return Path(constants.HF_HOME, "pwl", "etags", hashlib.sha256(name.encode()).hexdigest())
+
     @property
     def _may_ask(self) -> bool:
         return self.commit is not None and not self.local_files_only and not is_offline_mode()
+
+    def check_links(self, paths: Iterable[str]) -> None:
+        """Refuse to hand on files of a folder that are not in it.
+
+        A cloned repository may hold links to anything that its reader can read. What they lead to is loaded if it is
+        what the manifest says, but neither copied nor published.
+
+        Raises:
+            RepositoryError: With the first link that leads out of the folder, and where it leads.
+        """
+        if self.commit is not None:
+            return
+        for path in paths:
+            if leads_out(Path(self.name), self.path_in_repo(path)):
+                found = Path(self.name, self.subfolder, path)
+                raise RepositoryError(
+                    f"{self}: {path!r} is a link to {found.resolve()}, out of the folder, and is neither copied nor "
+                    "published: put the file itself in its place"
+                )
 
     def path_in_repo(self, path: str) -> str:
         """A file's path from the root of the Hub repository."""
@@ -194,13 +289,13 @@ class Repository:
             RepositoryError: If there is none or it is malformed.
         """
         try:
-            text = self.fetch_text(MANIFEST_FILE)
-        except RepositoryError as error:
-            if "has no file" in str(error):
-                raise RepositoryError(f"{self} is not a PWL repository: it has no {MANIFEST_FILE}") from error
-            raise
+            return self.parse(MANIFEST_FILE, self._read_manifest)
+        except MissingFileError as error:
+            raise RepositoryError(f"{self} is not a PWL repository: it has no {MANIFEST_FILE}") from error
+
+    def _read_manifest(self, content: bytes) -> Manifest:
         try:
-            return Manifest.from_json(text)
+            return Manifest.from_json(content)
         except RepositoryError as error:
             raise RepositoryError(f"{self}: {error}") from error
 
@@ -252,13 +347,36 @@ class Repository:
         try:
             return local, check_file(local, entry, str(self))
         except RepositoryError:
-            # A file that is what the Hub has, and not what the manifest says, would come the same again.
-            if not self._may_ask or is_as_named(local):
+            if not self._may_ask:
                 raise
-        local = fetch(entry.path, anew=True)
+            # 1. A file that is what it was served as: a request without contents tells if the Hub has another now.
+            if self._is_as_served(entry.path, local):
+                if not self.refresh(entry.path):
+                    self._suspect_manifest()
+                    raise
+                local = self.fetch(entry.path)
+            # 2. One that was damaged on the way, or may have been: it is downloaded again, once.
+            else:
+                local = fetch(entry.path, anew=True)
         try:
             return local, check_file(local, entry, str(self))
         except RepositoryError as error:
-            if is_as_named(local) is not True:
+            if is_as_named(local):
+                self._suspect_manifest()
+            else:
                 discard(local)
             raise RepositoryError(f"{error}; it came so twice in a row, the same call later fetches it anew") from error
+
+    def _is_as_served(self, path: str, local: Path) -> bool:
+        if blob_of(local) is not None:
+            return is_as_named(local) is True
+        etag = etag_of(self, path)
+        return etag is not None and is_named(local, etag) is True
+
+    def _suspect_manifest(self) -> None:
+        """Before a file is refused that is the Hub's: ask whether the manifest is, too."""
+        if self.refresh(MANIFEST_FILE):
+            raise RepositoryError(
+                f"{self}: the Hub has another {MANIFEST_FILE} now than the one that the model was loaded by; it was "
+                "fetched: load the model again"
+            )

@@ -7,44 +7,51 @@ from, or the tensors it is made of. Publishing uses the same plan.
 from __future__ import annotations
 
 import copy
-import errno
 import json
 import os
-import re
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from transformers.utils import logging
 
 from .configuration_pwl import PWLConfig
-from .errors import FetchError, PWLError, RepositoryError, SaveError
-from .files import beside, copy_file, write_text
+from .errors import FetchError, MissingFileError, RepositoryError, SaveError
+from .files import copy_file, sha256_of, temporary_name, write_text
 from .manifest import (
     MANIFEST_FILE,
     FileEntry,
     Manifest,
     Metric,
     file_of,
-    is_owned,
     statistics_file,
     teacher_shard,
+)
+from .output_folder import (
+    PROCESSOR_FILE,
+    TEACHER_INDEX_FILE,
+    FileState,
+    code_files,
+    exclusive_folder,
+    saving_into,
+    states,
+    text_paths,
+    writing,
 )
 from .repository import Repository
 from .sources import Piece, Sources
 from .structure import hooked_module
-from .verification import sha256_of
 from .weights import STUDENT_PREFIX, Tensors, WeightStore, statistics_names
 
 if TYPE_CHECKING:
-    from .staged_model import PWLPreTrainedModel
+    from transformers import BaseImageProcessor
 
-PROCESSOR_FILE = "preprocessor_config.json"
+    from .staged_model import PWLPreTrainedModel
 
 logger = logging.get_logger(__name__)
 
@@ -110,6 +117,9 @@ def save_repository(
     directory: str | os.PathLike[str],
     state_dict: Mapping[str, torch.Tensor] | None = None,
     place: Callable[[PlannedFile, Path], FileEntry | None] | None = None,
+    *,
+    texts: Mapping[str, str] | None = None,
+    overwrite: bool = False,
 ) -> Manifest:
     """Write a model's repository into a folder; see `PWLForImageClassification.save_pretrained`.
 
@@ -118,35 +128,49 @@ def save_repository(
         directory: The folder.
         state_dict: Tensors to take in place of the model's own, by full name.
         place: Asked first for each weight file: puts it into its place by itself and says what it is, or returns None.
+        texts: Further text files by path, such as those of an image processor (see `processor_files`).
+        overwrite: Write over files that are not a repository's.
+
+    Raises:
+        OverwriteError: If files would be written over that are not the repository's own; nothing was written.
+        RepositoryError: If a file to be copied is not what the manifest says, or is a link out of its folder.
+        SaveError: If a file cannot be written, or another save changes the folder meanwhile.
     """
     if os.path.isfile(directory):
         raise ValueError(f"save_directory must be a folder, {os.fspath(directory)!r} is a file")
-    root = Path(directory)
-    store = model._store
-    entries = []
-    for planned in plan_files(model, state_dict):
-        target = root / planned.path
-        placed = place(planned, target) if place is not None else None
-        if placed is not None:
-            entries.append(placed)
-        elif planned.entry is not None and store is not None:
-            local = store.local(planned.path)
-            with _writing(target):
-                copy_file(local, target)
-            entries.append(planned.entry)
-        elif planned.tensors is not None:
-            entries.append(write_tensors(target, planned.path, planned.tensors(), planned.parameters))
-    manifest = new_manifest(model, entries)
-    for path, text in {**text_files(model, manifest), MANIFEST_FILE: manifest.to_json()}.items():
-        with _writing(root / path):
-            write_text(root / path, text)
-    kept = {entry.path for entry in manifest.files}
-    for folder in (root, *(root / name for name in ("teacher", "converters", "statistics"))):
-        for found in folder.glob("*"):
-            path = found.relative_to(root).as_posix()
-            if found.is_file() and is_owned(path) and path not in kept:
-                with _writing(found):
-                    found.unlink(missing_ok=True)
+    root, store = Path(directory), model._store
+    # 1. What is to be written, and all that it is copied from: nothing is touched before it is there and checked.
+    planned_files = plan_files(model, state_dict)
+    texts = {**stored_processor(model), **(texts or {})}
+    copied = [planned.path for planned in planned_files if planned.entry is not None]
+    if store is not None:
+        store.repository.check_links(copied)
+        if place is None:
+            store.prepare(copied)
+    paths = {planned.path for planned in planned_files} | text_paths() | texts.keys()
+    # 2. The files, each whole, the manifest last.
+    with saving_into(root, paths, inputs=_inputs(model), overwrite=overwrite) as before:
+        entries: list[FileEntry] = []
+        placed: dict[str, FileState] = {}
+        for planned in planned_files:
+            target = root / planned.path
+            entry = place(planned, target) if place is not None else None
+            if entry is None and planned.entry is not None and store is not None:
+                entry, local = planned.entry, store.local(planned.path)
+                with writing(target):
+                    copy_file(local, target, entry.sha256)
+            elif entry is None and planned.tensors is not None:
+                entry = write_tensors(target, planned.path, planned.tensors(), planned.parameters)
+            if entry is not None:
+                entries.append(entry)
+            placed |= states(root, [planned.path])
+        manifest = new_manifest(model, entries, before.manifest)
+        for path, text in {**text_files(model, manifest), **texts, MANIFEST_FILE: manifest.to_json()}.items():
+            with writing(root / path):
+                write_text(root / path, text)
+            placed |= states(root, [path])
+        # 3. None of them may be another's.
+        _check_undisturbed(root, placed)
     if store is not None and store.repository.commit is None:
         own = Path(store.repository.name, store.repository.subfolder)
         if own.exists() and own.samefile(root):
@@ -156,36 +180,79 @@ def save_repository(
     return manifest
 
 
-def new_manifest(model: PWLPreTrainedModel, entries: list[FileEntry]) -> Manifest:
-    """The manifest of these files; metrics are kept only if every weight is the one they were measured on."""
+def processor_files(processor: BaseImageProcessor) -> dict[str, str]:
+    """The text files that an image processor is saved as, for a repository and for its teacher's folder."""
+    with tempfile.TemporaryDirectory() as folder:
+        processor.save_pretrained(folder)
+        found = {path.name: path.read_text(encoding="utf-8") for path in Path(folder).iterdir() if path.is_file()}
+    return found | {f"teacher/{name}": text for name, text in found.items()}
+
+
+def _inputs(model: PWLPreTrainedModel) -> list[str]:
+    """The folders that the networks of a model came from, unless it came from a repository itself."""
+    if model._store is not None:
+        return []
+    names = [getattr(network, "name_or_path", "") for network in (model.teacher, model.student)]
+    return [*getattr(model, "_joined_from", ()), *(os.path.abspath(name) for name in names if name)]
+
+
+def _check_undisturbed(root: Path, placed: Mapping[str, FileState]) -> None:
+    """Where folders cannot be locked, another save may have come between: then a file is not the one put there."""
+    now = states(root, placed)
+    for path, state in placed.items():
+        if now.get(path) != state:
+            raise SaveError(
+                f"{root / path} was changed by another process while {root} was being saved into: the folder may hold "
+                "files of two saves, which are refused on loading; save again"
+            )
+
+
+def new_manifest(model: PWLPreTrainedModel, entries: list[FileEntry], before: Manifest | None = None) -> Manifest:
+    """The manifest of these files; metrics are kept only if every weight is the one they were measured on.
+
+    Args:
+        model: The model.
+        entries: Its weight files.
+        before: The manifest that this one replaces: what was measured since the model was loaded is there.
+    """
     manifest = Manifest.build(str(model.dtype).removeprefix("torch."), model.num_stages, entries, {})
-    if model._store is not None and model._store.manifest.fingerprint == manifest.fingerprint:
-        return manifest.with_metrics({stage.stage: stage.metrics for stage in model._store.manifest.stages})
+    for known in (before, model._store.manifest if model._store is not None else None):
+        if known is not None and known.fingerprint == manifest.fingerprint and any(s.metrics for s in known.stages):
+            return manifest.with_metrics({stage.stage: stage.metrics for stage in known.stages})
     return manifest
 
 
 def text_files(model: PWLPreTrainedModel, manifest: Manifest) -> dict[str, str]:
-    """Everything besides weights and manifest: configs, the teacher's index, remote code, the image processor."""
+    """Everything besides weights, manifest and image processor: configs, the teacher's index, remote code."""
     config = _saved_config(model, manifest)
     teacher = config.teacher_config
     texts = {
         "config.json": config.to_json_string(),
         "teacher/config.json": teacher.to_json_string(),
-        "teacher/model.safetensors.index.json": _teacher_index(model, manifest),
+        TEACHER_INDEX_FILE: _teacher_index(model, manifest),
     }
-    if model._store is not None:
-        try:
-            texts[PROCESSOR_FILE] = model._store.repository.fetch(PROCESSOR_FILE).read_text(encoding="utf-8")
-            texts[f"teacher/{PROCESSOR_FILE}"] = texts[PROCESSOR_FILE]
-        except FetchError as error:
-            # Whether it has one cannot be known now; that must not keep the weights from being saved.
-            logger.warning("saved without %s: %s", PROCESSOR_FILE, error)
-        except RepositoryError:
-            pass  # It has none, and neither will the new one.
-    for source in sorted(Path(__file__).parent.glob("*.py")):
-        if source.name != "__init__.py":
-            texts[source.name] = source.read_text(encoding="utf-8")
-    return texts
+    return texts | {source.name: source.read_text(encoding="utf-8") for source in code_files()}
+
+
+def stored_processor(model: PWLPreTrainedModel) -> dict[str, str]:
+    """The image processor of the repository that a model came from, by path, compared with what the Hub has.
+
+    Raises:
+        RepositoryError: If it is damaged each time, or a link out of its folder.
+    """
+    if model._store is None:
+        return {}
+    repository = model._store.repository
+    repository.check_links([PROCESSOR_FILE])
+    try:
+        text = repository.fetch_text(PROCESSOR_FILE).decode("utf-8")
+    except FetchError as error:
+        # Whether it has one cannot be known now; that must not keep the weights from being saved.
+        logger.warning("saved without %s: %s", PROCESSOR_FILE, error)
+        return {}
+    except MissingFileError:
+        return {}  # Neither will the new one.
+    return {PROCESSOR_FILE: text, f"teacher/{PROCESSOR_FILE}": text}
 
 
 def write_metrics(directory: str | os.PathLike[str], metrics: Mapping[int, list[Metric]]) -> Manifest:
@@ -202,45 +269,45 @@ def write_metrics(directory: str | os.PathLike[str], metrics: Mapping[int, list[
         RepositoryError: If it is no PWL repository.
         ValueError: If a stage does not exist.
     """
-    manifest = Repository.open(directory).manifest()
-    for stage in metrics:
-        Sources.prefix(stage, manifest.num_stages)
-    manifest = manifest.with_metrics({stage: tuple(found) for stage, found in metrics.items()})
-    with _writing(Path(directory, MANIFEST_FILE)):
-        write_text(Path(directory, MANIFEST_FILE), manifest.to_json())
+    repository, target = Repository.open(directory), Path(directory, MANIFEST_FILE)
+    with writing(target), exclusive_folder(Path(directory)):
+        manifest = repository.manifest()
+        for stage in metrics:
+            Sources.prefix(stage, manifest.num_stages)
+        manifest = manifest.with_metrics({stage: tuple(found) for stage, found in metrics.items()})
+        write_text(target, manifest.to_json())
     return manifest
 
 
 def write_tensors(target: Path, path: str, tensors: Tensors, parameters: int) -> FileEntry:
-    """Write a safetensors file beside its place, move it into it, and describe it."""
-    with _writing(target), beside(target) as temporary:
-        # safetensors makes files that only their owner may read; a repository is like any other file.
-        temporary.touch()
-        mode = temporary.stat().st_mode
-        save_file({name: t.contiguous() for name, t in tensors.items()}, temporary, metadata={"format": "pt"})
-        temporary.chmod(mode)
-        size, digest = temporary.stat().st_size, sha256_of(temporary)
+    """Write a safetensors file next to its place, move it there, and describe it.
+
+    Args:
+        target: Where it goes.
+        path: Its path in the repository.
+        tensors: Its tensors, by name.
+        parameters: How many parameters it holds.
+
+    Raises:
+        SaveError: If it cannot be written.
+    """
+    scratch = temporary_name(target)
+    temporary = scratch / target.name
+    with writing(target):
+        # In a folder of its own: safetensors makes a temporary file next to the one that it is given, under a name that
+        # does not tell whose it is. What a killed process leaves can so be told from what another one writes.
+        scratch.mkdir(parents=True, exist_ok=True)
+        try:
+            # safetensors makes files that only their owner may read; a repository is like any other file.
+            temporary.touch()
+            mode = temporary.stat().st_mode
+            save_file({name: t.contiguous() for name, t in tensors.items()}, temporary, metadata={"format": "pt"})
+            temporary.chmod(mode)
+            size, digest = temporary.stat().st_size, sha256_of(temporary)
+            os.replace(temporary, target)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
     return FileEntry(path=path, bytes=size, sha256=digest, parameters=parameters)
-
-
-@contextmanager
-def _writing(target: Path) -> Iterator[None]:
-    """Say which file could not be written, and why."""
-    try:
-        yield
-    except PWLError:
-        raise
-    except (OSError, SafetensorError) as error:
-        # safetensors keeps the system's number in its text only.
-        found = re.search(r"os error (\d+)", str(error))
-        number = error.errno if isinstance(error, OSError) else found and int(found[1])
-        if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            advice = "the disk is full; make room and save again"
-        elif number in (errno.EROFS, errno.EACCES, errno.EPERM):
-            advice = "the folder may not be written to; save elsewhere"
-        else:
-            advice = "save again, or elsewhere"
-        raise SaveError(f"{target} could not be written: {advice} ({type(error).__name__}: {error})") from error
 
 
 class _Planner:
@@ -400,7 +467,9 @@ __all__ = [
     "check_savable",
     "new_manifest",
     "plan_files",
+    "processor_files",
     "save_repository",
+    "stored_processor",
     "text_files",
     "write_metrics",
     "write_tensors",

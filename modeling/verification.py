@@ -18,7 +18,7 @@ from pathlib import Path
 from huggingface_hub import constants
 
 from .errors import RepositoryError
-from .files import write_text
+from .files import sha256_of, storage_of, write_text
 from .manifest import MANIFEST_FILE, FileEntry
 
 # Longer than the tick of any file system's clock: a change after it cannot carry the same times.
@@ -79,12 +79,6 @@ def _read_ahead(local: Path) -> None:
             os.close(descriptor)
 
 
-def sha256_of(local: Path) -> str:
-    """The sha256 of a file, in hex."""
-    with local.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def is_as_named(cached: Path) -> bool | None:
     """Whether a file in the Hub's cache is what its name says; None if its name says nothing.
 
@@ -93,30 +87,70 @@ def is_as_named(cached: Path) -> bool | None:
     nothing to compare with.
     """
     # One link only: what it names may lead on to a store that many repositories share, under other names.
-    name = Path(os.readlink(cached)).name if cached.is_symlink() else cached.name
+    return is_named(cached, Path(os.readlink(cached)).name if cached.is_symlink() else cached.name)
+
+
+def is_named(local: Path, etag: str) -> bool | None:
+    """Whether a file is what an ETag of the Hub says; None if that is no hash.
+
+    Args:
+        local: The file.
+        etag: The git hash of a small file, the sha256 of a large one.
+    """
     try:
-        if re.fullmatch(r"[0-9a-f]{40}", name):
-            return name in _git_names(cached.read_bytes())
-        if re.fullmatch(r"[0-9a-f]{64}", name):
-            return sha256_of(cached) == name
+        if re.fullmatch(r"[0-9a-f]{40}", etag):
+            return etag in git_hashes(local.read_bytes())
+        if re.fullmatch(r"[0-9a-f]{64}", etag):
+            return sha256_of(local) == etag
     except OSError:
         return False
     return None
 
 
-def _git_names(data: bytes) -> list[str]:
-    """Git's name for content, and the one that mirrors give it that leave out git's prefix."""
+def git_hashes(content: bytes) -> list[str]:
+    """Git's name for a content, and the one that mirrors give it that leave out git's prefix."""
     # Names, not a safeguard against people.
     return [
-        hashlib.sha1(prefix + data, usedforsecurity=False).hexdigest() for prefix in (b"blob %d\0" % len(data), b"")
+        hashlib.sha1(prefix + content, usedforsecurity=False).hexdigest()
+        for prefix in (b"blob %d\0" % len(content), b"")
     ]
 
 
+def pointer_of(cached: Path) -> Path:
+    """What stands in the Hub's cache for a file: the file, its link, or the first link among the folders above it."""
+    storage = storage_of(cached)
+    if storage is None:
+        return cached
+    commit, *parts = cached.relative_to(storage / "snapshots").parts
+    place = storage / "snapshots" / commit
+    for part in parts:
+        place /= part
+        if place.is_symlink():
+            break
+    return place
+
+
+def blob_of(cached: Path) -> Path | None:
+    """The blob that the pointer of a file leads to; None if there is no link, or it leads to another place."""
+    pointer, storage = pointer_of(cached), storage_of(cached)
+    if storage is None or not pointer.is_symlink():
+        return None
+    # One link only, as above: a blob may itself be a link to the store that repositories share.
+    blob = Path(os.path.normpath(pointer.parent.resolve() / os.readlink(pointer)))
+    return blob if blob.parent == storage.resolve() / "blobs" else None
+
+
 def discard(cached: Path) -> None:
-    """Take a damaged file out of the Hub's cache, so that nobody else finds it there."""
-    for path in (cached.resolve(), cached):
-        with suppress(OSError):
-            path.unlink(missing_ok=True)
+    """Take a damaged file out of the Hub's cache, so that it is not found there again.
+
+    Removed is the pointer, and the blob that it leads to if that is one of this repository's own. What any other link
+    leads to is not the cache's: it stays.
+    """
+    blob = blob_of(cached)
+    for path in (pointer_of(cached), blob):
+        if path is not None:
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
 
 
 class _Memory:

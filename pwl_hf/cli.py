@@ -24,6 +24,7 @@ Private = Annotated[bool | None, typer.Option("--private/--public", help="For a 
 Message = Annotated[str, typer.Option("--commit-message", "-m", help="The commit's title.")]
 CreatePR = Annotated[bool, typer.Option("--create-pr", help="Open a pull request.")]
 Handler = Annotated[bool, typer.Option("--inference-handler", help="Add handler.py, for Inference Endpoints.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Write over files that are not a PWL repository's.")]
 License = Annotated[str | None, typer.Option(help="The licence for the model card; the teacher's by default.")]
 
 
@@ -58,6 +59,7 @@ def convert(
     push_to_hub: Annotated[str | None, typer.Option(metavar="REPO", help="Publish it as well.")] = None,
     private: Private = None,
     license: License = None,
+    overwrite: Overwrite = False,
     token: Token = None,
 ) -> None:
     """Join a teacher and a student into a PWL repository."""
@@ -74,10 +76,11 @@ def convert(
         allow_new_head=allow_new_head,
         token=token,
         license=license,
+        overwrite=overwrite,
     )
     typer.echo(f"saved {output}")
     if push_to_hub is not None:
-        _push(output, push_to_hub, "Upload PWL model", private, None, False, license, token)
+        _push(output, push_to_hub, "Upload PWL model", private, None, False, license, token, overwrite=overwrite)
 
 
 @app.command()
@@ -90,10 +93,11 @@ def push(
     create_pr: CreatePR = False,
     license: License = None,
     inference_handler: Handler = False,
+    overwrite: Overwrite = False,
     token: Token = None,
 ) -> None:
     """Publish a saved repository in one commit, after checking every file."""
-    _push(directory, repo, commit_message, private, revision, create_pr, license, token, inference_handler)
+    _push(directory, repo, commit_message, private, revision, create_pr, license, token, inference_handler, overwrite)
 
 
 @app.command()
@@ -105,6 +109,7 @@ def download(
     local_dir: Annotated[
         Path | None, typer.Option(help="A folder to put the files into, rather than the cache alone.")
     ] = None,
+    overwrite: Overwrite = False,
     token: Token = None,
 ) -> None:
     """Fetch and check the files of stages 0 to STAGE, for images and containers; imports no torch."""
@@ -112,7 +117,7 @@ def download(
 
     wanted = stage if stage == "teacher" else _whole_number(stage)
     place, size, count = download_stages(
-        repo, wanted, revision=revision, subfolder=subfolder, token=token, local_dir=local_dir
+        repo, wanted, revision=revision, subfolder=subfolder, token=token, local_dir=local_dir, overwrite=overwrite
     )
     from pwl_hf.model_card import human_bytes
 
@@ -173,10 +178,13 @@ def evaluate(
         from pwl_hf.evaluation.plot import check_plot_path, plot_report
 
         check_plot_path(plot)
-    from pwl_hf.evaluation.repositories import evaluate_repository, record_metrics
+    from pwl_hf.evaluation.repositories import check_results_path, evaluate_repository, record_metrics
     from pwl_hf.evaluation.table import print_report
     from pwl_hf.modeling.files import write_text
 
+    for path in (output, plot):
+        if path is not None:
+            check_results_path(path, Path(repo, subfolder))
     report = evaluate_repository(
         repo,
         source,
@@ -222,6 +230,7 @@ def _push(
     license: str | None,
     token: str | None,
     inference_handler: bool = False,
+    overwrite: bool = False,
 ) -> None:
     from pwl_hf.publishing import Target, push_folder
 
@@ -235,6 +244,7 @@ def _push(
         create_pr=create_pr,
         card_data=card_data,
         inference_handler=inference_handler,
+        overwrite=overwrite,
     )
     commit = push_folder(directory, target)
     typer.echo(commit.pr_url or str(commit))

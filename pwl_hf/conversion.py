@@ -12,6 +12,8 @@ from transformers import AutoImageProcessor, BaseImageProcessor
 
 from pwl_hf.model import PWLForImageClassification
 from pwl_hf.model_card import write_card
+from pwl_hf.modeling.output_folder import check_output, paths_of_save
+from pwl_hf.modeling.saving import processor_files, save_repository
 from pwl_hf.modeling.sources import Sources
 
 if TYPE_CHECKING:
@@ -33,6 +35,7 @@ def convert_pair(
     allow_new_head: bool = False,
     license: str | None = None,
     token: str | bool | None = None,
+    overwrite: bool = False,
 ) -> PWLForImageClassification:
     """Join a teacher and a student, and save them as a PWL repository with the teacher's image processor.
 
@@ -52,15 +55,19 @@ def convert_pair(
         allow_new_head: Save a head drawn at random, to be trained, where a checkpoint has none or one of another shape.
         license: The licence for the model card; the teacher's by default.
         token: As in huggingface_hub.
+        overwrite: Write over files in `output` that are not a PWL repository's; never over a teacher or student.
 
     Returns:
         The model, fully resident.
 
     Raises:
+        OverwriteError: If files would be written over that are not a PWL repository's, before anything is loaded.
         huggingface_hub.errors.StrictDataclassError: If the two cannot be joined, with the reason.
         RepositoryError: If a checkpoint lacks tensors of its network, or holds others or NaN; nothing is saved.
         ValueError: If `images` holds no images, or the teacher has no image processor to read them with.
     """
+    # What cannot be written is refused before anything is loaded or fitted.
+    check_output(output, paths_of_save(num_stages), inputs=[teacher, student], overwrite=overwrite)
     model = PWLForImageClassification.from_teacher_student(
         teacher, student, num_stages=num_stages, dtype=dtype, allow_new_head=allow_new_head, token=token
     )
@@ -72,10 +79,8 @@ def convert_pair(
         batches = list(_batches(Path(images), processor, max_images, batch_size))
         model.fit_converters(batches)
         model.estimate_statistics(batches, [Sources.prefix(k, num_stages).mask for k in range(1, num_stages)])
-    model.save_pretrained(output)
-    if processor is not None:
-        for folder in (Path(output), Path(output, "teacher")):
-            processor.save_pretrained(folder)
+    texts = processor_files(processor) if processor is not None else {}
+    save_repository(model, output, texts=texts, overwrite=overwrite)
     write_card(output, card_data={"license": license} if license else None, token=token)
     return model
 

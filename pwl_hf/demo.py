@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from pwl_hf.modeling.errors import PWLError
 from pwl_hf.modeling.manifest import MANIFEST_FILE, STUDENT_FILE, Manifest
+from pwl_hf.modeling.output_folder import check_output
 
 if TYPE_CHECKING:
     import torch
@@ -86,6 +87,7 @@ def run_demo(
         What was measured.
 
     Raises:
+        OverwriteError: If the folder holds files that are not a PWL repository's and would be written over.
         PWLError: If a package of the extra `train` is missing, if the training fails, or if the last stage is
             not the teacher bit for bit.
 
@@ -99,6 +101,8 @@ def run_demo(
     if missing := [name for name in _NEEDED if find_spec(name) is None]:
         raise PWLError(f"the demo needs {', '.join(missing)}: pip install 'pwl-hf[train]'")
     directory = Path(output_dir)
+    # The training asks the same of the rest.
+    check_output(directory, {_CHART}, advice="give another folder")
     console = console or Console()
     _train(directory, seed, quiet, training_arguments)
     stages = _grow(directory, console)

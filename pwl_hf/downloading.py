@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+from contextlib import suppress
 from pathlib import Path
 
-from pwl_hf.modeling.errors import RepositoryError
-from pwl_hf.modeling.files import copy_file
-from pwl_hf.modeling.manifest import MANIFEST_FILE
+from pwl_hf.modeling.errors import MissingFileError
+from pwl_hf.modeling.files import copy_file, sha256_of, write_bytes
+from pwl_hf.modeling.manifest import CONFIG_FILE, MANIFEST_FILE
+from pwl_hf.modeling.output_folder import check_output, exclusive_folder
 from pwl_hf.modeling.repository import Repository
 from pwl_hf.modeling.sources import Sources
 
@@ -23,6 +26,7 @@ def download_stages(
     token: str | bool | None = None,
     cache_dir: str | Path | None = None,
     local_dir: str | Path | None = None,
+    overwrite: bool = False,
 ) -> tuple[Path, int, int]:
     """Fetch and check everything that stages 0 to `stage` need.
 
@@ -36,7 +40,8 @@ def download_stages(
         subfolder: Where in the repository the model lies.
         token: As in huggingface_hub.
         cache_dir: As in huggingface_hub.
-        local_dir: A folder to put the files into as well.
+        local_dir: A folder to put the files into as well; nothing in it is removed.
+        overwrite: Write over files in `local_dir` that are not a PWL repository's.
 
     Returns:
         The folder, the bytes and the number of the weight files.
@@ -44,6 +49,8 @@ def download_stages(
     Raises:
         ValueError: If there is no such stage.
         RepositoryError: If a file is not what the manifest says.
+        OverwriteError: If files in `local_dir` would be written over that are not a PWL repository's.
+        SaveError: If a copy in `local_dir` is not what it is a copy of.
 
     Example:
 
@@ -58,18 +65,31 @@ def download_stages(
         raise ValueError(f"stage must be a whole number from 0 to {manifest.num_stages} or 'teacher', got {stage!r}")
     Sources.prefix(last, manifest.num_stages)
     entries = [entry for part in manifest.stages[: last + 1] for entry in part.files]
-    found = opened.fetch_verified(entries)
-    found["config.json"] = opened.fetch("config.json")
+    # 1. Everything into the cache, compared with the manifest or with what the Hub says it is.
+    weights = opened.fetch_verified(entries)
+    texts = {CONFIG_FILE: opened.fetch_text(CONFIG_FILE)}
     for path in _OPTIONAL:
-        try:
-            found[path] = opened.fetch(path)
-        except RepositoryError:
-            continue
+        with suppress(MissingFileError):
+            texts[path] = opened.fetch_text(path)
     # The manifest last: a folder without one is not taken for a model.
-    found[MANIFEST_FILE] = opened.fetch(MANIFEST_FILE)
-    place = found["config.json"].parent
+    texts[MANIFEST_FILE] = opened.fetch_text(MANIFEST_FILE)
+    place = opened.fetch(CONFIG_FILE).parent
+    # 2. Copies, which are compared as well.
     if local_dir is not None:
         place = Path(local_dir)
-        for path, local in found.items():
-            copy_file(local.resolve(), place / path)
+        expected = {entry.path: entry.sha256 for entry in entries}
+        expected |= {path: hashlib.sha256(content).hexdigest() for path, content in texts.items()}
+        # Writing a file over itself, as after a download that was cut short, loses nothing.
+        new = [path for path, sha256 in expected.items() if not _is_there(place / path, sha256)]
+        check_output(place, new, overwrite=overwrite)
+        place.mkdir(parents=True, exist_ok=True)
+        with exclusive_folder(place):
+            for path, local in weights.items():
+                copy_file(local.resolve(), place / path, expected[path])
+            for path, content in texts.items():
+                write_bytes(place / path, content)
     return place, sum(entry.bytes for entry in entries), len(entries)
+
+
+def _is_there(local: Path, sha256: str) -> bool:
+    return local.is_file() and not local.is_symlink() and sha256_of(local) == sha256

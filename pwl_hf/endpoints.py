@@ -14,6 +14,11 @@ PROCESSOR_FILE = "preprocessor_config.json"
 _NEEDED = ("huggingface_hub", "pillow", "safetensors", "torch", "transformers")
 
 
+def is_our_handler(content: bytes) -> bool:
+    """Whether a `handler.py` is one that this library wrote, in this version or another."""
+    return content.startswith(_template().splitlines()[0].encode())
+
+
 def endpoint_files(requirements: str = "") -> dict[str, str]:
     """The contents of `handler.py` and `requirements.txt`, by name.
 
@@ -25,8 +30,11 @@ def endpoint_files(requirements: str = "") -> dict[str, str]:
     ours = {_name(line): line for line in requires("pwl-hf") or [] if ";" not in line}
     missing = [ours[name] for name in map(_name, _NEEDED) if name not in named]
     kept = [requirements.rstrip("\n")] if requirements.strip() else []
-    handler = resources.files("pwl_hf").joinpath("templates", HANDLER_FILE).read_text(encoding="utf-8")
-    return {HANDLER_FILE: handler, REQUIREMENTS_FILE: "\n".join([*kept, *missing, ""])}
+    return {HANDLER_FILE: _template(), REQUIREMENTS_FILE: "\n".join([*kept, *missing, ""])}
+
+
+def _template() -> str:
+    return resources.files("pwl_hf").joinpath("templates", HANDLER_FILE).read_text(encoding="utf-8")
 
 
 def _name(line: str) -> str | None:

@@ -41,14 +41,16 @@ class PWLForImageClassification(modeling.PWLForImageClassification):
         card_data: Mapping[str, Any] | None = None,
         retry: RetryPolicy | None = None,
         inference_handler: bool = False,
+        overwrite: bool = False,
         **kwargs: Any,
     ) -> CommitInfo:
         """Publish the whole repository in one commit, from any stage.
 
-        Only what the Hub does not have is sent: shards that were never pulled are copied on the server, and
-        files of an earlier layout are removed in the same commit. The model card is rendered from the
-        manifest; a card that is there keeps what people wrote. Of a model with adapters the active one alone is
-        pushed, as in transformers.
+        Only what the Hub does not have is sent: shards that were never pulled are copied on the server. Weight
+        files that the manifest on the Hub lists, and the new one does not, are removed in the same commit. In a
+        repository that is no PWL repository nothing is removed, and files are written over only with `overwrite`
+        (or in a pull request). The model card is rendered from the manifest; a card that is there keeps what people
+        wrote. Of a model with adapters the active one alone is pushed, as in transformers.
 
         Args:
             repo_id: The Hub id.
@@ -63,6 +65,8 @@ class PWLForImageClassification(modeling.PWLForImageClassification):
             retry: How long to try when the network fails.
             inference_handler: Add the `handler.py` that Hugging Face Inference Endpoints look for, and the
                 `requirements.txt` for it.
+            overwrite: Write over files of a repository that is no PWL repository, and over a `handler.py` of
+                another's making.
             kwargs: `max_shard_size` and `save_original_format` change nothing: shards are stages.
 
         Returns:
@@ -71,6 +75,8 @@ class PWLForImageClassification(modeling.PWLForImageClassification):
         Raises:
             TypeError: For an unknown argument.
             ValueError: If `inference_handler` is set, and there is no image processor.
+            OverwriteError: If files would be written over that are not a PWL repository's.
+            RepositoryError: If a file to be sent is not what the manifest says, or is a link out of its folder.
             PublishError: If the network or the Hub fails in every try.
             huggingface_hub.errors.HfHubHTTPError: If the Hub refuses.
         """
@@ -111,5 +117,6 @@ class PWLForImageClassification(modeling.PWLForImageClassification):
             card_data=data,
             retry=retry or RetryPolicy(),
             inference_handler=inference_handler,
+            overwrite=overwrite,
         )
         return push_model(self, target)

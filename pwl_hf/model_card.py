@@ -87,13 +87,14 @@ def write_card(
         token: For looking up the teacher's licence.
 
     Raises:
-        RepositoryError: If the folder is no PWL repository.
+        RepositoryError: If the folder is no PWL repository, or its card is a link out of it.
     """
     root = Path(directory)
     texts = {path.name: path.read_bytes() for path in root.glob("*.json")}
-    card = root / CARD_FILE
+    repository, card = Repository.open(root), root / CARD_FILE
+    repository.check_links([CARD_FILE])
     text = render_card(
-        Repository.open(root).manifest(),
+        repository.manifest(),
         texts,
         repo_id=repo_id or root.resolve().name,
         existing=card.read_text(encoding="utf-8") if card.is_file() else None,

@@ -1,8 +1,9 @@
 """Publishing a repository on the Hub: one commit, that sends only what the Hub does not have.
 
 A weight file that the Hub has already, in this repository or in the one the model came from, is never sent
-again: at the same path it is left alone, elsewhere it is copied on the server. Files of an earlier layout
-are removed in the same commit.
+again: at the same path it is left alone, elsewhere it is copied on the server. Weight files that the manifest on
+the Hub lists and the new one does not are removed in the same commit; nothing else ever is. Files of a repository
+that is no PWL repository are written over only if that was asked for.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
 
-from pwl_hf.endpoints import PROCESSOR_FILE, REQUIREMENTS_FILE, endpoint_files
+from pwl_hf.endpoints import HANDLER_FILE, PROCESSOR_FILE, REQUIREMENTS_FILE, endpoint_files, is_our_handler
 from pwl_hf.model_card import CARD_FILE, render_card
-from pwl_hf.modeling.errors import PublishError
-from pwl_hf.modeling.manifest import MANIFEST_FILE, FileEntry, Manifest, is_owned
+from pwl_hf.modeling.errors import FetchError, OverwriteError, PublishError, RepositoryError
+from pwl_hf.modeling.manifest import MANIFEST_FILE, FileEntry, Manifest
 from pwl_hf.modeling.repository import Repository
 from pwl_hf.modeling.retrying import RetryPolicy, is_passing
-from pwl_hf.modeling.verification import check_file
+from pwl_hf.modeling.verification import check_file, git_hashes
 
 if TYPE_CHECKING:
     from pwl_hf.modeling.modeling_pwl import PWLForImageClassification
@@ -48,6 +49,8 @@ class Target:
         card_data: Metadata for the model card, such as `{"license": "mit"}`, over what is found.
         retry: How long to try when the network fails.
         inference_handler: Add what Inference Endpoints look for: `handler.py` and its `requirements.txt`.
+        overwrite: Write over files of a repository that is no PWL repository, and over a `handler.py` of another's
+            making.
     """
 
     repo_id: str
@@ -60,6 +63,7 @@ class Target:
     card_data: Mapping[str, Any] | None = None
     retry: RetryPolicy = field(default_factory=RetryPolicy)
     inference_handler: bool = False
+    overwrite: bool = False
 
 
 def push_model(model: PWLForImageClassification, target: Target) -> CommitInfo:
@@ -68,11 +72,12 @@ def push_model(model: PWLForImageClassification, target: Target) -> CommitInfo:
     Shards that were never pulled are copied on the server; where it refuses, they are downloaded and sent.
 
     Raises:
-        RepositoryError: If a file that must be sent is not what the manifest says.
+        RepositoryError: If a file that must be sent is not what the manifest says, or is a link out of its folder.
+        OverwriteError: If files of a repository that is no PWL repository would be written over.
         PublishError: If the network or the Hub fails in every try.
         huggingface_hub.errors.HfHubHTTPError: If the Hub refuses.
     """
-    from pwl_hf.modeling.saving import new_manifest, plan_files, text_files, write_tensors
+    from pwl_hf.modeling.saving import new_manifest, plan_files, stored_processor, text_files, write_tensors
 
     with tempfile.TemporaryDirectory() as folder:
         # What is published is of one stage; it is sent when the model may go on.
@@ -82,6 +87,8 @@ def push_model(model: PWLForImageClassification, target: Target) -> CommitInfo:
             written: dict[str, Path] = {}
             for planned in plan_files(model):
                 if planned.tensors is None and planned.entry is not None:
+                    if source is not None:
+                        source.check_links([planned.path])
                     entries.append(planned.entry)
                     continue
                 if planned.tensors is None:
@@ -89,7 +96,8 @@ def push_model(model: PWLForImageClassification, target: Target) -> CommitInfo:
                 target_path = written[planned.path] = Path(folder, planned.path)
                 entries.append(write_tensors(target_path, planned.path, planned.tensors(), planned.parameters))
             manifest = new_manifest(model, entries)
-            texts = {path: text.encode() for path, text in text_files(model, manifest).items()}
+            found = {**text_files(model, manifest), **stored_processor(model)}
+            texts = {path: text.encode() for path, text in found.items()}
         return _commit(target, manifest, written, texts, source)
 
 
@@ -97,15 +105,18 @@ def push_folder(directory: str | Path, target: Target) -> CommitInfo:
     """Publish a saved repository as it is, after checking every weight file against the manifest.
 
     Raises:
-        RepositoryError: If the folder is not a whole PWL repository.
+        RepositoryError: If the folder is not a whole PWL repository, or a file in it is a link out of it.
+        OverwriteError: If files of a repository that is no PWL repository would be written over.
         PublishError: If the network or the Hub fails in every try.
         huggingface_hub.errors.HfHubHTTPError: If the Hub refuses.
     """
     source = Repository.open(directory)
     manifest = source.manifest()
+    found = {path for pattern in _TEXT_FILES for path in Path(directory).glob(pattern) if path.is_file()}
+    paths = sorted(path.relative_to(directory).as_posix() for path in found)
+    source.check_links([*paths, *(entry.path for entry in manifest.files)])
     files = source.fetch_verified(manifest.files)
-    found = {path for pattern in _TEXT_FILES for path in Path(directory).glob(pattern) if path.name != MANIFEST_FILE}
-    texts = {path.relative_to(directory).as_posix(): path.read_bytes() for path in sorted(found)}
+    texts = {path: source.fetch_text(path) for path in paths if path != MANIFEST_FILE}
     return _commit(target, manifest, files, texts, source)
 
 
@@ -132,7 +143,7 @@ def _commit(
     try:
         return target.retry.run(attempt)
     except Exception as error:
-        if not is_passing(error):
+        if not is_passing(error) and not isinstance(error, FetchError):
             raise
         raise PublishError(
             f"{target.repo_id} could not be pushed to: the network or the Hub failed in every try; the same call "
@@ -162,24 +173,22 @@ def _commit_once(
     if target.revision is not None and not target.revision.startswith("refs/pr/"):
         api.create_branch(repo_id, branch=target.revision, exist_ok=True)
     remote = _remote_files(api, repo_id, target.revision)
+    known = _read_remote(repo_id, target, remote)
     card = render_card(
         manifest,
         texts,
         repo_id=repo_id,
-        existing=_read_text(api, repo_id, target.revision, CARD_FILE) if CARD_FILE in remote else None,
+        existing=known[CARD_FILE].decode("utf-8") if CARD_FILE in known else None,
         card_data=target.card_data,
         token=target.token,
     )
     contents = {**texts, CARD_FILE: card.encode(), MANIFEST_FILE: manifest.to_json().encode()}
     if target.inference_handler:
-        if PROCESSOR_FILE not in {*texts, *remote}:
-            raise ValueError(
-                f"the inference handler needs an image processor, and there is no {PROCESSOR_FILE}: save one into the "
-                f"folder, or push one to {repo_id}, first"
-            )
-        there = _read_text(api, repo_id, target.revision, REQUIREMENTS_FILE) if REQUIREMENTS_FILE in remote else ""
-        contents |= {path: text.encode() for path, text in endpoint_files(there).items()}
-    stale = sorted(path for path in remote if _is_stale(path, manifest))
+        contents |= _endpoint_contents(repo_id, target, {**known, **texts}, {*texts, *remote})
+    listed = _listed(known)
+    if not target.overwrite and not target.create_pr:
+        _refuse_to_overwrite(repo_id, manifest, texts, remote, listed)
+    stale = sorted(path for path in listed if path in remote and manifest.get(path) is None)
     others: list[Any] = [CommitOperationAdd(path, content) for path, content in contents.items()]
     others += [CommitOperationDelete(path) for path in stale]
     weights = [
@@ -235,15 +244,63 @@ def _renewed(operations: list[Any]) -> list[Any]:
     ]
 
 
-def _remote_files(api: HfApi, repo_id: str, revision: str | None) -> dict[str, str | None]:
-    """Path -> sha256 (None for files that git itself keeps) of what is there."""
+def _remote_files(api: HfApi, repo_id: str, revision: str | None) -> dict[str, str]:
+    """Path -> hash of what is there: sha256 of large files, git's of those that git itself keeps."""
     tree = api.list_repo_tree(repo_id, recursive=True, revision=revision)
-    return {item.path: item.lfs.sha256 if item.lfs else None for item in tree if isinstance(item, RepoFile)}
+    return {item.path: item.lfs.sha256 if item.lfs else item.blob_id for item in tree if isinstance(item, RepoFile)}
 
 
-def _read_text(api: HfApi, repo_id: str, revision: str | None, path: str) -> str:
-    return Path(api.hf_hub_download(repo_id, path, revision=revision)).read_text(encoding="utf-8")
+def _read_remote(repo_id: str, target: Target, remote: Mapping[str, str]) -> dict[str, bytes]:
+    """The files on the Hub that a push builds upon, compared with their hashes."""
+    names = [CARD_FILE, MANIFEST_FILE]
+    names += [HANDLER_FILE, REQUIREMENTS_FILE] if target.inference_handler else []
+    wanted = [name for name in names if name in remote]
+    if not wanted:
+        return {}
+    opened = Repository.open(repo_id, revision=target.revision, token=target.token, retry=target.retry)
+    return {name: opened.fetch_text(name) for name in wanted}
 
 
-def _is_stale(path: str, manifest: Manifest) -> bool:
-    return is_owned(path) and manifest.get(path) is None
+def _listed(known: Mapping[str, bytes]) -> set[str]:
+    """The weight files that the Hub's manifest lists; without a readable one, nothing there is known to be ours."""
+    try:
+        return {entry.path for entry in Manifest.from_json(known[MANIFEST_FILE]).files}
+    except (KeyError, RepositoryError):
+        return set()
+
+
+def _endpoint_contents(repo_id: str, target: Target, known: Mapping[str, bytes], there: set[str]) -> dict[str, bytes]:
+    if PROCESSOR_FILE not in there:
+        raise ValueError(
+            f"the inference handler needs an image processor, and there is no {PROCESSOR_FILE}: save one into the "
+            f"folder, or push one to {repo_id}, first"
+        )
+    if HANDLER_FILE in known and not target.overwrite and not is_our_handler(known[HANDLER_FILE]):
+        raise OverwriteError(
+            f"{repo_id}: there is a {HANDLER_FILE} that is not this library's: move it away, leave out "
+            "inference_handler, or give overwrite=True (--overwrite) to write over it"
+        )
+    requirements = known.get(REQUIREMENTS_FILE, b"").decode("utf-8")
+    return {path: text.encode() for path, text in endpoint_files(requirements).items()}
+
+
+def _refuse_to_overwrite(
+    repo_id: str, manifest: Manifest, texts: Mapping[str, bytes], remote: Mapping[str, str], listed: set[str]
+) -> None:
+    """Let a push take the place of a PWL repository's own files alone.
+
+    Where the Hub has a manifest, config and code are the repository's own. So are the weights that it lists; if it
+    cannot be read, all are: a push is how it is mended.
+    """
+    taken = {entry.path for entry in manifest.files if remote.get(entry.path) not in (None, entry.sha256)}
+    if MANIFEST_FILE in remote:
+        taken = taken - listed if listed else set()
+        reason = f"which its {MANIFEST_FILE} does not list"
+    else:
+        taken |= {path for path, text in texts.items() if path in remote and remote[path] not in git_hashes(text)}
+        reason = f"and is no PWL repository: it has no {MANIFEST_FILE}"
+    if taken:
+        raise OverwriteError(
+            f"{repo_id} holds {', '.join(sorted(taken))}, {reason}; nothing was pushed: push to another repository, or "
+            "give overwrite=True (--overwrite on the command line) to write over them"
+        )

@@ -193,3 +193,53 @@ def test_convert_of_two_families_says_why_not(run, checkpoints, tmp_path):
     assert code == 1
     assert "one family" in err
     assert not (tmp_path / "out").exists()
+
+
+def test_convert_keeps_what_is_in_its_folder_unless_told_otherwise(run, checkpoints):
+    output = checkpoints / "mine"
+    output.mkdir()
+    kept = ("pytorch_model.bin", "notes.txt", "model-00001-of-00002.safetensors")
+    for name in (*kept, "model.safetensors", "README.md"):
+        (output / name).write_text("mine")
+    pair = [checkpoints / "teacher", checkpoints / "student", "--num-stages", 2]
+    code, _, err = run("convert", *pair, "-o", output)
+    assert code == 1
+    assert "model.safetensors" in err
+    assert "--overwrite" in err
+    assert {path.name for path in output.iterdir()} == {*kept, "model.safetensors", "README.md"}
+    code, _, err = run("convert", *pair, "-o", output, "--overwrite")
+    assert code == 0, err
+    assert all((output / name).read_text() == "mine" for name in kept)
+    assert "mine" in (output / "README.md").read_text()
+    PWLForImageClassification.from_pretrained(output)
+
+
+@pytest.mark.parametrize("place", ["teacher", "student", ".", "link", "student/../teacher"])
+def test_convert_into_a_networks_folder_ends_with_one_line_and_leaves_it(run, checkpoints, place):
+    (checkpoints / "link").symlink_to("teacher")
+    before = {path: path.read_bytes() for path in checkpoints.rglob("*") if path.is_file()}
+    arguments = ["convert", checkpoints / "teacher", checkpoints / "student", "--num-stages", 2]
+    code, _, err = run(*arguments, "-o", checkpoints / place, "--overwrite")
+    assert code == 1
+    assert "made from" in err
+    assert {path: path.read_bytes() for path in checkpoints.rglob("*") if path.is_file()} == before
+
+
+def test_push_and_download_over_other_files_need_overwrite(run, hub, repo_id, folder, tmp_path):
+    hub.store.create_repo(repo_id)
+    hub.store.commit(repo_id, {"model.safetensors": b"mine"})
+    assert run("push", folder, repo_id)[0] == 1
+    assert run("push", folder, repo_id, "--overwrite")[0] == 0
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "config.json").write_text("{}")
+    assert run("download", repo_id, "--local-dir", tmp_path / "here")[0] == 1
+    assert run("download", repo_id, "--local-dir", tmp_path / "here", "--overwrite")[0] == 0
+
+
+def test_evaluate_writes_its_results_over_no_file_of_the_repository(run, folder):
+    before = (folder / "config.json").read_bytes()
+    for option, name in (("--output", "config.json"), ("--output", "model.safetensors")):
+        code, _, err = run("evaluate", folder, "--dataset", "digits", option, folder / name)
+        assert code == 1
+        assert "of the repository that is measured" in err
+    assert (folder / "config.json").read_bytes() == before

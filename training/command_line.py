@@ -19,6 +19,8 @@ import yaml  # type: ignore[import-untyped]
 from transformers import HfArgumentParser
 from transformers.hf_argparser import string_to_bool
 
+from pwl_hf.modeling.files import write_text
+
 RECIPES = Path(__file__).resolve().parent / "recipes"
 # What a run was given, in its output folder; a recipe itself.
 RUN_FILE = "training_args.yaml"
@@ -229,9 +231,8 @@ def write_options(options: Mapping[str, Any], folder: Path, program: str) -> Pat
             versions.append(f"{library} {version(library)}")
         except PackageNotFoundError:
             continue
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / RUN_FILE
     text = yaml.safe_dump(dict(options), sort_keys=False, allow_unicode=True, width=1000)
     head = f"# What was run; accelerate launch {program} {RUN_FILE} runs it again.\n# With {', '.join(versions)}.\n"
-    path.write_text(head + text, encoding="utf-8")
+    write_text(path, head + text)
     return path

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from pwl_hf import PWLError, PWLForImageClassification
+from pwl_hf.modeling.output_folder import check_output, paths_of_save
 from pwl_hf.training.assembly import assemble, checkpoint_of
 from pwl_hf.training.command_line import CommandLine, Parsed, write_options
 from pwl_hf.training.data_arguments import DataArguments
@@ -56,12 +57,17 @@ def train(parsed: Parsed) -> list[float]:
 
     Raises:
         ValueError: If networks, data and options do not fit together.
+        OverwriteError: If `output_dir` is a network's folder, or holds files that are not a PWL repository's and would
+            be written over.
         huggingface_hub.errors.StrictDataclassError: If teacher and student cannot be joined, with the reason.
         RepositoryError: If a checkpoint is not what its network needs, with the tensors' names.
         TrainingError: If loss or weights are no longer finite; nothing of that is saved, measured or pushed.
     """
     networks, data, objective_arguments, gradients, args = parsed.parts
     folder, checkpoint = Path(args.output_dir), checkpoint_of(args)
+    # Before anything is loaded or trained: what could not be saved at the end.
+    given = [name for name in (networks.teacher, networks.student) if name is not None]
+    check_output(folder, paths_of_save(networks.num_stages or 1), inputs=given, advice="give another output_dir")
     pin_where_copied(args)
     train_split = open_training_split(data, args.hub_token)
     eval_split = open_eval_split(data, train_split.label_names, args.hub_token)

@@ -19,14 +19,21 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from transformers import TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from pwl_hf import PWLError
-from pwl_hf.training.command_line import CommandLine, Parsed, write_options
+from pwl_hf.modeling import OverwriteError
+from pwl_hf.modeling.manifest import CONFIG_FILE, MANIFEST_FILE, STUDENT_FILE
+from pwl_hf.modeling.output_folder import PROCESSOR_FILE, check_output
+from pwl_hf.training.command_line import RUN_FILE, CommandLine, Parsed, write_options
 from pwl_hf.training.data_arguments import DataArguments
 from pwl_hf.training.networks.network_arguments import TeacherArguments
 from pwl_hf.training.supervised import fit_teacher
 
 _PROGRAM = "training/train_teacher.py"
+# What transformers' Trainer writes into the output folder.
+_WRITTEN = (CONFIG_FILE, STUDENT_FILE, "model.safetensors.index.json", PROCESSOR_FILE, TRAINING_ARGS_NAME)
 
 
 def command_line() -> CommandLine:
@@ -46,10 +53,13 @@ def train_teacher(parsed: Parsed) -> dict[str, float]:
 
     Raises:
         ValueError: If the options do not fit the network or the data.
+        OverwriteError: If `output_dir` is the network's own folder, a PWL repository, or holds a checkpoint that is not
+            of an earlier run of this script.
         RepositoryError: If the network's checkpoint lacks tensors or has some that would be lost.
         TrainingError: If loss or weights are no longer finite; nothing of that is saved, measured or pushed.
     """
     teacher, data, args = parsed.parts
+    _check_output(Path(args.output_dir), teacher.model)
     trainer, metrics = fit_teacher(teacher, data, args, resume=args.resume_from_checkpoint)
     trainer.save_model()
     trainer.save_state()
@@ -65,6 +75,18 @@ def train_teacher(parsed: Parsed) -> dict[str, float]:
     if args.push_to_hub:
         trainer.push_to_hub(dataset_tags=data.dataset)
     return metrics
+
+
+def _check_output(folder: Path, model: str | None) -> None:
+    """Before anything is trained: refuse to write over networks that are not this script's."""
+    if (folder / MANIFEST_FILE).exists():
+        raise OverwriteError(
+            f"{folder} is a PWL repository, and the teacher would be written over its student: give another output_dir"
+        )
+    is_own = any((folder / name).exists() for name in (RUN_FILE, TRAINER_STATE_NAME))
+    is_own = is_own or any(folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"))
+    inputs = [] if model is None else [model]
+    check_output(folder, _WRITTEN, inputs=inputs, overwrite=is_own, advice="give another output_dir")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -20,9 +20,10 @@ from pwl_hf.evaluation.orders import ORDERS, masks_of
 from pwl_hf.evaluation.report import DatasetEvaluated, Report, RepositoryEvaluated, Settings
 from pwl_hf.evaluation.running import evaluate_masks, evaluate_stages
 from pwl_hf.model import PWLForImageClassification
-from pwl_hf.model_card import stage_rows, write_card
-from pwl_hf.modeling.errors import RepositoryError
+from pwl_hf.model_card import CARD_FILE, stage_rows, write_card
+from pwl_hf.modeling.errors import MissingFileError, OverwriteError, RepositoryError
 from pwl_hf.modeling.manifest import Manifest, Metric
+from pwl_hf.modeling.output_folder import Contents, text_paths
 from pwl_hf.modeling.repository import Repository
 from pwl_hf.modeling.saving import write_metrics
 from pwl_hf.modeling.sources import Sources
@@ -156,6 +157,25 @@ def record_metrics(directory: str | os.PathLike[str], report: Report) -> Manifes
     return written
 
 
+def check_results_path(path: str | os.PathLike[str], directory: str | os.PathLike[str]) -> None:
+    """Refuse to write results over a file of the repository that is measured.
+
+    Args:
+        path: Where they are to be written.
+        directory: The repository's folder, or a Hub id.
+
+    Raises:
+        OverwriteError: If a file of the repository lies there.
+    """
+    root = Path(directory)
+    if not root.is_dir() or not os.path.exists(path):
+        return
+    own = text_paths() | Contents.of(root).weights() | {CARD_FILE, PROCESSOR_FILE, f"teacher/{PROCESSOR_FILE}"}
+    for name in sorted(own):
+        if (root / name).exists() and (root / name).samefile(path):
+            raise OverwriteError(f"{path} is the {name} of the repository that is measured: write to another file")
+
+
 def dataset_title(name: str) -> str:
     """What a manifest and a card call a data set.
 
@@ -176,8 +196,10 @@ def dataset_title(name: str) -> str:
 
 def _processor(opened: Repository) -> BaseImageProcessor:
     try:
+        # Compared with what the Hub has: one that was damaged on the way would give other images, without a word.
+        opened.fetch_text(PROCESSOR_FILE)
         local = opened.fetch(PROCESSOR_FILE)
-    except RepositoryError as error:
+    except MissingFileError as error:
         raise RepositoryError(
             f"{opened} has no image processor ({PROCESSOR_FILE}), so its images cannot be prepared: save the teacher's "
             "into it"

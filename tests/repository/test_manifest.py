@@ -18,7 +18,6 @@ from pwl_hf.modeling.manifest import (
     Manifest,
     Metric,
     converter_file,
-    is_owned,
     stage_of,
     statistics_file,
     teacher_shard,
@@ -339,18 +338,3 @@ def test_stage_of_names_the_first_stage_that_needs_a_file():
     assert stage_of("converters/decoder-00003.safetensors", 4) is None
     assert stage_of("statistics/TTSS.safetensors", 4) == 2
     assert stage_of("statistics/STSS.safetensors", 4) is None
-
-
-@pytest.mark.parametrize(
-    ("path", "owned"),
-    [
-        ("model.safetensors", True), ("teacher/model-00009-of-00009.safetensors", True),
-        ("converters/encoder-00009.safetensors", True), ("statistics/TS.safetensors", True),
-        ("model-00001-of-00002.safetensors", True), ("pytorch_model.bin", True),
-        ("adapter_model.safetensors", False), ("README.md", False), ("teacher/config.json", False),
-        ("checkpoint-5/model.safetensors", False), ("other/teacher/model.safetensors", False),
-        ("teacher/deeper/model.safetensors", False), ("preprocessor_config.json", False),
-    ],
-)  # fmt: skip
-def test_is_owned_knows_weight_files_of_this_format_only(path, owned):
-    assert is_owned(path) is owned

@@ -51,8 +51,16 @@ OTHERWISE = [
     "disk full while saving",
     "network or Hub failing while pushing, its answer lost",
 ]
-# Processes that are killed have tests of their own, beside those of streaming and of publishing.
-ELSEWHERE = ["killed while downloading", "killed while pushing"]
+# Processes that are killed have tests of their own, beside those of streaming and of publishing; so have caches
+# (tests/faults/test_cache_heals.py), and folders and those who save into them (tests/repository).
+ELSEWHERE = [
+    "killed while downloading",
+    "killed while pushing",
+    "a proxy that served another file for a while",
+    "a link of another's in a shared cache",
+    "two processes saving into one folder",
+    "saving into a folder with other files",
+]
 
 
 def _rows() -> dict[str, list[str]]:

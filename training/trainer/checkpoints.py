@@ -17,11 +17,12 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
 from pwl_hf.modeling import Manifest, PWLConfig, PWLForImageClassification, RepositoryError
-from pwl_hf.modeling.files import beside
+from pwl_hf.modeling.files import beside, leads_out
 from pwl_hf.modeling.loading import read_config
-from pwl_hf.modeling.manifest import MANIFEST_FILE, FileEntry
+from pwl_hf.modeling.manifest import FileEntry
 from pwl_hf.modeling.repository import Repository
-from pwl_hf.modeling.saving import PlannedFile, save_repository, write_metrics
+from pwl_hf.modeling.saving import PlannedFile, save_repository
+from pwl_hf.modeling.verification import check_file
 from pwl_hf.modeling.weights import WeightStore, same_bits
 
 logger = logging.get_logger(__name__)
@@ -48,22 +49,33 @@ class CheckpointWriter:
     """
 
     def __init__(self) -> None:
-        # Path in the repository -> a copy on disk and its entry.
+        # Path in the repository -> the folder that a copy is in, and its entry.
         self._copies: dict[str, tuple[Path, FileEntry]] = {}
 
-    def write(self, model: PWLForImageClassification, directory: str | os.PathLike[str]) -> Manifest:
+    def write(
+        self,
+        model: PWLForImageClassification,
+        directory: str | os.PathLike[str],
+        *,
+        texts: Mapping[str, str] | None = None,
+        overwrite: bool = False,
+    ) -> Manifest:
         """Write a model's repository into a folder.
 
         What was measured on the very same weights stays in the manifest.
 
+        Args:
+            model: The model.
+            directory: The folder.
+            texts: Further text files by path, such as those of an image processor.
+            overwrite: Write over files that are not a repository's.
+
         Raises:
+            OverwriteError: If files would be written over that are not a repository's; nothing was written.
             SaveError: If a file cannot be written.
         """
-        before = _manifest_in(Path(directory))
         with model._lock:
-            manifest = save_repository(model, directory, place=self._link)
-        if before is not None and before.fingerprint == manifest.fingerprint:
-            manifest = write_metrics(directory, {stage.stage: list(stage.metrics) for stage in before.stages})
+            manifest = save_repository(model, directory, place=self._link, texts=texts, overwrite=overwrite)
         self.adopt(directory, manifest)
         return manifest
 
@@ -71,14 +83,20 @@ class CheckpointWriter:
         """Link to the shards of a saved repository from now on."""
         for entry in manifest.files:
             if entry.path.startswith("teacher/"):
-                self._copies[entry.path] = Path(directory, entry.path).absolute(), entry
+                self._copies[entry.path] = Path(directory).absolute(), entry
 
     def _link(self, planned: PlannedFile, target: Path) -> FileEntry | None:
-        copy, entry = self._copies.get(planned.path, (None, None))
-        if copy is None or entry is None or not copy.is_file() or copy.stat().st_size != entry.bytes:
+        folder, entry = self._copies.get(planned.path, (None, None))
+        if folder is None or entry is None:
+            return None
+        copy = folder / planned.path
+        # Of a file that lies elsewhere, a link would hold what is not this folder's.
+        if not copy.is_file() or copy.is_symlink() or leads_out(folder, planned.path):
+            return None
+        if copy.stat().st_size != entry.bytes:
             return None
         if planned.entry is not None:
-            if planned.entry.sha256 != entry.sha256:
+            if planned.entry.sha256 != entry.sha256 or not _is_whole_file(copy, entry):
                 return None
         elif planned.tensors is None or not _holds(copy, planned.tensors()):
             return None
@@ -198,11 +216,13 @@ def _is_whole(checkpoint: Path) -> bool:
     return True
 
 
-def _manifest_in(directory: Path) -> Manifest | None:
+def _is_whole_file(file: Path, entry: FileEntry) -> bool:
     try:
-        return Manifest.from_json((directory / MANIFEST_FILE).read_bytes())
-    except (OSError, RepositoryError):
-        return None
+        check_file(file, entry, str(file.parent))
+    except RepositoryError as error:  # A new copy is written.
+        logger.debug("%s is not linked to: %s", file, error)
+        return False
+    return True
 
 
 def _holds(file: Path, tensors: Mapping[str, torch.Tensor]) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,11 +18,12 @@ from torch.nn import functional
 from transformers import EvalPrediction
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.trainer_callback import TrainerCallback
-from transformers.trainer_utils import TrainOutput
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
 from pwl_hf.evaluation import masks_of
 from pwl_hf.modeling import PWLForImageClassification, StageError
-from pwl_hf.modeling.saving import check_savable
+from pwl_hf.modeling.output_folder import check_output, paths_of_save
+from pwl_hf.modeling.saving import check_savable, processor_files
 from pwl_hf.training.objective.distillation import Distillation
 from pwl_hf.training.trainer.checkpoints import CheckpointWriter, check_resumable, last_checkpoint, restore
 from pwl_hf.training.trainer.hub import HubTrainer
@@ -219,9 +221,13 @@ class PWLTrainer(HubTrainer):
         Raises:
             ValueError: If there is no such checkpoint, it is not whole, or it is of another model; with the first
                 difference.
+            OverwriteError: If `output_dir` holds files that the saved model would be written over, and that are not
+                a PWL repository's.
             RepositoryError: If the model in it is damaged.
             TrainingError: If loss or weights are no longer finite; nothing of that is saved.
         """
+        # What could not be saved at the end is refused before the first step.
+        check_output(self._output_dir, paths_of_save(self.model.num_stages), advice="give another output_dir")
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_checkpoint(self._output_dir)
             if resume_from_checkpoint is None:
@@ -299,11 +305,12 @@ class PWLTrainer(HubTrainer):
         if not self.args.should_save:
             return
         folder = output_dir if output_dir is not None else self._output_dir
-        self._writer.write(self.model, folder)
-        if self.processing_class is not None:
-            # The teacher's folder is a checkpoint of its own.
-            self.processing_class.save_pretrained(folder)
-            self.processing_class.save_pretrained(f"{folder}/teacher")
+        # The teacher's folder is a checkpoint of its own, with an image processor.
+        texts = processor_files(self.processing_class) if self.processing_class is not None else {}  # type: ignore[arg-type]
+        # A checkpoint of this run is the run's own, whatever an earlier one has left of it.
+        path = Path(folder)
+        is_own = path.parent == Path(self._output_dir) and path.name.startswith(f"{PREFIX_CHECKPOINT_DIR}-")
+        self._writer.write(self.model, folder, texts=texts, overwrite=is_own)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         self._average_statistics()
