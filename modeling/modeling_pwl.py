@@ -86,7 +86,8 @@ class PWLForImageClassification(PWLPreTrainedModel):
 
         Args:
             pixel_values: (B, C, H, W), floating.
-            labels: (B,) class numbers, int64, for a loss.
+            labels: For a loss, which is transformers' own for the config's `problem_type`: (B,) class numbers, int64;
+                of several labels or a regression (B, num_labels), floating.
             interpolate_pos_encoding: Interpolate position embeddings to the images' size, where the family
                 has that (ViT, DeiT, Swin).
             output_hidden_states: Also return the output of each block.
@@ -113,7 +114,8 @@ class PWLForImageClassification(PWLPreTrainedModel):
         if not torch.compiler.is_compiling():
             # After the pass: what failed here would fail in the warm-up too.
             self._seen = Seen.of(route.sources, pixel_values, interpolate_pos_encoding, outputs)
-        loss = None if labels is None else self.loss_function(labels, logits, self.config)
+        # A copy: without a problem type, transformers' loss enters one, and later answers would go by it.
+        loss = None if labels is None else self.loss_function(labels, logits, copy.copy(self.config))
         wants_hidden = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         hidden_states = tuple(features.tensor for features in outputs) if wants_hidden else None
         output = ImageClassifierOutput(loss=loss, logits=logits, hidden_states=hidden_states)
@@ -288,6 +290,7 @@ class PWLForImageClassification(PWLPreTrainedModel):
         teacher_cuts: list[int] | None = None,
         student_cuts: list[int] | None = None,
         dtype: torch.dtype | str | None = None,
+        problem_type: str | None = None,
         **kwargs: Any,
     ) -> Self:
         """Join two networks; converters are freshly initialised (see `fit_converters`).
@@ -299,6 +302,8 @@ class PWLForImageClassification(PWLPreTrainedModel):
             teacher_cuts: See `PWLConfig`.
             student_cuts: See `PWLConfig`.
             dtype: The dtype of everything; needed if the two networks' dtypes differ.
+            problem_type: As in transformers' configs: what scores are made with. The teacher's by default; needed if
+                the student's is another.
             kwargs: `teacher_...` and `student_...` go to the networks' `from_pretrained`, all others to both.
 
         Raises:
@@ -323,7 +328,7 @@ class PWLForImageClassification(PWLPreTrainedModel):
         cuts = {"teacher_cuts": teacher_cuts, "student_cuts": student_cuts}
         if num_stages is None:
             num_stages = next((len(given) for given in cuts.values() if given is not None), 4)
-        config = joined_config(loaded_teacher, loaded_student, num_stages=num_stages, **cuts)
+        config = joined_config(loaded_teacher, loaded_student, num_stages=num_stages, problem_type=problem_type, **cuts)
         model = cls(config, teacher=loaded_teacher, student=loaded_student)
         model.encoders.to(loaded_student.device, loaded_student.dtype)
         model.decoders.to(loaded_student.device, loaded_student.dtype)
