@@ -252,7 +252,9 @@ def main() -> None:
         from pwl_hf.modeling.errors import PWLError
 
         if isinstance(error, PWLError | HfHubHTTPError | StrictDataclassError | OSError | ValueError):
-            typer.echo(f"pwl-hf: {error}", err=True)
+            # The reason alone: which validator found it fills a line of its own.
+            reason = error.__cause__ if isinstance(error, StrictDataclassError) and error.__cause__ else error
+            typer.echo(f"pwl-hf: {reason}", err=True)
             sys.exit(1)
         raise
 

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image
 from transformers import AutoImageProcessor, BaseImageProcessor
 
+from pwl_hf.data.errors import DataError
+from pwl_hf.data.processing import check_channels, process, upright
 from pwl_hf.model import PWLForImageClassification
 from pwl_hf.model_card import write_card
 from pwl_hf.modeling.sources import Sources
 
-if TYPE_CHECKING:
-    from transformers import BatchFeature
-
-_IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+_IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff")
 
 
 def convert_pair(
@@ -56,7 +54,9 @@ def convert_pair(
 
     Raises:
         huggingface_hub.errors.StrictDataclassError: If the two cannot be joined, with the reason.
-        ValueError: If `images` holds no images, or the teacher has no image processor to read them with.
+        ValueError: If `images` holds no images, or they cannot be made into what the networks take: the teacher has no
+            image processor, or one of other channels.
+        DataError: If an image cannot be read, with its file.
     """
     model = PWLForImageClassification.from_teacher_student(
         teacher, student, num_stages=num_stages, dtype=dtype, token=token
@@ -66,7 +66,8 @@ def convert_pair(
     if images is not None:
         if processor is None:
             raise ValueError(f"{teacher} has no image processor, so images cannot be read for it: leave images out")
-        batches = list(_batches(Path(images), processor, max_images, batch_size))
+        channels = model.config.teacher_config.num_channels
+        batches = list(_batches(Path(images), processor, channels, max_images, batch_size))
         model.fit_converters(batches)
         model.estimate_statistics(batches, [Sources.prefix(k, num_stages).mask for k in range(1, num_stages)])
     model.save_pretrained(output)
@@ -84,11 +85,22 @@ def _processor(teacher: str, token: str | bool | None) -> BaseImageProcessor | N
         return None
 
 
-def _batches(folder: Path, processor: BaseImageProcessor, limit: int, batch_size: int) -> Iterator[torch.Tensor]:
+def _batches(
+    folder: Path, processor: BaseImageProcessor, num_channels: int, limit: int, batch_size: int
+) -> Iterator[torch.Tensor]:
+    check_channels(num_channels)
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _IMAGE_SUFFIXES)[:limit]
     if not paths:
         raise ValueError(f"{folder} holds no images ({', '.join(_IMAGE_SUFFIXES)})")
     for start in range(0, len(paths), batch_size):
-        opened = [Image.open(path).convert("RGB") for path in paths[start : start + batch_size]]
-        inputs: BatchFeature = processor(opened, return_tensors="pt")
-        yield inputs["pixel_values"]
+        opened = [_open(path, num_channels) for path in paths[start : start + batch_size]]
+        yield process(opened, processor, num_channels)
+
+
+def _open(path: Path, num_channels: int) -> Image.Image:
+    try:
+        with Image.open(path) as image:
+            return upright(image, num_channels)
+    # Decoders raise what they like: OSError, SyntaxError, ValueError, struct.error and more.
+    except Exception as error:
+        raise DataError(f"the image {path} cannot be read: {type(error).__name__}: {error}") from error
