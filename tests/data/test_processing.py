@@ -74,7 +74,7 @@ def test_channels_that_no_image_has_are_refused(num_channels, tmp_path):
 @pytest.mark.parametrize("settings", [{}, {"do_convert_rgb": True, "do_normalize": False}])
 def test_processor_of_other_channels_is_named(settings):
     processor = ViTImageProcessorPil(size={"height": 8, "width": 8}, **settings)
-    with pytest.raises(ValueError, match="ViTImageProcessorPil.* cannot prepare images of 1 channel.*do_convert_rgb"):
+    with pytest.raises(ValueError, match=r"ViTImageProcessorPil.* cannot prepare images of 1 channel.*do_convert_rgb"):
         to_tensor([noise("L")], processor, 1)
 
 
