@@ -333,6 +333,28 @@ def test_numbers_in_parquet_that_datasets_wrote_from_folders_are_these_classes(f
 
 
 @pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("pattern", ["", "*.parquet"])
+def test_split_has_the_labels_that_its_own_files_name(tmp_path, pattern, streaming):
+    table(range(6)).to_parquet(tmp_path / "train.parquet")
+    table(range(6), names=NAMES[::-1]).to_parquet(tmp_path / "test.parquet")
+    for split, names in (("train", NAMES), ("test", NAMES[::-1])):
+        opened = open_split(DataSource(str(tmp_path / pattern), streaming=streaming), split)
+        assert opened.label_names == names
+        assert [names[item["labels"]] for item in opened.pixels(processor())] == NAMES * 2
+    if not streaming:
+        with pytest.raises(DataError, match=r"split 'train\+test' of .* parts with other columns or labels"):
+            open_split(DataSource(str(tmp_path / pattern)), "train+test")
+
+
+@pytest.mark.parametrize("pattern", ["", "*.parquet"])
+def test_files_of_a_split_that_name_labels_differently_are_refused(tmp_path, pattern):
+    table(range(6)).to_parquet(tmp_path / "train-0.parquet")
+    table(range(6), names=NAMES[::-1]).to_parquet(tmp_path / "train-1.parquet")
+    with pytest.raises(DataError, match=r"column 'label' differently: .*train-0\.parquet has \['cat', .*train-1\.parq"):
+        open_split(DataSource(str(tmp_path / pattern)), "train")
+
+
+@pytest.mark.parametrize("streaming", [False, True])
 def test_renumbered_rows_have_the_numbers_that_are_given(tmp_path, streaming):
     table(range(7)).to_parquet(tmp_path / "train.parquet")
     split = open_split(DataSource(str(tmp_path), streaming=streaming), "train")
