@@ -126,7 +126,7 @@ def evaluate(
     image_column: Annotated[str | None, typer.Option(help="The column of the images, if it is not found.")] = None,
     label_column: Annotated[str | None, typer.Option(help="The column of the labels, if it is not found.")] = None,
     label_names: Annotated[
-        list[str] | None, typer.Option(help="The labels' names in the order of their numbers, once for each.")
+        list[str] | None, typer.Option(help="The labels' names in the order of their numbers, once for each label.")
     ] = None,
     streaming: Annotated[bool, typer.Option("--streaming", help="Read the dataset as it comes.")] = False,
     max_samples: Annotated[int | None, typer.Option(min=1, help="Take so many images, always the same.")] = None,
