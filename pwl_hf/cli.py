@@ -51,6 +51,13 @@ def convert(
     ] = None,
     max_images: Annotated[int, typer.Option(min=1, help="How many of them.")] = 256,
     dtype: Annotated[str | None, typer.Option(help="The dtype to save; needed if the networks' differ.")] = None,
+    problem_type: Annotated[
+        str | None,
+        typer.Option(
+            help="single_label_classification, multi_label_classification or regression; the teacher's by default, "
+            "needed if the student's is another."
+        ),
+    ] = None,
     push_to_hub: Annotated[str | None, typer.Option(metavar="REPO", help="Publish it as well.")] = None,
     private: Private = None,
     license: License = None,
@@ -67,6 +74,7 @@ def convert(
         images=images,
         max_images=max_images,
         dtype=dtype,
+        problem_type=problem_type,
         token=token,
         license=license,
     )

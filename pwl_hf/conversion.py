@@ -28,6 +28,7 @@ def convert_pair(
     max_images: int = 256,
     batch_size: int = 16,
     dtype: str | None = None,
+    problem_type: str | None = None,
     license: str | None = None,
     token: str | bool | None = None,
 ) -> PWLForImageClassification:
@@ -46,6 +47,7 @@ def convert_pair(
         max_images: How many of them to use.
         batch_size: Images a batch.
         dtype: The dtype to save; needed if the networks' differ.
+        problem_type: As in transformers' configs; the teacher's by default, needed if the student's is another.
         license: The licence for the model card; the teacher's by default.
         token: As in huggingface_hub.
 
@@ -59,7 +61,7 @@ def convert_pair(
         DataError: If an image cannot be read, with its file.
     """
     model = PWLForImageClassification.from_teacher_student(
-        teacher, student, num_stages=num_stages, dtype=dtype, token=token
+        teacher, student, num_stages=num_stages, dtype=dtype, problem_type=problem_type, token=token
     )
     model.eval()
     processor = _processor(teacher, token)

@@ -86,6 +86,16 @@ def test_networks_of_channels_that_no_image_has_are_joined_without_images_alone(
     assert model(torch.zeros(1, 5, 16, 16)).logits.shape == (1, 5)
 
 
+def test_problem_type_is_chosen_where_the_networks_disagree(pair, tmp_path, monkeypatch):
+    networks = pair({"problem_type": "regression"}, {"problem_type": "multi_label_classification"})
+    line = ["pwl-hf", "convert", *networks, "-o", str(tmp_path / "out"), "--problem-type", "regression"]
+    monkeypatch.setattr(sys, "argv", line)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert not ended.value.code
+    assert PWLForImageClassification.from_pretrained(tmp_path / "out").config.problem_type == "regression"
+
+
 @pytest.mark.parametrize(
     ("teacher", "student", "message"),
     [

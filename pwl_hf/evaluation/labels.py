@@ -77,7 +77,7 @@ def class_numbers(
     else:
         raise ValueError(
             f"{data} has {len(label_names)} labels ({_some(label_names)}), {model} has {count} ({_some(names)}): "
-            "take data with the model's own labels"
+            "where the data lacks some of the model's, give it all of the model's names with label_names"
         )
     different = [i for i, number in enumerate(found) if names[number] != label_names[i]]
     # A model that was never given names has none that could differ, only numbers.
