@@ -25,6 +25,7 @@ from PIL import Image
 from transformers import AutoImageProcessor
 
 from pwl_hf import PWLForImageClassification
+from pwl_hf.data.processing import check_channels, process, upright
 
 WORKERS = int(os.environ.get("PWL_WORKERS", "2"))
 FIRST_PAUSE, LONGEST_PAUSE = float(os.environ.get("PWL_RETRY_SECONDS", "30")), 600.0
@@ -37,23 +38,35 @@ class Classifier:
     def __init__(self, repo: str) -> None:
         self.processor = AutoImageProcessor.from_pretrained(repo)
         self.model = PWLForImageClassification.from_pretrained(repo, stream=True)
+        self.channels = self.model.config.teacher_config.num_channels
+        check_channels(self.channels)
         self.streams, self.stopped = [self.model.stream], threading.Event()
 
     def predict(self, body: bytes, top_k: int) -> dict[str, Any]:
         """Classify an encoded image, and say which stage the answer is of."""
         try:
-            inputs = self.processor(Image.open(io.BytesIO(body)).convert("RGB"), return_tensors="pt")
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            image = upright(Image.open(io.BytesIO(body)), self.channels)
+        except Exception as error:  # decoders raise what they like: OSError, SyntaxError, struct.error and more
             raise HTTPException(400, f"the body is no image that can be read: {error}") from error
+        pixel_values = process([image], self.processor, self.channels)
         stage = None
         while stage != self.model.stage:  # a pass that a swap overtook is repeated, to name its stage for certain
             stage = self.model.stage
             with torch.no_grad():
-                logits = self.model(**inputs.to(self.model.device)).logits[0]
-        scores, classes = logits.softmax(-1).topk(min(top_k, len(logits)))
+                logits = self.model(pixel_values.to(self.model.device)).logits[0].float()
+        scores, classes = self.scores(logits).topk(min(top_k, len(logits)))
         names = [self.model.config.id2label[i] for i in classes.tolist()]
         best = zip(names, scores.tolist(), strict=True)
         return {"stage": stage, "predictions": [{"label": name, "score": score} for name, score in best]}
+
+    def scores(self, logits: torch.Tensor) -> torch.Tensor:
+        """Scores of logits, both (K,), by the function that transformers' pipeline chooses."""
+        config = self.model.config
+        if config.problem_type == "regression":
+            return logits
+        if config.problem_type == "multi_label_classification" or config.num_labels == 1:
+            return logits.sigmoid()
+        return logits.softmax(-1)
 
     def keep_growing(self) -> None:
         """Wait for the stream to end; after a failure go on with a new one, some time later."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -13,12 +13,13 @@ from safetensors.torch import load_file
 
 from .blueprint import Vacant
 from .errors import MissingFileError, RepositoryError, SaveError, StageError
-from .manifest import MANIFEST_FILE
 from .repository import Repository
 from .weights import same_bits
 
 if TYPE_CHECKING:
     from .staged_model import PWLPreTrainedModel
+
+Read = TypeVar("Read")
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -51,29 +52,38 @@ def base_of(repository: Repository) -> str | None:
 
 
 def open_model(
-    name: str | os.PathLike[str], adapter: str | os.PathLike[str] | None, **options: Any
-) -> tuple[Repository, str | os.PathLike[str] | None]:
-    """Open a model's repository by its own name, or by that of an adapter for it, as transformers does.
+    name: str | os.PathLike[str],
+    adapter: str | os.PathLike[str] | None,
+    read: Callable[[Repository], Read],
+    **options: Any,
+) -> tuple[Repository, Read, str | os.PathLike[str] | None]:
+    """Open and read a model's repository by its own name, or by that of an adapter for it, as transformers does.
 
     Args:
         name: A folder or a Hub id, of a model or an adapter.
         adapter: The adapter, if it is known already: `name` is the model's then.
+        read: Reads a model's repository.
         options: For `Repository.open`.
 
     Returns:
-        The model's repository, and the adapter's name if there is one.
+        The model's repository, what was read of it, and the adapter's name if there is one.
+
+    Raises:
+        RepositoryError: If it is neither a PWL repository nor an adapter.
     """
     repository = Repository.open(name, **options)
-    if adapter is not None:
-        return repository, adapter
     try:
-        repository.fetch(MANIFEST_FILE)
+        found = read(repository)
     except MissingFileError:
-        base = base_of(repository)
-        return (repository, None) if base is None else (Repository.open(base, **{**options, "subfolder": ""}), name)
+        base = base_of(repository) if adapter is None else None
+        if base is None:
+            raise
+        repository = Repository.open(base, **{**options, "subfolder": ""})
+        return repository, read(repository), name
     # Of a Hub's repository that would be a request more before the first answer.
-    is_beside = repository.commit is None and repository.local(ADAPTER_CONFIG) is not None
-    return repository, name if is_beside else None
+    if adapter is None and repository.commit is None and repository.local(ADAPTER_CONFIG) is not None:
+        return repository, found, name
+    return repository, found, adapter
 
 
 def read_adapter(repository: Repository) -> tuple[Any, dict[str, torch.Tensor]]:

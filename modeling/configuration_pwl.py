@@ -24,6 +24,12 @@ else:
 
 _NETWORKS = ("teacher_config", "student_config")
 _ALWAYS_SAVED = ("num_stages", "teacher_cuts", "student_cuts")
+# What transformers' image-classification pipeline makes scores with, by problem type.
+_FUNCTIONS = {
+    "single_label_classification": "softmax",
+    "multi_label_classification": "sigmoid",
+    "regression": "none",
+}
 
 
 @strict
@@ -40,12 +46,12 @@ class PWLConfig(PreTrainedConfig):
         base_model: The Hub id of the teacher, for the model card.
         fingerprint: The fingerprint of the repository the weights are saved in; set on saving.
 
-    Labels (`id2label`, `num_labels`) are the teacher's unless given, and hold for both networks.
+    Labels (`id2label`, `num_labels`) and `problem_type` are the teacher's unless given, and hold for both networks.
 
     Raises:
         huggingface_hub.errors.StrictDataclassError: For values that cannot be, each named: too few units,
-            cuts that do not cover a network, networks of different families, labels, token grids or
-            resolutions. Unknown keys are kept, as transformers does.
+            cuts that do not cover a network, networks of different families, labels, problem types, input channels
+            or sizes, token grids or resolutions. Unknown keys are kept, as transformers does.
         ValueError: For a config dict, or labels, that claim more than there can be (see `bounds`).
 
     Example:
@@ -104,6 +110,8 @@ class PWLConfig(PreTrainedConfig):
         if not labels_given:
             self.id2label = dict(self.teacher_config.id2label)
             self.label2id = dict(self.teacher_config.label2id)
+        if self.problem_type is None and _other_problem(self.teacher_config, self.student_config) is None:
+            self.problem_type = self.teacher_config.problem_type
         for key in _NETWORKS:
             cuts = key.replace("_config", "_cuts")
             if getattr(self, cuts) is None:
@@ -131,7 +139,13 @@ class PWLConfig(PreTrainedConfig):
                 f"teacher and student must be of one family, got model_type {teacher.model_type!r} for the teacher "
                 f"and {student.model_type!r} for the student"
             )
+        if teacher.num_channels != student.num_channels:
+            raise ValueError(
+                f"teacher and student must take the same images, got num_channels {teacher.num_channels} for the "
+                f"teacher and {student.num_channels} for the student"
+            )
         self._check_labels(teacher, student)
+        self._check_problem(teacher, student)
         for key in _NETWORKS:
             network, cuts = getattr(self, key), key.replace("_config", "_cuts")
             if getattr(self, cuts) is None:
@@ -160,16 +174,43 @@ class PWLConfig(PreTrainedConfig):
                 f"{teacher.id2label[i]!r} for the teacher and {student.id2label.get(i)!r} for the student"
             )
 
+    def _check_problem(self, teacher: Any, student: Any) -> None:
+        if self.problem_type not in (None, *_FUNCTIONS):
+            raise ValueError(f"problem_type must be one of {', '.join(_FUNCTIONS)}, got {self.problem_type!r}")
+        # An explicit problem_type wins over the networks'; without one they must agree.
+        if self.problem_type is None and (other := _other_problem(teacher, student)) is not None:
+            raise ValueError(
+                f"teacher and student must have the same problem_type, got {teacher.problem_type!r} for the teacher "
+                f"and {other!r} for the student: give problem_type to choose one"
+            )
+        if self.problem_type == "single_label_classification" and self.num_labels == 1:
+            raise ValueError(
+                "problem_type 'single_label_classification' needs at least 2 labels, got num_labels 1: choose "
+                "'regression' or 'multi_label_classification'"
+            )
+
     def align_labels(self) -> None:
-        """Give both networks this config's labels, if their number was changed.
+        """Give both networks this config's labels, if their number was changed, and its problem type.
 
         The networks' configs are copied first: they may belong to models of the caller's.
         """
         for key in _NETWORKS:
-            if getattr(self, key).num_labels != self.num_labels:
-                network = copy.deepcopy(getattr(self, key))
+            network = getattr(self, key)
+            problem_type = self.problem_type or network.problem_type
+            if network.num_labels == self.num_labels and network.problem_type == problem_type:
+                continue
+            network = copy.deepcopy(network)
+            if network.num_labels != self.num_labels:
                 network.id2label, network.label2id = copy.copy(self.id2label), copy.copy(self.label2id)
-                setattr(self, key, network)
+            network.problem_type = problem_type
+            setattr(self, key, network)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As transformers' own; a `problem_type` given as a keyword is checked as if it stood in the dict."""
+        if kwargs.get("problem_type") is not None:
+            config_dict = {**config_dict, "problem_type": kwargs["problem_type"]}
+        return super().from_dict(config_dict, **kwargs)
 
     def to_diff_dict(self) -> dict[str, Any]:
         """As transformers' own, with the cuts always written: a repository outlives a default."""
@@ -178,3 +219,12 @@ class PWLConfig(PreTrainedConfig):
 
 def _names_labels(config: Any) -> bool:
     return any(name != f"LABEL_{i}" for i, name in config.id2label.items())
+
+
+def _other_problem(teacher: Any, student: Any) -> str | None:
+    """The student's problem type, if scores made by it are not the teacher's; one without any takes the teacher's."""
+    # Without a type, the pipeline goes by the number of labels.
+    untyped = "sigmoid" if teacher.num_labels == 1 else "softmax"
+    wanted = _FUNCTIONS.get(teacher.problem_type, untyped)
+    other: str | None = student.problem_type
+    return other if other is not None and _FUNCTIONS.get(other) != wanted else None

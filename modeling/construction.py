@@ -149,7 +149,7 @@ def _some(names: Iterable[str]) -> str:
 
 
 def joined_config(teacher: PreTrainedModel, student: PreTrainedModel, **kwargs: Any) -> PWLConfig:
-    """The config of a PWL model of two networks; their own config objects become its parts.
+    """The config of a PWL model of two networks; their own config objects become its parts, with its problem type.
 
     Raises:
         huggingface_hub.errors.StrictDataclassError: If they cannot be joined.
@@ -165,6 +165,7 @@ def joined_config(teacher: PreTrainedModel, student: PreTrainedModel, **kwargs: 
         if not isinstance(network, expected) and type(network).__name__ != expected.__name__:
             raise TypeError(f"the {role} must be a {expected.__name__}, got {type(network).__name__}")
         network.config.architectures = [type(network).__name__]
+        network.config.problem_type = config.problem_type or network.config.problem_type
     return config
 
 

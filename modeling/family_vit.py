@@ -35,8 +35,10 @@ class ViTFamily(Family):
     def boundary(self, config: PreTrainedConfig, units: int) -> Boundary:
         height, width = _pair(config.image_size)
         patch_height, patch_width = _pair(config.patch_size)
+        # Without interpolation, images of another size are refused, also where they give the same grid.
+        size = f" of an image of {height}x{width} pixels" if self.interpolates else ""
         geometry = (
-            f"a {height // patch_height}x{width // patch_width} grid of {patch_height}x{patch_width} patches "
+            f"a {height // patch_height}x{width // patch_width} grid of {patch_height}x{patch_width} patches{size} "
             f"and {self.special_tokens} special token(s)"
         )
         return Boundary(config.hidden_size, geometry, channels_first=False)

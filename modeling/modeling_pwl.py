@@ -5,8 +5,10 @@ Notation: N blocks; stage k takes blocks 1..k from the teacher. B images of C ch
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -83,7 +85,8 @@ class PWLForImageClassification(PWLPreTrainedModel):
 
         Args:
             pixel_values: (B, C, H, W), floating.
-            labels: (B,) class numbers, int64, for a loss.
+            labels: For a loss, which is transformers' own for the config's `problem_type`: (B,) class numbers, int64;
+                of several labels or a regression (B, num_labels), floating.
             interpolate_pos_encoding: Interpolate position embeddings to the images' size, where the family
                 has that (ViT, DeiT, Swin).
             output_hidden_states: Also return the output of each block.
@@ -109,7 +112,8 @@ class PWLForImageClassification(PWLPreTrainedModel):
         if not torch.compiler.is_compiling():
             # After the pass: what failed here would fail in the warm-up too.
             self._seen = Seen.of(route.sources, pixel_values, interpolate_pos_encoding, outputs)
-        loss = None if labels is None else self.loss_function(labels, logits, self.config)
+        # A copy: without a problem type, transformers' loss enters one, and later answers would go by it.
+        loss = None if labels is None else self.loss_function(labels, logits, copy.copy(self.config))
         wants_hidden = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         hidden_states = tuple(features.tensor for features in outputs) if wants_hidden else None
         output = ImageClassifierOutput(loss=loss, logits=logits, hidden_states=hidden_states)
@@ -228,12 +232,12 @@ class PWLForImageClassification(PWLPreTrainedModel):
             "force_download": force_download,
             "retry": retry or RetryPolicy(),
         }
-        repository, adapter = open_model(pretrained_model_name_or_path, adapter, **options)
-        if adapter is not None and stream:
-            raise ValueError("stream=True does not go with an adapter: the blocks that it is on would be released")
         if config is not None and overrides:
             raise TypeError(f"from_pretrained got an unexpected keyword argument {next(iter(overrides))!r}")
-        manifest, config = read_repository(repository, cls.config_class, overrides, config)
+        read = partial(read_repository, config_class=cls.config_class, overrides=overrides, config=config)
+        repository, (manifest, config), adapter = open_model(pretrained_model_name_or_path, adapter, read, **options)
+        if adapter is not None and stream:
+            raise ValueError("stream=True does not go with an adapter: the blocks that it is on would be released")
         resized = any(c.num_labels != config.num_labels for c in (config.teacher_config, config.student_config))
         if resized and not ignore_mismatched_sizes:
             raise ValueError(
@@ -285,6 +289,7 @@ class PWLForImageClassification(PWLPreTrainedModel):
         student_cuts: list[int] | None = None,
         dtype: torch.dtype | str | None = None,
         allow_new_head: bool = False,
+        problem_type: str | None = None,
         **kwargs: Any,
     ) -> Self:
         """Join two networks; converters are freshly initialised (see `fit_converters`).
@@ -298,6 +303,8 @@ class PWLForImageClassification(PWLPreTrainedModel):
             dtype: The dtype of everything; needed if the two networks' dtypes differ.
             allow_new_head: Draw a head at random, to be trained, where a checkpoint has none or one of another shape;
                 `teacher_allow_new_head` and `student_allow_new_head` are for one network.
+            problem_type: As in transformers' configs: what scores are made with. The teacher's by default; needed if
+                the student's is another.
             kwargs: `teacher_...` and `student_...` go to the networks' `from_pretrained`, all others to both.
 
         Raises:
@@ -325,7 +332,7 @@ class PWLForImageClassification(PWLPreTrainedModel):
         cuts = {"teacher_cuts": teacher_cuts, "student_cuts": student_cuts}
         if num_stages is None:
             num_stages = next((len(given) for given in cuts.values() if given is not None), 4)
-        config = joined_config(loaded_teacher, loaded_student, num_stages=num_stages, **cuts)
+        config = joined_config(loaded_teacher, loaded_student, num_stages=num_stages, problem_type=problem_type, **cuts)
         model = cls(config, teacher=loaded_teacher, student=loaded_student)
         if floating is not None:
             model.to(dtype=floating)  # type: ignore[call-arg]

@@ -291,7 +291,7 @@ class Repository:
         try:
             return self.parse(MANIFEST_FILE, self._read_manifest)
         except MissingFileError as error:
-            raise RepositoryError(f"{self} is not a PWL repository: it has no {MANIFEST_FILE}") from error
+            raise MissingFileError(f"{self} is not a PWL repository: it has no {MANIFEST_FILE}") from error
 
     def _read_manifest(self, content: bytes) -> Manifest:
         try:

@@ -443,6 +443,7 @@ def _saved_config(model: PWLPreTrainedModel, manifest: Manifest) -> PWLConfig:
         if plan.family.auto_map:
             network.auto_map = dict(plan.family.auto_map)
         network.id2label, network.label2id = copy.copy(config.id2label), copy.copy(config.label2id)
+        network.problem_type = config.problem_type
     for part in (config, config.teacher_config, config.student_config):
         part.dtype = manifest.dtype
     return config

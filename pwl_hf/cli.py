@@ -56,6 +56,13 @@ def convert(
         bool,
         typer.Option("--allow-new-head", help="Draw a head at random, to be trained, where a checkpoint has none."),
     ] = False,
+    problem_type: Annotated[
+        str | None,
+        typer.Option(
+            help="single_label_classification, multi_label_classification or regression; the teacher's by default, "
+            "needed if the student's is another."
+        ),
+    ] = None,
     push_to_hub: Annotated[str | None, typer.Option(metavar="REPO", help="Publish it as well.")] = None,
     private: Private = None,
     license: License = None,
@@ -74,6 +81,7 @@ def convert(
         max_images=max_images,
         dtype=dtype,
         allow_new_head=allow_new_head,
+        problem_type=problem_type,
         token=token,
         license=license,
         overwrite=overwrite,
@@ -136,7 +144,7 @@ def evaluate(
     image_column: Annotated[str | None, typer.Option(help="The column of the images, if it is not found.")] = None,
     label_column: Annotated[str | None, typer.Option(help="The column of the labels, if it is not found.")] = None,
     label_names: Annotated[
-        list[str] | None, typer.Option(help="The labels' names in the order of their numbers, once for each.")
+        list[str] | None, typer.Option(help="The labels' names in the order of their numbers, once for each label.")
     ] = None,
     streaming: Annotated[bool, typer.Option("--streaming", help="Read the dataset as it comes.")] = False,
     max_samples: Annotated[int | None, typer.Option(min=1, help="Take so many images, always the same.")] = None,
@@ -267,7 +275,9 @@ def main() -> None:
         from pwl_hf.modeling.errors import PWLError
 
         if isinstance(error, PWLError | HfHubHTTPError | StrictDataclassError | OSError | ValueError):
-            typer.echo(f"pwl-hf: {error}", err=True)
+            # The reason alone: which validator found it fills a line of its own.
+            reason = error.__cause__ if isinstance(error, StrictDataclassError) and error.__cause__ else error
+            typer.echo(f"pwl-hf: {reason}", err=True)
             sys.exit(1)
         raise
 

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image
 from transformers import AutoImageProcessor, BaseImageProcessor
 
+from pwl_hf.data.errors import DataError
+from pwl_hf.data.processing import check_channels, process, upright
 from pwl_hf.model import PWLForImageClassification
 from pwl_hf.model_card import write_card
 from pwl_hf.modeling.output_folder import check_output, paths_of_save
 from pwl_hf.modeling.saving import processor_files, save_repository
 from pwl_hf.modeling.sources import Sources
 
-if TYPE_CHECKING:
-    from transformers import BatchFeature
-
-_IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+_IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff")
 
 
 def convert_pair(
@@ -33,6 +31,7 @@ def convert_pair(
     batch_size: int = 16,
     dtype: str | None = None,
     allow_new_head: bool = False,
+    problem_type: str | None = None,
     license: str | None = None,
     token: str | bool | None = None,
     overwrite: bool = False,
@@ -53,6 +52,7 @@ def convert_pair(
         batch_size: Images a batch.
         dtype: The dtype to save; needed if the networks' differ.
         allow_new_head: Save a head drawn at random, to be trained, where a checkpoint has none or one of another shape.
+        problem_type: As in transformers' configs; the teacher's by default, needed if the student's is another.
         license: The licence for the model card; the teacher's by default.
         token: As in huggingface_hub.
         overwrite: Write over files in `output` that are not a PWL repository's; never over a teacher or student.
@@ -64,19 +64,28 @@ def convert_pair(
         OverwriteError: If files would be written over that are not a PWL repository's, before anything is loaded.
         huggingface_hub.errors.StrictDataclassError: If the two cannot be joined, with the reason.
         RepositoryError: If a checkpoint lacks tensors of its network, or holds others or NaN; nothing is saved.
-        ValueError: If `images` holds no images, or the teacher has no image processor to read them with.
+        ValueError: If `images` holds no images, or they cannot be made into what the networks take: the teacher has no
+            image processor, or one of other channels.
+        DataError: If an image cannot be read, with its file.
     """
     # What cannot be written is refused before anything is loaded or fitted.
     check_output(output, paths_of_save(num_stages), inputs=[teacher, student], overwrite=overwrite)
     model = PWLForImageClassification.from_teacher_student(
-        teacher, student, num_stages=num_stages, dtype=dtype, allow_new_head=allow_new_head, token=token
+        teacher,
+        student,
+        num_stages=num_stages,
+        dtype=dtype,
+        allow_new_head=allow_new_head,
+        problem_type=problem_type,
+        token=token,
     )
     model.eval()
     processor = _processor(teacher, token)
     if images is not None:
         if processor is None:
             raise ValueError(f"{teacher} has no image processor, so images cannot be read for it: leave images out")
-        batches = list(_batches(Path(images), processor, max_images, batch_size))
+        channels = model.config.teacher_config.num_channels
+        batches = list(_batches(Path(images), processor, channels, max_images, batch_size))
         model.fit_converters(batches)
         model.estimate_statistics(batches, [Sources.prefix(k, num_stages).mask for k in range(1, num_stages)])
     texts = processor_files(processor) if processor is not None else {}
@@ -92,11 +101,22 @@ def _processor(teacher: str, token: str | bool | None) -> BaseImageProcessor | N
         return None
 
 
-def _batches(folder: Path, processor: BaseImageProcessor, limit: int, batch_size: int) -> Iterator[torch.Tensor]:
+def _batches(
+    folder: Path, processor: BaseImageProcessor, num_channels: int, limit: int, batch_size: int
+) -> Iterator[torch.Tensor]:
+    check_channels(num_channels)
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _IMAGE_SUFFIXES)[:limit]
     if not paths:
         raise ValueError(f"{folder} holds no images ({', '.join(_IMAGE_SUFFIXES)})")
     for start in range(0, len(paths), batch_size):
-        opened = [Image.open(path).convert("RGB") for path in paths[start : start + batch_size]]
-        inputs: BatchFeature = processor(opened, return_tensors="pt")
-        yield inputs["pixel_values"]
+        opened = [_open(path, num_channels) for path in paths[start : start + batch_size]]
+        yield process(opened, processor, num_channels)
+
+
+def _open(path: Path, num_channels: int) -> Image.Image:
+    try:
+        with Image.open(path) as image:
+            return upright(image, num_channels)
+    # Decoders raise what they like: OSError, SyntaxError, ValueError, struct.error and more.
+    except Exception as error:
+        raise DataError(f"the image {path} cannot be read: {type(error).__name__}: {error}") from error

@@ -14,6 +14,7 @@ import tokenize
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import TypeGuard
 
 _WIDTH = 120
 
@@ -156,7 +157,7 @@ def _section(module: Module, joined: set[str], known: set[str], absent: str) -> 
         is_docstring = isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
         if isinstance(statement, ast.Import | ast.ImportFrom) or is_all or is_docstring:
             replace(statement, "")
-        elif isinstance(statement, ast.If) and _is_typing(statement):
+        elif _is_typing(statement):
             kept = [s for s in statement.body if not isinstance(s, ast.Import | ast.ImportFrom)]
             replace(statement, "\n    ".join(["if TYPE_CHECKING:", *map(ast.unparse, kept)]) if kept else "")
     # 2. An import within a function: of what is in the file it is not needed, the rest is absent.
@@ -202,12 +203,12 @@ def _is_unknown(node: ast.AST, known: set[str]) -> bool:
     return isinstance(node, ast.Name) and node.id not in known
 
 
-def _is_typing(statement: ast.stmt) -> bool:
+def _is_typing(statement: ast.stmt) -> TypeGuard[ast.If]:
     return isinstance(statement, ast.If) and ast.unparse(statement.test) == "TYPE_CHECKING" and not statement.orelse
 
 
 def _typing_imports(tree: ast.Module) -> Iterator[ast.Import | ast.ImportFrom]:
-    blocks = (statement for statement in tree.body if isinstance(statement, ast.If) and _is_typing(statement))
+    blocks = (statement for statement in tree.body if _is_typing(statement))
     yield from (s for block in blocks for s in block.body if isinstance(s, ast.Import | ast.ImportFrom))
 
 

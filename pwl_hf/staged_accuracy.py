@@ -40,6 +40,9 @@ class StagedAccuracy(evaluate.Metric):  # type: ignore[misc]
     predictions are kept in memory and nothing is written, also where the home folder may not be written to; in
     several, `evaluate` gathers them through files in `cache_dir`.
 
+    It is for models that choose one label of several for an image: scores of several labels, or of a regression, are
+    refused.
+
     Args:
         options: As in `evaluate.Metric`; `keep_in_memory` is the default in one process.
 
@@ -55,6 +58,26 @@ class StagedAccuracy(evaluate.Metric):  # type: ignore[misc]
     def __init__(self, **options: Any) -> None:
         options.setdefault("keep_in_memory", options.get("num_process", 1) == 1)
         super().__init__(**options)
+
+    def add_batch(self, *, predictions: Any = None, references: Any = None, **kwargs: Any) -> None:
+        """As `evaluate`'s.
+
+        Raises:
+            ValueError: If predictions or references are no class numbers.
+        """
+        _check_classes("predictions", [value for row in predictions for value in row])
+        _check_classes("references", references)
+        super().add_batch(predictions=predictions, references=references, **kwargs)
+
+    def add(self, *, prediction: Any = None, reference: Any = None, **kwargs: Any) -> None:
+        """As `evaluate`'s.
+
+        Raises:
+            ValueError: If prediction or reference are no class numbers.
+        """
+        _check_classes("prediction", prediction)
+        _check_classes("reference", [reference])
+        super().add(prediction=prediction, reference=reference, **kwargs)
 
     def _build_data_dir(self) -> str:
         # Only for files that it will write.
@@ -88,3 +111,13 @@ class StagedAccuracy(evaluate.Metric):  # type: ignore[misc]
         accuracies = [float(value) for value in right.mean(0)]
         found = {"accuracies": accuracies, "monotone": is_monotone(accuracies)}
         return found if total_bytes is None else found | {"area_over_bytes": area_over_bytes(accuracies, total_bytes)}
+
+
+def _check_classes(name: str, values: Sequence[Any]) -> None:
+    # `evaluate` would cut 0.9 to 0.
+    found = np.asarray(values)
+    if found.dtype.kind == "f" and (wrong := found[found != np.floor(found)]).size:
+        raise ValueError(
+            f"{name} must be class numbers, got {wrong[0]}: give the class of the greatest logit, of a model that "
+            "chooses one label of several for an image"
+        )

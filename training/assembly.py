@@ -12,8 +12,9 @@ import torch
 from transformers import BaseImageProcessor, PreTrainedModel, TrainingArguments, set_seed
 
 from pwl_hf import PWLForImageClassification
+from pwl_hf.evaluation.labels import check_one_label
 from pwl_hf.training.data_arguments import DataArguments
-from pwl_hf.training.networks.building import check_labels, image_processor, load_network, new_student
+from pwl_hf.training.networks.building import image_processor, load_network, new_student
 from pwl_hf.training.networks.identity import set_identity
 from pwl_hf.training.networks.inheritance import inherit
 from pwl_hf.training.networks.network_arguments import NetworkArguments
@@ -63,10 +64,9 @@ def assemble(
     name = checkpoint if checkpoint is not None else networks.model
     if name is not None:
         model = PWLForImageClassification.from_pretrained(name, keep_all=True, dtype=torch.float32)
-        if label_names is not None:
-            if model.config.num_labels != len(label_names):
-                raise ValueError(f"{name!r} has {model.config.num_labels} labels, the data has {len(label_names)}")
-            check_labels(name, model.config, label_names)
+        check_one_label(model.config, repr(name))
+        if label_names is not None and model.config.num_labels != len(label_names):
+            raise ValueError(f"{name!r} has {model.config.num_labels} labels, the data has {len(label_names)}")
         return Assembled(model, image_processor(name, model.config.teacher_config, networks.image_size))
     teacher, processor = _teacher(networks, data, args, label_names)
     # Anew, so that the student's first weights do not depend on how the teacher came about.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -56,18 +58,25 @@ def own_statistics(model: PWLForImageClassification, dataset: Any, count: int) -
 
 
 def measure(
-    folder: Path, data: DataArguments, *, batch_size: int, device: torch.device, token: str | None = None
+    folder: Path,
+    data: DataArguments,
+    *,
+    label_names: Sequence[str] | None = None,
+    batch_size: int,
+    device: torch.device,
+    token: str | None = None,
 ) -> Report:
     """Measure every stage of the saved files, stepped through as a server would, and enter it into manifest and card.
 
     Args:
         folder: The repository.
         data: What is measured on.
+        label_names: Its labels in the order of the training split's, if it was opened with any.
         batch_size: Images at once.
         device: Where.
         token: For a private data set.
     """
-    source, split = data.eval_source(token), str(data.eval_split)
+    source, split = replace(data.eval_source(token), label_names=label_names), str(data.eval_split)
     report = evaluate_repository(folder, source, split, batch_size=batch_size, device=str(device), token=token)
     record_metrics(folder, report)
     for stage, accuracy in enumerate(report.evaluation.accuracies):

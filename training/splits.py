@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
-from transformers import TrainingArguments
+from transformers import PreTrainedConfig, TrainingArguments
 
 from pwl_hf.data import DataError, ImageSplit, open_split
+from pwl_hf.evaluation.labels import class_numbers
 from pwl_hf.training.data_arguments import DataArguments
 
 
@@ -17,29 +19,70 @@ def open_training_split(data: DataArguments, token: str | None = None) -> ImageS
 
 
 def open_eval_split(data: DataArguments, label_names: list[str] | None, token: str | None = None) -> ImageSplit | None:
-    """The split to measure on, of the options; None if there is to be none.
+    """The split to measure on, of the options, numbered as the training split; None if there is to be none.
+
+    Args:
+        data: The options.
+        label_names: The training split's labels, if it has any whose names are known.
+        token: The Hub's token for a private data set; the stored one by default.
 
     Raises:
-        DataError: If its labels are not those of the training split.
+        DataError: If it has labels that the training split lacks.
     """
     if data.eval_split is None:
         return None
-    split = open_split(data.eval_source(token), data.eval_split)
-    if label_names is not None and split.label_names is not None and split.label_names != label_names:
-        raise DataError(
-            f"{split.title} has the labels {split.label_names[:5]}, the training split {label_names[:5]} "
-            f"({len(split.label_names)} and {len(label_names)}): give class_names"
-        )
-    return split
+    source = data.eval_source(token)
+    split = open_split(source, data.eval_split)
+    if label_names is None or split.label_names is None or split.label_names == label_names:
+        return split
+    # In another order, or some of them: a class folder, or a string, that this split lacks.
+    if set(split.label_names) <= set(label_names) and len(set(label_names)) == len(label_names):
+        return open_split(replace(source, label_names=label_names), data.eval_split)
+    raise DataError(
+        f"{split.title} has the labels {split.label_names[:5]}, the training split {label_names[:5]} "
+        f"({len(split.label_names)} and {len(label_names)}): give class_names"
+    )
 
 
-def pixels(split: ImageSplit | None, processor: Any, data: DataArguments, *, seed: int, training: bool) -> Any:
+def numbered_as(
+    config: PreTrainedConfig, model: str, train: ImageSplit, evaluation: ImageSplit | None
+) -> tuple[ImageSplit, ImageSplit | None, list[int]]:
+    """Both splits with the numbers that a model gives their labels (see `class_numbers`).
+
+    Args:
+        config: The model's config.
+        model: What errors and warnings call the model.
+        train: The split to train on.
+        evaluation: The split to measure on, of the same labels (see `open_eval_split`).
+
+    Returns:
+        The splits, and the model's number of each of their labels.
+
+    Raises:
+        ValueError: If the labels cannot be the model's.
+    """
+    named = train if train.label_names is not None or evaluation is None else evaluation
+    id2label: dict[int, str] = config.id2label  # type: ignore[assignment]
+    numbers = class_numbers(named.label_names, id2label, data=named.title, model=model)
+    return train.renumbered(numbers), None if evaluation is None else evaluation.renumbered(numbers), numbers
+
+
+def pixels(
+    split: ImageSplit | None,
+    processor: Any,
+    data: DataArguments,
+    *,
+    num_channels: int,
+    seed: int,
+    training: bool,
+) -> Any:
     """The images of a split as the options say: in memory, read when needed, or as a stream; None of no split."""
     if split is None:
         return None
     if split.streaming:
-        return split.pixels(processor, shuffle_buffer=data.shuffle_buffer if training else 0, seed=seed)
-    return split.pixels(processor, keep_in_memory=data.keep_in_memory)
+        buffer = data.shuffle_buffer if training else 0
+        return split.pixels(processor, num_channels=num_channels, shuffle_buffer=buffer, seed=seed)
+    return split.pixels(processor, num_channels=num_channels, keep_in_memory=data.keep_in_memory)
 
 
 def pin_where_copied(args: TrainingArguments) -> None:

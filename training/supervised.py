@@ -6,6 +6,7 @@ Notation: B images of C channels, H x W pixels; K labels.
 from __future__ import annotations
 
 import logging
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,15 @@ import torch
 from transformers import BaseImageProcessor, EvalPrediction, PreTrainedModel, TrainingArguments, set_seed
 from transformers.trainer import TRAINING_ARGS_NAME
 
+from pwl_hf.data import ImageSplit
+from pwl_hf.data.names import numbers_of
+from pwl_hf.evaluation.labels import check_one_label
 from pwl_hf.modeling.construction import load_network
 from pwl_hf.training.data_arguments import DataArguments
 from pwl_hf.training.images.augmentation import Augmentation
-from pwl_hf.training.networks.building import image_processor, new_teacher
+from pwl_hf.training.networks.building import image_processor, labels_of, new_teacher
 from pwl_hf.training.networks.network_arguments import TeacherArguments
-from pwl_hf.training.splits import open_eval_split, open_training_split, pin_where_copied, pixels
+from pwl_hf.training.splits import numbered_as, open_eval_split, open_training_split, pin_where_copied, pixels
 from pwl_hf.training.trainer.finite import FiniteTrainer
 
 logger = logging.getLogger(__name__)
@@ -96,19 +100,37 @@ def fit_teacher(
     evaluation = open_eval_split(data, train.label_names, args.hub_token)
     set_seed(args.seed)
     model = new_teacher(teacher, train.label_names)
+    check_one_label(model.config, "the network")
+    train, evaluation = _as_named(model, teacher.model or "the network", train, evaluation)
     processor = image_processor(teacher.model, model.config, teacher.image_size)
+    images = partial(pixels, processor=processor, data=data, num_channels=model.config.num_channels, seed=args.seed)
     trainer = SupervisedTrainer(
         model=model,
         args=args,
         augmentation=data.augment(),
-        train_dataset=pixels(train, processor, data, seed=args.seed, training=True),
-        eval_dataset=pixels(evaluation, processor, data, seed=args.seed, training=False),
+        train_dataset=images(train, training=True),
+        eval_dataset=images(evaluation, training=False),
         processing_class=processor,
         compute_metrics=_accuracy,
         preprocess_logits_for_metrics=_winners,
     )
     result = trainer.train(resume_from_checkpoint=resume)
     return trainer, result.metrics
+
+
+def _as_named(
+    model: PreTrainedModel, name: str, train: ImageSplit, evaluation: ImageSplit | None
+) -> tuple[ImageSplit, ImageSplit | None]:
+    """Both splits numbered as the network's labels; where these have other names, they get the data's."""
+    label_names = train.label_names or []
+    train, evaluation, numbers = numbered_as(model.config, name, train, evaluation)
+    own = labels_of(model.config)
+    theirs = [own[number].strip().casefold() for number in numbers]
+    # It is trained to be these; numbers are no better names than those that it has.
+    if theirs != [name.strip().casefold() for name in label_names] and numbers_of(label_names) is None:
+        model.config.id2label = dict(zip(numbers, label_names, strict=True))
+        model.config.label2id = {label: number for number, label in model.config.id2label.items()}
+    return train, evaluation
 
 
 def trained(trainer: SupervisedTrainer) -> PreTrainedModel:

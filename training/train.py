@@ -17,6 +17,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from pwl_hf.training.images.samples import some_batches
 from pwl_hf.training.networks.network_arguments import NetworkArguments
 from pwl_hf.training.objective.distillation import build_objective
 from pwl_hf.training.objective.objective_arguments import ObjectiveArguments
-from pwl_hf.training.splits import open_eval_split, open_training_split, pin_where_copied, pixels
+from pwl_hf.training.splits import numbered_as, open_eval_split, open_training_split, pin_where_copied, pixels
 from pwl_hf.training.trainer.pwl_trainer import PWLTrainer
 from pwl_hf.training.trainer.training_arguments import PWLTrainingArguments
 
@@ -73,7 +74,13 @@ def train(parsed: Parsed) -> list[float]:
     eval_split = open_eval_split(data, train_split.label_names, args.hub_token)
     label_names = train_split.label_names or (eval_split.label_names if eval_split is not None else None)
     model, processor = assemble(networks, data, args, label_names, checkpoint)
-    train_dataset = pixels(train_split, processor, data, seed=args.seed, training=True)
+    # Before training: at its end the saved files are measured by the same rule.
+    name = checkpoint or networks.model or networks.teacher or "the model"
+    train_split, numbered, _ = numbered_as(model.config, name, train_split, eval_split)
+    images = partial(
+        pixels, processor=processor, data=data, num_channels=model.config.teacher_config.num_channels, seed=args.seed
+    )
+    train_dataset = images(train_split, training=True)
     if networks.fit_converters == "before" and checkpoint is None:
         _fit_converters(model, train_dataset)
     trainer = PWLTrainer(
@@ -81,7 +88,7 @@ def train(parsed: Parsed) -> list[float]:
         args=args,
         objective=build_objective(model, objective_arguments, args.seed),
         train_dataset=train_dataset,
-        eval_dataset=pixels(eval_split, processor, data, seed=args.seed, training=False),
+        eval_dataset=images(numbered, training=False),
         augmentation=data.augment(),
         processing_class=processor,
     )
@@ -114,7 +121,8 @@ def train(parsed: Parsed) -> list[float]:
         write_options(parsed.options, folder, _PROGRAM)
         if eval_split is not None:
             size, device = args.per_device_eval_batch_size, trainer.accelerator.device
-            report = measure(folder, data, batch_size=size, device=device, token=args.hub_token)
+            names = eval_split.label_names
+            report = measure(folder, data, label_names=names, batch_size=size, device=device, token=args.hub_token)
             accuracies = report.evaluation.accuracies
             found = {f"eval_accuracy_stage_{stage}": value for stage, value in enumerate(accuracies)}
             trainer.save_metrics("eval", {"eval_accuracy": sum(accuracies) / len(accuracies), **found})

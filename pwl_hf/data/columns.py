@@ -9,6 +9,7 @@ from typing import Any
 from datasets import ClassLabel, Features, Image, Value
 
 from pwl_hf.data.errors import DataError
+from pwl_hf.data.names import in_order
 
 _IMAGE_NAMES = ("image", "img")
 _LABEL_NAMES = ("label", "labels", "fine_label", "class")
@@ -151,7 +152,8 @@ def label_encoding(
 
     Args:
         feature: The column's type.
-        given: The names in the wanted order, or None.
+        given: The names in the wanted order, or None: those of the features, or the sorted strings; but names that are
+            all numbers are in the order of their values.
         values: All values of the column; None for a stream.
         where: What an error calls the data.
 
@@ -163,7 +165,9 @@ def label_encoding(
     if getattr(feature, "dtype", "") in ("string", "large_string"):
         if given is None and values is None:
             raise DataError(f"the labels of {where} are strings, and a stream does not tell all: give label_names")
-        names = tuple(given if given is not None else sorted({value for value in values or () if value is not None}))
+        names = tuple(given if given is not None else in_order(sorted({v for v in values or () if v is not None})))
+        if len(set(names)) < len(names):
+            raise DataError(f"the labels of {where} are strings, so label_names must be different: got {_some(names)}")
         return LabelEncoding(names, {name: number for number, name in enumerate(names)})
     if given is None and values is None:
         return LabelEncoding(None, None)
@@ -174,18 +178,19 @@ def label_encoding(
 
 
 def _encode_classes(names: Sequence[str], given: Sequence[str] | None, where: str) -> LabelEncoding:
-    if given is None:
-        return LabelEncoding(tuple(names), {number: number for number in range(len(names))})
-    known = set(names) & set(given)
-    if known == set(names):
-        place = {name: number for number, name in enumerate(given)}
-        return LabelEncoding(tuple(given), {number: place[name] for number, name in enumerate(names)})
-    if not known and len(given) == len(names):
-        return LabelEncoding(tuple(given), {number: number for number in range(len(names))})
-    raise DataError(
-        f"{where} has {len(names)} labels, {_some(names)}; the {len(given)} label_names given, {_some(given)}, are "
-        "neither these in another order nor as many new ones"
-    )
+    ordered = in_order(names)
+    wanted = tuple(ordered if given is None else given)
+    if set(names) <= set(wanted) and len(set(wanted)) == len(wanted):
+        place = {name: number for number, name in enumerate(wanted)}
+    elif len(wanted) == len(names) and not set(names) & set(wanted):
+        # New names; those of numbers go by their values.
+        place = {name: number for number, name in enumerate(ordered)}
+    else:
+        raise DataError(
+            f"{where} has {len(names)} labels, {_some(names)}; the {len(wanted)} label_names given, {_some(wanted)}, "
+            "are neither these in another order nor as many new ones"
+        )
+    return LabelEncoding(wanted, {number: place[name] for number, name in enumerate(names)})
 
 
 def _some(names: Sequence[str]) -> str:

@@ -13,6 +13,7 @@ from pwl_hf.data.source import DIGITS, TRAIN, DataSource
 
 try:
     import datasets
+    import pyarrow.parquet as pq
 except ImportError as error:
     raise DataError('reading data needs the package datasets: pip install "pwl-hf[evaluate]"') from error
 
@@ -60,7 +61,7 @@ def load_source(source: DataSource, names: Sequence[str], where: str) -> Splits:
             raise DataError(
                 f"config {source.config!r} is for data sets and folders, and {where} is files: leave it out"
             )
-        return datasets.load_dataset("parquet", data_files=_parquet_files(source.name), streaming=source.streaming)
+        return _load_parquet(_parquet_files(source.name), where, source.streaming)
     if not path.is_dir() and not re.fullmatch(_HUB_ID, source.name):
         raise DataError(f"there is no file or folder {where}, and it is no name of a data set on the Hub")
     try:
@@ -73,12 +74,51 @@ def load_source(source: DataSource, names: Sequence[str], where: str) -> Splits:
 
 def _load_named(source: DataSource, names: Sequence[str], where: str) -> Splits:
     """The splits of a folder or of a data set on the Hub, all of them."""
-    call = {"path": source.name, "name": source.config, "revision": source.revision, "token": source.token}
-    if source.holdout is None and (files := datasets.load_dataset_builder(**call).config.data_files):
+    call: dict[str, Any] = {
+        "path": source.name,
+        "name": source.config,
+        "revision": source.revision,
+        "token": source.token,
+    }
+    builder = datasets.load_dataset_builder(**call)
+    files: Mapping[Any, Any] = builder.config.data_files or {}
+    if source.holdout is None and files:
         # Before anything is downloaded.
         for name in names:
             choose(files, name, where)
+    paths = {str(split): [str(path) for path in found] for split, found in files.items()}
+    every = [path for found in paths.values() for path in found]
+    if builder.info.features is None and every and all(p.endswith(".parquet") and Path(p).is_file() for p in every):
+        return _load_parquet(paths, where, source.streaming)
     return datasets.load_dataset(**call, streaming=source.streaming)
+
+
+def _load_parquet(files: Mapping[str, Sequence[str]], where: str, streaming: bool) -> Splits:
+    """Splits of parquet files, each with the labels that its own files name.
+
+    `datasets` takes the names from the first file of all: numbers in a file whose names are in another order would
+    be other labels.
+    """
+    for paths in files.values():
+        names = [_label_names(path) for path in paths]
+        for path, own in zip(paths, names, strict=True):
+            for column in own.keys() & names[0].keys():
+                if own[column] != names[0][column]:
+                    raise DataError(
+                        f"the files of {where} name the labels of column {column!r} differently: {paths[0]} has "
+                        f"{names[0][column][:5]}, {path} has {own[column][:5]}; write them with the same names in the "
+                        "same order"
+                    )
+    return {
+        split: datasets.load_dataset("parquet", data_files={split: paths}, split=split, streaming=streaming)
+        for split, paths in files.items()
+    }
+
+
+def _label_names(path: str) -> dict[str, list[str]]:
+    """The names of the labels that a parquet file declares, by column; `datasets` writes them into the schema."""
+    features = datasets.Features.from_arrow_schema(pq.read_schema(path))
+    return {column: found.names for column, found in features.items() if isinstance(found, datasets.ClassLabel)}
 
 
 def _digits() -> Splits:

@@ -89,7 +89,10 @@ def _part(splits: Splits, split: str, where: str) -> datasets.Dataset:
     except (ValueError, AssertionError) as error:
         raise DataError(f"split {split!r} of {where} cannot be read: {error}") from error
     chosen = [splits[part.splitname].select(range(part.from_, part.to)) for part in parts]
-    data = datasets.concatenate_datasets(chosen)
+    try:
+        data = datasets.concatenate_datasets(chosen)
+    except ValueError as error:
+        raise DataError(f"split {split!r} of {where} is of parts with other columns or labels: {error}") from error
     if len(data) == 0:
         raise DataError(f"split {split!r} of {where} is empty; rows: {sizes}")
     return data

@@ -1,7 +1,7 @@
 """Images as datasets of tensors: decoded and processed as they are asked for, or once for all.
 
 Every item is `{"pixel_values": (C, H, W) float, "labels": int, "sample_ids": int}`, without `labels` if the data has
-none. An image becomes RGB first, as in transformers' pipelines: not every processor does that.
+none. An image is first turned upright and given the network's channels (see `processing`): not every processor does.
 
 Notation: B images of C channels, H x W pixels.
 """
@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 from transformers import BaseImageProcessor
 
 from pwl_hf.data.errors import DataError
-from pwl_hf.data.processing import to_tensor
+from pwl_hf.data.processing import check_channels, process, upright
 from pwl_hf.data.rows import LabelledRows
 
 Item = dict[str, Any]
@@ -38,6 +38,7 @@ def read_items(
     rows: Sequence[int],
     labels: Sequence[int] | None,
     processor: BaseImageProcessor,
+    num_channels: int = 3,
 ) -> list[Item]:
     """Encoded images of a split as items, with one call of the processor.
 
@@ -47,19 +48,21 @@ def read_items(
         rows: The rows' numbers.
         labels: The rows' labels, or None.
         processor: What makes tensors of images.
+        num_channels: The network's input channels.
 
     Raises:
         DataError: If an image is missing or cannot be read, whatever the reason.
+        ValueError: If the processor does not make images of so many channels.
     """
     if any(_is_remote(image) for image in encoded):
         # A request each: most of the time is waiting.
         with ThreadPoolExecutor(_REQUESTS) as pool:
-            images = list(pool.map(partial(_decode, split), encoded, rows))
+            images = list(pool.map(partial(_decode, split, num_channels), encoded, rows))
     else:
-        images = list(map(partial(_decode, split), encoded, rows))
+        images = list(map(partial(_decode, split, num_channels), encoded, rows))
     items: list[Item] = [
         {"pixel_values": image, "sample_ids": row}
-        for image, row in zip(to_tensor(images, processor), rows, strict=True)
+        for image, row in zip(process(images, processor, num_channels), rows, strict=True)
     ]
     for item, label in zip(items, labels or (), strict=labels is not None):
         item["labels"] = label
@@ -70,11 +73,11 @@ def _is_remote(encoded: Any) -> bool:
     return encoded is not None and encoded["bytes"] is None and "://" in (encoded["path"] or "")
 
 
-def _decode(split: LabelledRows, encoded: Any, row: int) -> Image.Image:
+def _decode(split: LabelledRows, num_channels: int, encoded: Any, row: int) -> Image.Image:
     if encoded is None:
         raise DataError(f"row {row} of {split.title} has no image")
     try:
-        return datasets.Image().decode_example(encoded, token_per_repo_id=dict(split.tokens)).convert("RGB")
+        return upright(datasets.Image().decode_example(encoded, token_per_repo_id=dict(split.tokens)), num_channels)
     # Decoders raise what they like: OSError, SyntaxError, ValueError, struct.error and more.
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
@@ -89,11 +92,14 @@ class PixelDataset(Dataset[Item]):
     Args:
         split: The split, not streamed.
         processor: What makes tensors of images.
+        num_channels: The network's input channels.
     """
 
-    def __init__(self, split: LabelledRows, processor: BaseImageProcessor) -> None:
+    def __init__(self, split: LabelledRows, processor: BaseImageProcessor, num_channels: int = 3) -> None:
+        check_channels(num_channels)
         self.split = split
         self.processor = processor
+        self.num_channels = num_channels
 
     def __len__(self) -> int:
         return len(self.split.data)
@@ -107,7 +113,7 @@ class PixelDataset(Dataset[Item]):
         split = self.split
         encoded = split.data[rows][split.image_column]
         labels = None if split.labels is None else split.labels[rows].tolist()
-        return read_items(split, encoded, rows, labels, self.processor)
+        return read_items(split, encoded, rows, labels, self.processor, self.num_channels)
 
 
 class PixelsInMemory(Dataset[Item]):
@@ -116,10 +122,11 @@ class PixelsInMemory(Dataset[Item]):
     Args:
         split: The split, not streamed.
         processor: What makes tensors of images.
+        num_channels: The network's input channels.
     """
 
-    def __init__(self, split: LabelledRows, processor: BaseImageProcessor) -> None:
-        lazy = PixelDataset(split, processor)
+    def __init__(self, split: LabelledRows, processor: BaseImageProcessor, num_channels: int = 3) -> None:
+        lazy = PixelDataset(split, processor, num_channels)
         self.labels = split.labels
         self.pixel_values = torch.empty(0)
         for start in range(0, len(lazy), _CHUNK):

@@ -1,4 +1,4 @@
-"""From images to what a model takes.
+"""From images to what a model takes, in the one way of everything here: that of transformers' pipelines.
 
 Notation: B images of C channels, H x W pixels.
 """
@@ -8,12 +8,79 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from transformers import BaseImageProcessor
 
+# What an image becomes for a network of so many input channels.
+_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
-def to_tensor(images: Sequence[Image.Image], processor: BaseImageProcessor) -> torch.Tensor:
-    """Images as a model takes them, (B, C, H, W) float: training and use share the one processor."""
-    rgb = [image.convert("RGB") for image in images]
-    pixel_values: torch.Tensor = processor(images=rgb, return_tensors="pt")["pixel_values"]
+
+def check_channels(num_channels: int) -> None:
+    """Refuse networks that images cannot be made for; tensors may be given to them all the same.
+
+    Args:
+        num_channels: The network's input channels.
+
+    Raises:
+        ValueError: With the numbers of channels that images can have.
+    """
+    if num_channels not in _MODES:
+        kinds = ", ".join(f"{count} ({mode})" for count, mode in _MODES.items())
+        raise ValueError(
+            f"the network takes images of {num_channels} channels (num_channels), and images become one of {kinds}: "
+            "give it tensors of your own"
+        )
+
+
+def upright(image: Image.Image, num_channels: int = 3) -> Image.Image:
+    """An image as a network sees it: turned as its EXIF orientation says, with the network's channels.
+
+    Of several frames the first is taken. What RGB makes of palettes, transparency, CMYK and 16 bits is what Pillow's
+    `convert` does, as in transformers' `load_image`.
+
+    Args:
+        image: Any image.
+        num_channels: The network's input channels: 1 becomes grey, 3 RGB, 4 RGBA.
+
+    Raises:
+        ValueError: For another number of channels.
+        OSError: If the image cannot be decoded; Pillow's decoders may raise others too.
+    """
+    check_channels(num_channels)
+    turned = ImageOps.exif_transpose(image)
+    # Grey by way of RGB: of 16 bits and palettes, the same pixels as a network of three channels gets.
+    return turned.convert("RGB").convert("L") if num_channels == 1 else turned.convert(_MODES[num_channels])
+
+
+def to_tensor(images: Sequence[Image.Image], processor: BaseImageProcessor, num_channels: int = 3) -> torch.Tensor:
+    """Images as a model takes them, (B, C, H, W) float: training and use share the one processor.
+
+    Args:
+        images: Any images.
+        processor: The model's image processor.
+        num_channels: The model's input channels C.
+
+    Raises:
+        ValueError: If the processor does not make images of so many channels.
+    """
+    return process([upright(image, num_channels) for image in images], processor, num_channels)
+
+
+def process(images: Sequence[Image.Image], processor: BaseImageProcessor, num_channels: int = 3) -> torch.Tensor:
+    """As `to_tensor`, of images that `upright` has made."""
+    try:
+        pixel_values: torch.Tensor = processor(images=list(images), return_tensors="pt")["pixel_values"]
+    except ValueError as error:
+        if num_channels == 3:
+            raise
+        raise _unfit(processor, num_channels, str(error)) from error
+    if pixel_values.shape[1] != num_channels:
+        raise _unfit(processor, num_channels, f"it makes {pixel_values.shape[1]}")
     return pixel_values
+
+
+def _unfit(processor: BaseImageProcessor, num_channels: int, reason: str) -> ValueError:
+    return ValueError(
+        f"the image processor ({type(processor).__name__}) cannot prepare images of {num_channels} channel(s): "
+        f"{reason}; give it do_convert_rgb=False, and image_mean and image_std of {num_channels} value(s)"
+    )

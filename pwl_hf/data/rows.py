@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
 
 import datasets
 import torch
@@ -56,3 +56,19 @@ class LabelledRows:
         if self.encoding is None or self.label_column is None:
             return None
         return self.encoding(row[self.label_column], number, self.title)
+
+    def renumbered(self, numbers: Sequence[int]) -> Self:
+        """The same rows with other numbers of the labels, such as a model's.
+
+        Args:
+            numbers: The new number of each label; of labels whose count is not known, as many as there may be.
+
+        Returns:
+            The rows; what their labels are called is not known of the new numbers.
+        """
+        if self.encoding is None:
+            return self
+        old = self.encoding.numbers
+        new = dict(enumerate(numbers)) if old is None else {value: numbers[number] for value, number in old.items()}
+        labels = None if self.labels is None else torch.tensor(numbers, dtype=torch.int64)[self.labels]
+        return replace(self, encoding=LabelEncoding(None, new), labels=labels)

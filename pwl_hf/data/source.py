@@ -25,8 +25,10 @@ class DataSource:
         image_column: The column of the images; found from the features by default.
         label_column: The column of the labels; found from the features by default.
         label_names: The names of the labels in the order of their numbers. By default those of the features, the
-            sorted values of a column of strings, or the numbers themselves. Names that are those of the features in
-            another order number the labels anew, so that they can be brought into a model's own order.
+            sorted values of a column of strings, or the numbers themselves; class folders and strings that are all
+            numbers are in the order of their values. Names that are those of the features in another order number the
+            labels by that order, so that they can be brought into a model's own. Two labels may have one name, except
+            those of a column of strings.
         unlabelled: Take the images alone, whatever other columns there are.
         streaming: Read rows as they are needed, without a copy on disk.
         max_samples: Use this many rows of a split: a random choice that is the same in every run, and a part of what
@@ -57,8 +59,8 @@ class DataSource:
         if self.label_names is not None:
             # A tuple, so that sources can be compared and hashed.
             object.__setattr__(self, "label_names", tuple(self.label_names))
-            if len(set(self.label_names)) != len(self.label_names) or not self.label_names:
-                raise DataError(f"label_names must be different names, got {list(self.label_names)}")
+            if not self.label_names:
+                raise DataError("label_names must be names, got none: leave it out to take the data's own")
         if self.unlabelled and (self.label_column is not None or self.label_names is not None):
             raise DataError("unlabelled data has no label_column and no label_names: leave them out")
         if self.max_samples is not None and self.max_samples < 1:

@@ -25,6 +25,7 @@ class ImageSplit(LabelledRows):
         self,
         processor: BaseImageProcessor,
         *,
+        num_channels: int = 3,
         keep_in_memory: bool = False,
         shuffle_buffer: int = 0,
         seed: int = 0,
@@ -33,6 +34,8 @@ class ImageSplit(LabelledRows):
 
         Args:
             processor: The model's image processor.
+            num_channels: The model's input channels (its networks' `num_channels`): images become grey of 1, RGB of 3
+                and RGBA of 4.
             keep_in_memory: Decode and process all images now, into one tensor.
             shuffle_buffer: Of a stream, draw each row at random out of this many; 0 keeps the order. A loader
                 shuffles everything else.
@@ -46,11 +49,12 @@ class ImageSplit(LabelledRows):
 
         Raises:
             DataError: If an image cannot be read, when it is.
+            ValueError: For another number of channels; if the processor makes others, when an image is read.
         """
         if isinstance(self.data, datasets.IterableDataset):
             if keep_in_memory:
                 raise DataError(f"{self.title} is a stream, and is not kept in memory: leave out one of the two")
-            return PixelStream(self, processor, shuffle_buffer=shuffle_buffer, seed=seed)
+            return PixelStream(self, processor, shuffle_buffer=shuffle_buffer, seed=seed, num_channels=num_channels)
         if shuffle_buffer:
             raise DataError(f"{self.title} is no stream: let the loader shuffle it, and leave out shuffle_buffer")
-        return PixelsInMemory(self, processor) if keep_in_memory else PixelDataset(self, processor)
+        return (PixelsInMemory if keep_in_memory else PixelDataset)(self, processor, num_channels)

@@ -11,6 +11,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from transformers import BaseImageProcessor
 
 from pwl_hf.data.pixels import Item, read_items
+from pwl_hf.data.processing import check_channels
 from pwl_hf.data.rows import LabelledRows
 
 # A row's number is its number in its file, plus this times the file's number: known without reading other files.
@@ -35,13 +36,24 @@ class PixelStream(IterableDataset[Item]):
         shuffle_buffer: Draw each row at random out of this many, and read the files in random order; 0 keeps the
             order.
         seed: The seed of that, together with the epoch.
+        num_channels: The network's input channels.
     """
 
-    def __init__(self, split: LabelledRows, processor: BaseImageProcessor, *, shuffle_buffer: int = 0, seed: int = 0):
+    def __init__(
+        self,
+        split: LabelledRows,
+        processor: BaseImageProcessor,
+        *,
+        shuffle_buffer: int = 0,
+        seed: int = 0,
+        num_channels: int = 3,
+    ) -> None:
+        check_channels(num_channels)
         self.split = split
         self.processor = processor
         self.shuffle_buffer = shuffle_buffer
         self.seed = seed
+        self.num_channels = num_channels
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -58,7 +70,7 @@ class PixelStream(IterableDataset[Item]):
             numbers = [number for number, _ in chunk]
             labels = [label for number, row in chunk if (label := self.split.encode(row, number)) is not None]
             encoded = [row[self.split.image_column] for _, row in chunk]
-            yield from read_items(self.split, encoded, numbers, labels or None, self.processor)
+            yield from read_items(self.split, encoded, numbers, labels or None, self.processor, self.num_channels)
 
     def _rows(self, worker: int, workers: int) -> Iterator[_Row]:
         """A worker's rows and their numbers, still encoded."""

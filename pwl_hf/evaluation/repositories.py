@@ -7,21 +7,24 @@ import platform
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils.data import Dataset
 from transformers import AutoImageProcessor, BaseImageProcessor
 
 from pwl_hf.data import DataSource, open_split
+from pwl_hf.data.processing import check_channels
 from pwl_hf.data.source import DIGITS
 from pwl_hf.endpoints import PROCESSOR_FILE
+from pwl_hf.evaluation.labels import check_one_label, class_numbers
 from pwl_hf.evaluation.orders import ORDERS, masks_of
 from pwl_hf.evaluation.report import DatasetEvaluated, Report, RepositoryEvaluated, Settings
 from pwl_hf.evaluation.running import evaluate_masks, evaluate_stages
 from pwl_hf.model import PWLForImageClassification
 from pwl_hf.model_card import CARD_FILE, stage_rows, write_card
 from pwl_hf.modeling.errors import MissingFileError, OverwriteError, RepositoryError
+from pwl_hf.modeling.loading import read_config
 from pwl_hf.modeling.manifest import Manifest, Metric
 from pwl_hf.modeling.output_folder import Contents, text_paths
 from pwl_hf.modeling.repository import Repository
@@ -55,7 +58,7 @@ def evaluate_repository(
 
     The stages are stepped through as a server would, from the first file on; images that fit into memory are
     decoded once for all of them. For the other orders, and for a stream, everything is loaded, and one pass over
-    the data serves all masks.
+    the data serves all masks. The data's labels are brought into the model's order (see `class_numbers`).
 
     Args:
         repo: A folder or a Hub id; its image processor makes tensors of the images.
@@ -72,7 +75,8 @@ def evaluate_repository(
         progress: Show progress bars.
 
     Raises:
-        ValueError: For another order, or data that does not fit the model (see `evaluate_masks`).
+        ValueError: For another order, a model that does not choose one label of several, or data that does not fit the
+            model (see `evaluate_masks`).
         DataError: If the data cannot be read.
         RepositoryError: If the repository is malformed, or has no image processor.
 
@@ -87,7 +91,12 @@ def evaluate_repository(
         raise ValueError(f"orders must be one of {', '.join(ORDERS)}, got {orders!r}")
     opened = Repository.open(repo, revision=revision, subfolder=subfolder, token=token)
     manifest = opened.manifest()
+    # What cannot be measured is refused before data and weights are loaded.
+    config: Any = read_config(opened, PWLForImageClassification.config_class, {})
+    check_one_label(config, str(opened))
+    check_channels(config.teacher_config.num_channels)
     data = open_split(source, split)
+    data = data.renumbered(class_numbers(data.label_names, config.id2label, data=data.title, model=str(opened)))
     in_steps = orders == "prefix" and not data.streaming
     model: PWLForImageClassification = PWLForImageClassification.from_pretrained(
         repo,
@@ -98,12 +107,11 @@ def evaluate_repository(
         subfolder=subfolder,
         token=token,
     )
-    images = _images(data, _processor(opened), keep=in_steps)
+    images = _images(data, _processor(opened), config.teacher_config.num_channels, keep=in_steps)
     measure = evaluate_stages if in_steps else partial(evaluate_masks, masks=masks_of(orders, model.num_stages))
     evaluation = measure(
         model,
         images,
-        label_names=data.label_names,
         batch_size=batch_size,
         num_workers=num_workers,
         progress=progress,
@@ -208,13 +216,13 @@ def _processor(opened: Repository) -> BaseImageProcessor:
     return processor
 
 
-def _images(split: ImageSplit, processor: BaseImageProcessor, *, keep: bool) -> Dataset[Item]:
+def _images(split: ImageSplit, processor: BaseImageProcessor, num_channels: int, *, keep: bool) -> Dataset[Item]:
     """The images as tensors: in memory, if they are wanted more than once and fit."""
-    lazy = split.pixels(processor)
+    lazy = split.pixels(processor, num_channels=num_channels)
     if not keep or split.num_rows is None:
         return lazy
     size = lazy[0]["pixel_values"].nbytes * split.num_rows
-    return split.pixels(processor, keep_in_memory=True) if size <= _KEPT_BYTES else lazy
+    return split.pixels(processor, num_channels=num_channels, keep_in_memory=True) if size <= _KEPT_BYTES else lazy
 
 
 def _device_name(device: torch.device) -> str:

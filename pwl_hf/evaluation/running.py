@@ -16,7 +16,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
-from pwl_hf.evaluation.labels import class_numbers
+from pwl_hf.evaluation.labels import check_one_label, class_numbers
 from pwl_hf.evaluation.orders import masks_of
 from pwl_hf.evaluation.results import Evaluation
 from pwl_hf.evaluation.tally import Tally
@@ -47,7 +47,7 @@ def evaluate_masks(
         model: A model with everything in memory, loaded with `keep_all=True` or made of two networks.
         data: Items with `pixel_values` (C, H, W) and `labels`, such as `ImageSplit.pixels` gives.
         masks: The masks, each once.
-        label_names: The names of the data's labels, to be compared with the model's and brought into its order.
+        label_names: The names of the data's labels, to be brought into the model's order (see `class_numbers`).
         batch_size: How many images run at once.
         num_workers: Processes that read the data; 0 reads it in this one.
         progress: Show a progress bar.
@@ -56,8 +56,9 @@ def evaluate_masks(
         The counts of each mask, compared with the student's if that is among the masks.
 
     Raises:
-        ValueError: If a mask is malformed or named twice, if the data has no images, no labels, or labels that are
-            not the model's, or if its images do not fit the model.
+        ValueError: If the model does not choose one label of several (see `check_one_label`), if a mask is malformed or
+            named twice, if the data has no images, no labels, or labels that cannot be the model's, or if its images do
+            not fit the model.
         StageError: If a mask needs what is not in memory.
 
     Example:
@@ -166,6 +167,7 @@ def _right_and_labels(
 
 
 def _classes(model: Model, label_names: Sequence[str] | None) -> list[int]:
+    check_one_label(model.config)
     return class_numbers(label_names, cast(dict[int, str], model.config.id2label))
 
 

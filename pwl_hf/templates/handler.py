@@ -15,10 +15,13 @@ import os
 from typing import Any
 
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 logger = logging.getLogger(__name__)
+
+# What an image becomes for networks of so many input channels.
+_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
 class EndpointHandler:
@@ -35,6 +38,9 @@ class EndpointHandler:
         self.model = AutoModelForImageClassification.from_pretrained(
             folder, trust_remote_code=True, stream=True, device_map="auto"
         )
+        self._channels = self.model.config.teacher_config.num_channels
+        if self._channels not in _MODES:
+            raise ValueError(f"the model takes images of {self._channels} channels, which no image has")
         self._failure: BaseException | None = None
 
     def __call__(self, data: dict[str, Any]) -> list[dict[str, Any]]:
@@ -45,7 +51,8 @@ class EndpointHandler:
                 `top_k`, the number of labels (5).
 
         Returns:
-            `label` and `score` of the best classes, the best first.
+            `label` and `score` of the best classes, the best first, as transformers' image-classification pipeline
+            gives them.
 
         Raises:
             ValueError: If there is no image that can be read, or an unknown parameter.
@@ -56,9 +63,10 @@ class EndpointHandler:
             raise ValueError(f"parameters has an unknown {min(unknown)!r}, expected 'top_k'")
         if "inputs" not in data:
             raise ValueError(f"expected 'inputs' with an image, got {sorted(data)}")
-        inputs = self.processor(_image(data["inputs"]), return_tensors="pt").to(self.model.device, self.model.dtype)
+        image = _image(data["inputs"], self._channels)
+        inputs = self.processor(image, return_tensors="pt").to(self.model.device, self.model.dtype)
         with torch.no_grad():
-            scores = self.model(**inputs).logits[0].float().softmax(-1)
+            scores = _scores(self.model(**inputs).logits[0].float(), self.model.config)
         best, classes = scores.topk(min(int(parameters["top_k"]), len(scores)))
         names = [self.model.config.id2label[i] for i in classes.tolist()]
         return [{"label": name, "score": score} for name, score in zip(names, best.tolist(), strict=True)]
@@ -70,10 +78,17 @@ class EndpointHandler:
             logger.error("the model stays at stage %s: %s", self.model.stage, failure)
 
 
-def _image(inputs: Any) -> Image.Image:
+def _scores(logits: torch.Tensor, config: Any) -> torch.Tensor:
+    """Scores (K,) of logits (K,), by the function that transformers' pipeline chooses."""
+    if config.problem_type == "regression":
+        return logits
+    if config.problem_type == "multi_label_classification" or config.num_labels == 1:
+        return logits.sigmoid()
+    return logits.softmax(-1)
+
+
+def _image(inputs: Any, num_channels: int = 3) -> Image.Image:
     """The image that a request means: an endpoint decodes a body of an image type; JSON brings base64."""
-    if isinstance(inputs, Image.Image):
-        return inputs.convert("RGB")
     if isinstance(inputs, str):
         _, _, text = inputs.rpartition("base64,")  # "data:image/png;base64," may stand before it
         try:
@@ -82,9 +97,13 @@ def _image(inputs: Any) -> Image.Image:
             raise ValueError(
                 f"'inputs' is a string that is not base64 ({error}); addresses are not followed"
             ) from error
-    if not isinstance(inputs, bytes):
+    if not isinstance(inputs, bytes | Image.Image):
         raise ValueError(f"'inputs' must be an image, its bytes or those in base64, got {type(inputs).__name__}")
     try:
-        return Image.open(io.BytesIO(inputs)).convert("RGB")
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        image = Image.open(io.BytesIO(inputs)) if isinstance(inputs, bytes) else inputs
+        # Upright, and by way of RGB, as in transformers' pipelines.
+        turned = ImageOps.exif_transpose(image)
+        return (turned.convert("RGB") if num_channels == 1 else turned).convert(_MODES[num_channels])
+    # Decoders raise what they like: OSError, SyntaxError, struct.error and more.
+    except Exception as error:
         raise ValueError(f"'inputs' is no image that can be read: {error}") from error

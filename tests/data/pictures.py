@@ -27,13 +27,15 @@ def png(number: int) -> bytes:
     return buffer.getvalue()
 
 
-def table(numbers: Sequence[int], image: str = "image", label: str | None = "label") -> Dataset:
-    """Rows as `datasets` keeps them; the label of number i is i modulo 3."""
+def table(
+    numbers: Sequence[int], image: str = "image", label: str | None = "label", names: Sequence[str] = NAMES
+) -> Dataset:
+    """Rows as `datasets` keeps them; the label of number i is that of `NAMES` at i modulo 3, in any order of them."""
     features = {image: ImageFeature()}
     columns = {image: [{"bytes": png(number), "path": None} for number in numbers]}
     if label is not None:
-        features[label] = ClassLabel(names=NAMES)
-        columns[label] = [number % 3 for number in numbers]
+        features[label] = ClassLabel(names=list(names))
+        columns[label] = [names.index(NAMES[number % 3]) for number in numbers]
     return Dataset.from_dict(columns, features=Features(features))
 
 

@@ -136,6 +136,37 @@ def test_strings_are_numbered_in_their_order_or_as_given():
         label_encoding(Value("string"), None, None, "it")
 
 
+@pytest.mark.parametrize("form", ["{}", "{:02}", "LABEL_{}"])
+def test_classes_and_strings_that_are_numbers_are_in_the_order_of_their_values(form):
+    by_value = [form.format(number) for number in range(12)]
+    for names in (sorted(by_value), by_value[::-1]):
+        encoding = label_encoding(ClassLabel(names=names), None, None, "it")
+        assert encoding.names == tuple(by_value)
+        assert numbers(encoding, range(12)) == [by_value.index(name) for name in names]
+        encoding = label_encoding(Value("string"), None, names, "it")
+        assert encoding.names == tuple(by_value)
+        assert numbers(encoding, names) == [by_value.index(name) for name in names]
+
+
+def test_new_names_of_classes_that_are_numbers_go_by_their_values():
+    words = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven"]
+    folders = sorted(map(str, range(12)))
+    encoding = label_encoding(ClassLabel(names=folders), words, None, "it")
+    assert [words[number] for number in numbers(encoding, range(12))] == [words[int(name)] for name in folders]
+
+
+def test_two_labels_of_one_name_go_by_their_place():
+    names = ["crane", "dog", "crane"]
+    for feature in (Value("int64"), ClassLabel(names=["n1", "n2", "n3"])):
+        encoding = label_encoding(feature, names, [0, 1, 2], "it")
+        assert encoding.names == tuple(names)
+        assert numbers(encoding, [2, 0, 1]) == [2, 0, 1]
+    with pytest.raises(DataError, match="are strings, so label_names must be different: got 'crane', 'dog', 'crane'"):
+        label_encoding(Value("string"), names, ["crane"], "it")
+    with pytest.raises(DataError, match="neither these in another order nor as many new ones"):
+        label_encoding(CLASSES, ["cat", "dog", "dog"], None, "it")
+
+
 def test_whole_numbers_are_labels_themselves():
     encoding = label_encoding(Value("int64"), None, [0, 3, 1], "it")
     assert encoding.names == ("0", "1", "2", "3")

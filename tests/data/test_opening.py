@@ -7,6 +7,7 @@ import sys
 from collections import Counter
 from dataclasses import replace
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -302,3 +303,77 @@ def test_labels_that_are_none_raise_when_opened(tmp_path):
     with pytest.raises(DataError, match=r"row 1 of split 'test' of .* has the label -1, which is none of 0, 1; "):
         open_split(source, "test")
     assert open_split(replace(source, unlabelled=True), "test").labels is None
+
+
+# --- Class folders called by numbers, and other numbers of the labels ------------------------------------------------
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Twelve class folders, 0 to 11, the picture of class i in folder i."""
+    for number in range(12):
+        (tmp_path / "train" / str(number)).mkdir(parents=True)
+        picture(number).save(tmp_path / "train" / str(number) / "a.png")
+    return tmp_path
+
+
+@pytest.mark.parametrize("settings", [{}, {"streaming": True}, {"max_samples": 5}])
+def test_class_folders_called_by_numbers_are_these_classes(folders, settings):
+    split = open_split(DataSource(str(folders), **settings), "train")
+    items = list(split.pixels(processor()))
+    assert len(items) == settings.get("max_samples", 12)
+    assert [item["labels"] for item in items] == [numbers_of(item["pixel_values"])[0] for item in items]
+
+
+def test_numbers_in_parquet_that_datasets_wrote_from_folders_are_these_classes(folders, tmp_path):
+    datasets.load_dataset(str(folders), split="train").to_parquet(tmp_path / "it.parquet")
+    split = open_split(DataSource(str(tmp_path / "it.parquet")), "train")
+    assert split.label_names == [str(number) for number in range(12)]
+    assert split.labels.tolist() == numbers(split)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("pattern", ["", "*.parquet"])
+def test_split_has_the_labels_that_its_own_files_name(tmp_path, pattern, streaming):
+    table(range(6)).to_parquet(tmp_path / "train.parquet")
+    table(range(6), names=NAMES[::-1]).to_parquet(tmp_path / "test.parquet")
+    for split, names in (("train", NAMES), ("test", NAMES[::-1])):
+        opened = open_split(DataSource(str(tmp_path / pattern), streaming=streaming), split)
+        assert opened.label_names == names
+        assert [names[item["labels"]] for item in opened.pixels(processor())] == NAMES * 2
+    if not streaming:
+        with pytest.raises(DataError, match=r"split 'train\+test' of .* parts with other columns or labels"):
+            open_split(DataSource(str(tmp_path / pattern)), "train+test")
+
+
+@pytest.mark.parametrize("pattern", ["", "*.parquet"])
+def test_files_of_a_split_that_name_labels_differently_are_refused(tmp_path, pattern):
+    table(range(6)).to_parquet(tmp_path / "train-0.parquet")
+    table(range(6), names=NAMES[::-1]).to_parquet(tmp_path / "train-1.parquet")
+    with pytest.raises(DataError, match=r"column 'label' differently: .*train-0\.parquet has \['cat', .*train-1\.parq"):
+        open_split(DataSource(str(tmp_path / pattern)), "train")
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_renumbered_rows_have_the_numbers_that_are_given(tmp_path, streaming):
+    table(range(7)).to_parquet(tmp_path / "train.parquet")
+    split = open_split(DataSource(str(tmp_path), streaming=streaming), "train")
+    other = split.renumbered([2, 0, 1])
+    found = [[item["labels"] for item in rows.pixels(processor())] for rows in (split, other)]
+    assert found == [[0, 1, 2, 0, 1, 2, 0], [2, 0, 1, 2, 0, 1, 2]]
+    if not streaming:
+        assert other.labels.tolist() == found[1]
+    assert other.label_names is None
+
+
+def test_stream_of_numbers_is_refused_at_a_label_that_there_is_none_of(tmp_path):
+    path = plain_parquet(tmp_path / "it.parquet", range(4), [0, 1, 2, 3])
+    split = open_split(DataSource(str(path), streaming=True), "train").renumbered(range(3))
+    with pytest.raises(DataError, match=r"row 3 of split 'train' .* has the label 3, which is none of 0, 1, 2"):
+        list(split.pixels(processor()))
+
+
+def test_rows_without_labels_have_none_to_renumber(tmp_path):
+    table(range(3), label=None).to_parquet(tmp_path / "train.parquet")
+    split = open_split(DataSource(str(tmp_path)), "train").renumbered([1, 0])
+    assert (split.labels, split.encoding) == (None, None)

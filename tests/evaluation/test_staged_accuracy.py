@@ -94,3 +94,30 @@ def test_missing_package_is_named_with_the_extra():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("PWLError")
     assert 'pip install "pwl-hf[evaluate]"' in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("predictions", "references", "message"),
+    [
+        ([[0.9, 0.2]], [1], r"predictions must be class numbers, got 0\.9"),
+        ([[1, 0], [float("nan"), 1]], [1, 1], "predictions must be class numbers, got nan"),
+        ([[1, 0]], [0.5], r"references must be class numbers, got 0\.5"),
+        ([[1, 0]], [[0, 1]], "don't match the expected format"),
+        ([[[0.1, 0.9], [0.8, 0.2]]], [1], "predictions must be class numbers"),
+    ],
+)
+def test_scores_are_no_classes(predictions, references, message):
+    with pytest.raises(ValueError, match=message):
+        StagedAccuracy().add_batch(predictions=predictions, references=references)
+    with pytest.raises(
+        ValueError, match=message.replace("predictions", "prediction").replace("references", "reference")
+    ):
+        StagedAccuracy().add(prediction=predictions[-1], reference=references[-1])
+    with pytest.raises(ValueError, match=message):
+        StagedAccuracy().compute(predictions=predictions, references=references)
+
+
+def test_whole_numbers_of_any_type_are_classes():
+    metric = StagedAccuracy()
+    metric.add_batch(predictions=[[1.0, 2.0]], references=[2.0])
+    assert metric.compute()["accuracies"] == [0.0, 1.0]

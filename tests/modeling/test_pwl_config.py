@@ -257,6 +257,37 @@ def test_pairs_whose_resolutions_differ_are_refused_naming_both(
         PWLConfig(teacher_config=teacher, student_config=student, num_stages=1 if len(teacher.depths) == 1 else 2)
 
 
+@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize(("teacher_channels", "student_channels"), [(1, 3), (3, 1), (4, 3)])
+def test_networks_of_other_channels_are_refused_naming_both(
+    model_type: str, teacher_channels: int, student_channels: int, tmp_path: Path
+) -> None:
+    teacher, student = tiny_pair(model_type)
+    PWLConfig(teacher_config=teacher, student_config=student).save_pretrained(tmp_path)
+    teacher.num_channels, student.num_channels = teacher_channels, student_channels
+    message = f"same images, got num_channels {teacher_channels} for the teacher and {student_channels} for the student"
+    with pytest.raises(StrictDataclassError, match=message):
+        PWLConfig(teacher_config=teacher, student_config=student)
+    # Nor by way of a file that somebody wrote.
+    data = json.loads((tmp_path / "config.json").read_text())
+    data["teacher_config"]["num_channels"], data["student_config"]["num_channels"] = teacher_channels, student_channels
+    (tmp_path / "config.json").write_text(json.dumps(data))
+    with pytest.raises(StrictDataclassError, match=message):
+        PWLConfig.from_pretrained(tmp_path)
+    student.num_channels = teacher_channels
+    assert PWLConfig(teacher_config=teacher, student_config=student).teacher_config.num_channels == teacher_channels
+
+
+@pytest.mark.parametrize("model_type", ["vit", "deit"])
+def test_networks_that_take_one_size_alone_must_take_the_same(model_type: str) -> None:
+    teacher, student = tiny_pair(model_type)
+    student.image_size = 18
+    with pytest.raises(StrictDataclassError, match=r"of an image of 16x16 pixels .* of an image of 18x18 pixels"):
+        PWLConfig(teacher_config=teacher, student_config=student)
+    teacher.image_size = (18, 18)
+    PWLConfig(teacher_config=teacher, student_config=student)
+
+
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [

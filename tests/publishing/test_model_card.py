@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from huggingface_hub import ModelCard
 
-from pwl_hf import Metric
+from pwl_hf import Metric, PWLForImageClassification
 from pwl_hf.model_card import human_bytes, stage_rows, write_card
 from pwl_hf.modeling.saving import write_metrics
-from tests.tiny import tiny_model
+from tests.tiny import tiny_config, tiny_model
 
 
 @pytest.fixture
@@ -98,3 +98,31 @@ def test_card_of_a_pushed_model_is_updated_in_place(hub, repo_id, folder):
 )
 def test_sizes_are_readable(size, text):
     assert human_bytes(size) == text
+
+
+@pytest.mark.parametrize(
+    ("problem_type", "said"),
+    [
+        (None, None),
+        ("single_label_classification", None),
+        ("multi_label_classification", "An image may have several labels"),
+        ("regression", "It is a regression"),
+    ],
+)
+def test_card_says_what_the_scores_are(tmp_path, problem_type, said):
+    tiny_model("vit", problem_type=problem_type).save_pretrained(tmp_path)
+    text = write_card(tmp_path).read_text()
+    for sentence in ("An image may have several labels", "It is a regression"):
+        assert (sentence in text) is (sentence == said)
+
+
+def test_card_shows_the_pipeline_for_rgb_alone(tmp_path):
+    for num_channels in (1, 3):
+        config = tiny_config("vit")
+        for network in (config.teacher_config, config.student_config):
+            network.num_channels = num_channels
+        PWLForImageClassification(config).save_pretrained(tmp_path)
+        (tmp_path / "preprocessor_config.json").write_text("{}")
+        text = write_card(tmp_path).read_text()
+        assert ("pipeline(" in text) is (num_channels == 3)
+        assert ("takes images of 1 channel(s)" in text) is (num_channels == 1)

@@ -13,10 +13,10 @@ from transformers import ResNetConfig, SwinConfig, ViTConfig, ViTImageProcessorP
 
 from pwl_hf import PWLForImageClassification, RepositoryError, VGGConfig
 from pwl_hf.training.networks.building import (
-    check_labels,
     derived_config,
     fresh,
     image_processor,
+    labels_of,
     load_network,
     new_student,
     new_teacher,
@@ -181,15 +181,23 @@ def test_new_head_of_nothing_is_refused():
         TeacherArguments(model_type="vit", allow_new_head=True)
 
 
-def test_labels_in_another_order_are_refused_and_other_names_told(caplog):
-    config = with_labels(ViTConfig(), NAMES)
-    with pytest.raises(ValueError, match="labels in another order: label 0 is 'ant' there and 'bee' in the data"):
-        check_labels("teacher", config, ["bee", "ant", "cat", "dog", "elk"])
-    check_labels("teacher", config, NAMES)
-    check_labels("teacher", ViTConfig(), ["a", "b"])
-    assert caplog.text == ""
-    check_labels("teacher", config, ["ant", "bee", "Katze", "dog", "elk"])
-    assert "label 2 is 'cat' in teacher and 'Katze' in the data, and 0 more" in caplog.text
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"problem_type": "multi_label_classification"}, "has problem_type 'multi_label_classification'"),
+        ({"problem_type": "regression"}, "has problem_type 'regression'"),
+        ({"id2label": {0: "cat"}, "label2id": {"cat": 0}}, "has num_labels 1"),
+    ],
+)
+def test_network_that_does_not_choose_one_label_of_several_is_refused_by_name(tmp_path, changes, message):
+    config = derived_config(tiny_pair("vit")[1], changes)
+    fresh(config).save_pretrained(tmp_path)
+    for label_names in (labels_of(config), None):
+        with pytest.raises(ValueError, match=f"{tmp_path}.*{message}.*need one label of several"):
+            load_network(str(tmp_path), label_names, replace_head=False)
+    # Of a fresh head the old one's problem says nothing.
+    network = load_network(str(tmp_path), ["a", "b"], replace_head=True)
+    assert (network.config.num_labels, network.config.problem_type) == (2, None)
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)
@@ -253,6 +261,25 @@ def test_plain_processor_makes_rgb_of_the_config_s_size(tmp_path):
     ):
         pixels = image_processor(str(tmp_path), config, size)(grey, return_tensors="pt")["pixel_values"]
         assert pixels.shape == (1, 3, expected, expected)
+
+
+@pytest.mark.parametrize(("num_channels", "mode"), [(1, "L"), (3, "RGB"), (4, "RGBA")])
+def test_plain_processor_makes_what_the_network_takes(tmp_path, num_channels, mode):
+    config = ViTConfig(image_size=16, num_channels=num_channels)
+    processor = image_processor(None, config, None)
+    processor.save_pretrained(tmp_path)
+    for found in (processor, image_processor(str(tmp_path), config, None)):
+        pixels = found(Image.new(mode, (9, 5)), return_tensors="pt")["pixel_values"]
+        assert pixels.shape == (1, num_channels, 16, 16)
+        assert torch.equal(pixels, torch.full_like(pixels, -1.0))
+
+
+def test_processor_of_other_channels_than_the_network_s_is_refused(tmp_path):
+    ViTImageProcessorPil(size={"height": 16, "width": 16}).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"cannot prepare images of 1 channel.*image_mean and image_std of 1 value"):
+        image_processor(str(tmp_path), ViTConfig(num_channels=1), None)
+    with pytest.raises(ValueError, match="takes images of 5 channels"):
+        image_processor(None, ViTConfig(num_channels=5), None)
 
 
 def test_network_of_any_size_needs_one():

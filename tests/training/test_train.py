@@ -244,10 +244,18 @@ def test_unlabelled_images_are_enough_for_the_teacher_s_answers(launched, tmp_pa
         run(options, tmp_path / "wrong")
 
 
-def test_mirrored_labels_are_refused(launched, tmp_path):
+def test_mirrored_labels_are_brought_into_the_teacher_s_order(launched, tmp_path):
     options = ["--teacher", str(launched / "teacher"), "--student_preset", "half", *SHORT]
-    with pytest.raises(ValueError, match="labels in another order: label 0 is '0' there and '9' in the data"):
-        run([*options, "--class_names", *"9876543210"], tmp_path / "out")
+    options += ["--num_stages", "2"]
+    for name, more in (("plain", []), ("mirrored", ["--class_names", *"9876543210"])):
+        run([*options, *more], tmp_path / name)
+    plain, mirrored = (manifest_of(tmp_path / name) for name in ("plain", "mirrored"))
+    assert plain.fingerprint == mirrored.fingerprint
+    assert plain.stages == mirrored.stages
+
+
+def test_another_number_of_labels_is_refused(launched, tmp_path):
+    options = ["--teacher", str(launched / "teacher"), "--student_preset", "half", *SHORT]
     for name in ("a", "b"):
         (tmp_path / "data" / "train" / name).mkdir(parents=True)
         Image.new("RGB", (8, 8)).save(tmp_path / "data" / "train" / name / "0.png")

@@ -32,15 +32,19 @@ class PixelRange(NamedTuple):
     white: torch.Tensor
 
 
-def pixel_range(processor: BaseImageProcessor) -> PixelRange:
+def pixel_range(processor: BaseImageProcessor, num_channels: int = 3) -> PixelRange:
     """The range of a processor's pixel values.
+
+    Args:
+        processor: The processor.
+        num_channels: Of the images that it makes.
 
     Raises:
         ValueError: If it does not make constant images of constant images.
     """
     found = []
     for name in ("black", "white"):
-        (pixel_values,) = to_tensor([Image.new("RGB", (_SIDE, _SIDE), name)], processor)
+        (pixel_values,) = to_tensor([Image.new("RGB", (_SIDE, _SIDE), name)], processor, num_channels)
         values = pixel_values.float().amin((1, 2), keepdim=True)
         if not torch.allclose(pixel_values.float(), values.expand(pixel_values.shape), atol=1e-3):
             raise ValueError(

@@ -158,7 +158,7 @@ def gradient_overlay(
     folder = Path(arguments.ig_maps or folder)
     target = arguments.ig_target or ("label" if uses_labels else "prediction")
     settings = MapSettings(fingerprint(teacher), title, target, arguments.ig_steps)
-    pixels = pixel_range(processor)
+    pixels = pixel_range(processor, teacher.config.num_channels)
     loader: DataLoader[Any] = DataLoader(dataset, arguments.ig_batch_size, num_workers=num_workers)
     start = time.perf_counter()
     count = compute_maps(

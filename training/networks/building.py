@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import RemoteEntryNotFoundError
+from PIL import Image
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -28,6 +29,8 @@ from transformers.utils.constants import (
     IMAGENET_STANDARD_STD,
 )
 
+from pwl_hf.data.processing import check_channels, to_tensor
+from pwl_hf.evaluation.labels import check_one_label
 from pwl_hf.modeling import construction
 from pwl_hf.modeling.families import family_of
 from pwl_hf.modeling.sources import Role
@@ -119,8 +122,7 @@ def load_network(
         allow_new_head: Give it a fresh head also if its checkpoint has none.
 
     Raises:
-        ValueError: If its family cannot be cut; if it has another number of labels, or the same labels in another
-            order.
+        ValueError: If its family cannot be cut; if it has another number of labels, or does not choose one of several.
         RepositoryError: If its checkpoint lacks tensors, has some that would be lost, or holds NaN or infinity.
     """
     config = AutoConfig.from_pretrained(name)
@@ -128,8 +130,7 @@ def load_network(
     # Whatever dtype it is stored in: it is trained, or trained with, in full precision.
     options: dict[str, Any] = {"dtype": torch.float32}
     if label_names is None or config.num_labels == len(label_names):
-        if label_names is not None:
-            check_labels(name, config, label_names)
+        check_one_label(config, repr(name))
         return construction.load_network(role, name, allow_new_head=allow_new_head, **options)
     if not replace_head:
         raise ValueError(
@@ -137,31 +138,9 @@ def load_network(
             "train_teacher.py first"
         )
     logger.info("%s has %d labels, the data %d: its head is fresh", name, config.num_labels, len(label_names))
-    options["config"] = with_labels(config, label_names)
+    # What the old head was trained for says nothing of the new one.
+    options["config"] = derived_config(with_labels(config, label_names), {"problem_type": None})
     return construction.load_network(role, name, allow_new_head=allow_new_head, allow_resized_head=True, **options)
-
-
-def check_labels(name: str, config: PreTrainedConfig, label_names: Sequence[str]) -> None:
-    """Refuse a network whose labels are the data's in another order; tell if they have other names.
-
-    Raises:
-        ValueError: With the first label that is elsewhere.
-    """
-    own = labels_of(config)
-    different = [i for i, label in enumerate(label_names) if own[i] != label]
-    if not different:
-        return
-    i = different[0]
-    if set(own) == set(label_names):
-        raise ValueError(
-            f"{name!r} has the data's labels in another order: label {i} is {own[i]!r} there and {label_names[i]!r} in "
-            "the data; order class_names as the network has them"
-        )
-    if own[i] != f"LABEL_{i}":
-        logger.warning(
-            "label names differ: label %d is %r in %s and %r in the data, and %d more",
-            *(i, own[i], name, label_names[i], len(different) - 1),
-        )
 
 
 def new_teacher(arguments: TeacherArguments, label_names: Sequence[str]) -> PreTrainedModel:
@@ -212,8 +191,8 @@ def new_student(
 def image_processor(name: str | None, config: PreTrainedConfig, image_size: int | None) -> BaseImageProcessor:
     """What prepares a network's images: its own processor, or else a plain one of its family.
 
-    The plain one makes RGB of every image, resizes it to a square and normalises it as the family's published
-    networks do.
+    The plain one resizes every image to a square and normalises it as the family's published networks do; images of
+    other channels than RGB to values from -1 to 1.
 
     Args:
         name: Folder or Hub id of the network, if it has one.
@@ -221,9 +200,13 @@ def image_processor(name: str | None, config: PreTrainedConfig, image_size: int 
         image_size: Pixels a side, for a network that has no processor; the config's own by default.
 
     Raises:
-        ValueError: If the network has a processor and `image_size` is another; if there is no size.
+        ValueError: If the network has a processor and `image_size` is another, or its channels are; if there is no
+            size, or no image has so many channels.
     """
+    check_channels(config.num_channels)
     if name is not None and (own := _own_processor(name)) is not None:
+        # Before training, rather than at its first image.
+        to_tensor([Image.new("RGB", (64, 64))], own, config.num_channels)
         if image_size is not None and not _gives(own, image_size):
             raise ValueError(f"image_size={image_size}, but {name!r} has an image processor of its own: leave it out")
         return own
@@ -231,12 +214,17 @@ def image_processor(name: str | None, config: PreTrainedConfig, image_size: int 
     if size is None:
         raise ValueError(f"networks of model_type {config.model_type!r} take images of any size: give image_size")
     height, width = (size, size) if isinstance(size, int) else size
-    is_vit = config.model_type == "vit"
+    if config.num_channels != 3:
+        mean, std = [IMAGENET_STANDARD_MEAN[0]] * config.num_channels, [IMAGENET_STANDARD_STD[0]] * config.num_channels
+    elif config.model_type == "vit":
+        mean, std = IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD
+    else:
+        mean, std = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
     return ViTImageProcessorPil(
         size={"height": height, "width": width},
-        do_convert_rgb=True,
-        image_mean=IMAGENET_STANDARD_MEAN if is_vit else IMAGENET_DEFAULT_MEAN,
-        image_std=IMAGENET_STANDARD_STD if is_vit else IMAGENET_DEFAULT_STD,
+        do_convert_rgb=config.num_channels == 3,
+        image_mean=mean,
+        image_std=std,
     )
 
 

@@ -8,6 +8,7 @@ from typing import cast
 import torch
 from torch import nn
 
+from pwl_hf.evaluation.labels import check_one_label
 from pwl_hf.modeling import PWLForImageClassification
 from pwl_hf.training.images.mixup import Mixup
 from pwl_hf.training.networks.identity import set_identity
@@ -44,6 +45,9 @@ class Distillation(nn.Module):
         teacher_drift: Put the teacher into training mode with the model. Both are of the method's own code.
         mixup: Mix training images and their labels first.
 
+    Raises:
+        ValueError: If the model does not choose one label of several for an image.
+
     Example:
 
         >>> objective = build_objective(model, ObjectiveArguments(prefix_weight=2.0), seed=0)  # doctest: +SKIP
@@ -61,6 +65,7 @@ class Distillation(nn.Module):
         teacher_drift: bool = False,
         mixup: Mixup | None = None,
     ) -> None:
+        check_one_label(model.config)
         super().__init__()
         self.model = model
         self.terms = tuple((weight, term) for weight, term in terms if weight)
