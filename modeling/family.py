@@ -52,13 +52,13 @@ class Family(ABC):
     Attributes:
         model_type: The `model_type` of its configs.
         interpolates: Whether its embedder takes `interpolate_pos_encoding`.
-        auto_map: Where the code of a network that transformers lacks is found in a repository.
+        code_module: The module with the network's code, where transformers lacks it: it is saved with the teacher.
         layers: The path of the list of all units, where the config's `num_hidden_layers` units are built alike.
     """
 
     model_type: ClassVar[str]
     interpolates: ClassVar[bool] = False
-    auto_map: ClassVar[dict[str, str]] = {}
+    code_module: ClassVar[str | None] = None
     layers: ClassVar[str | None] = None
 
     @abstractmethod

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from .family import Boundary, Family, Features, in_dtype_of
 
@@ -20,10 +20,7 @@ class VGGFamily(Family):
     """VGG with BatchNorm, this library's own (see `modeling_vgg`)."""
 
     model_type = "pwl_vgg"
-    auto_map: ClassVar[dict[str, str]] = {
-        "AutoConfig": "configuration_vgg.VGGConfig",
-        "AutoModelForImageClassification": "modeling_vgg.VGGForImageClassification",
-    }
+    code_module = "modeling_vgg"
 
     def model_class(self) -> type[PreTrainedModel]:
         from .modeling_vgg import VGGForImageClassification

@@ -16,10 +16,9 @@ import torch
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import ImageClassifierOutput
 
-from .adapters import check_base_is_saved, open_model
+from .adapters import open_model
 from .background import Prefetch
 from .configuration_pwl import PWLConfig
-from .construction import Network, check_common_dtype, joined_config, load_network
 from .converters import LeastSquares, channel_rows
 from .errors import RepositoryError, StageError
 from .finite import Images, finite_batches, first_not_finite
@@ -27,7 +26,6 @@ from .loading import check_arguments, device_of, dtype_of, read_repository, refu
 from .locking import exclusive
 from .retrying import RetryPolicy
 from .route import statistics_at_rest
-from .saving import save_repository
 from .shared_paths import SharedPaths
 from .sources import Role, Sources
 from .staged_model import PWLPreTrainedModel
@@ -281,8 +279,8 @@ class PWLForImageClassification(PWLPreTrainedModel):
     @classmethod
     def from_teacher_student(
         cls,
-        teacher: Network,
-        student: Network,
+        teacher: PreTrainedModel | str | os.PathLike[str],
+        student: PreTrainedModel | str | os.PathLike[str],
         *,
         num_stages: int | None = None,
         teacher_cuts: list[int] | None = None,
@@ -319,6 +317,8 @@ class PWLForImageClassification(PWLPreTrainedModel):
             ...     "google/vit-base-patch16-224", "WinKawaks/vit-tiny-patch16-224", num_stages=4
             ... )  # doctest: +SKIP
         """
+        from .construction import check_common_dtype, joined_config, load_network
+
         of_role = {
             role: {k.removeprefix(f"{role}_"): v for k, v in kwargs.items() if k.startswith(f"{role}_")}
             for role in ("teacher", "student")
@@ -354,6 +354,7 @@ class PWLForImageClassification(PWLPreTrainedModel):
         push_to_hub: bool = False,
         token: str | bool | None = None,
         *,
+        remote_code: str | None = None,
         overwrite: bool = False,
         **kwargs: Any,
     ) -> None:
@@ -376,18 +377,24 @@ class PWLForImageClassification(PWLPreTrainedModel):
             state_dict: Tensors to save in place of the model's own, by full name.
             push_to_hub: Push as well (see `push_to_hub`).
             token: For the push.
+            remote_code: `"standalone"` adds one file of code with which plain transformers opens the repository, given
+                `trust_remote_code=True`; `"none"` leaves it out. By default none, or as the model was loaded.
             overwrite: Write over files of the folder that are not a PWL repository's; with `push_to_hub`, of the
                 Hub's as well. The folders of a teacher and a student that were joined are never written over.
             kwargs: For the push; `max_shard_size` and `save_original_format` change nothing: shards are stages.
 
         Raises:
-            ValueError: For `variant`, which a PWL repository cannot have.
+            ValueError: For `variant`, which a PWL repository cannot have; for a `remote_code` that cannot be.
             OverwriteError: If files would be written over that are not the repository's own; nothing was written.
             RepositoryError: If a file to be copied is not what the manifest says, or is a link out of its folder.
             SaveError: If the model holds what its config does not describe, such as an adapter of `get_peft_model`; if
                 a file cannot be written, or another save changes the folder meanwhile.
         """
+        from .saving import save_repository
+
         if getattr(self, "_hf_peft_config_loaded", False):
+            from .adapters import check_base_is_saved
+
             check_base_is_saved(self)
             own = {name: kwargs.pop(name) for name in ("max_shard_size", "save_peft_format") if name in kwargs}
             super().save_pretrained(save_directory, is_main_process, state_dict, **own)
@@ -398,9 +405,10 @@ class PWLForImageClassification(PWLPreTrainedModel):
                 kwargs.pop(name, None)
             if is_main_process:
                 with self._lock:
-                    save_repository(self, save_directory, state_dict, overwrite=overwrite)
+                    save_repository(self, save_directory, state_dict, remote_code=remote_code, overwrite=overwrite)
         if push_to_hub and is_main_process:
             kwargs |= {"overwrite": True} if overwrite else {}
+            kwargs |= {"remote_code": remote_code} if remote_code is not None else {}
             self.push_to_hub(kwargs.pop("repo_id", os.path.basename(save_directory)), token=token, **kwargs)
 
     # --- Converters and statistics from images ------------------------------------------------------------------

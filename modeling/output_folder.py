@@ -31,6 +31,9 @@ except ImportError:  # Not on Windows.
 
 PROCESSOR_FILE = "preprocessor_config.json"
 TEACHER_INDEX_FILE = "teacher/model.safetensors.index.json"
+# Code that a repository may carry: for all of it, and of a network that transformers lacks.
+STANDALONE_FILE = "pwl_standalone.py"
+CODE_FILES = (STANDALONE_FILE, "modeling_vgg.py")
 UNFINISHED_FILE = "pwl_saving.txt"
 
 _NOTE = (
@@ -48,15 +51,9 @@ _NAMED = 3
 _TEMPORARY = (re.compile(r"\.(.+)\.(\d+)\.\d+\.tmp"), re.compile(r"\.(.+)\.(\d+)\.tmp"))
 
 
-def code_files() -> list[Path]:
-    """The library's own modules that are saved with each model, as its remote code."""
-    return sorted(path for path in Path(__file__).parent.glob("*.py") if path.name != "__init__.py")
-
-
 def text_paths() -> set[str]:
-    """The paths of what each save writes besides weights: configs, the teacher's index, the manifest, remote code."""
-    configs = {CONFIG_FILE, f"teacher/{CONFIG_FILE}", TEACHER_INDEX_FILE, MANIFEST_FILE}
-    return configs | {path.name for path in code_files()}
+    """The paths of what a save may write besides weights: configs, the teacher's index, the manifest, code."""
+    return {CONFIG_FILE, f"teacher/{CONFIG_FILE}", TEACHER_INDEX_FILE, MANIFEST_FILE, *CODE_FILES}
 
 
 def paths_of_save(num_stages: int) -> set[str]:

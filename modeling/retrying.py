@@ -25,7 +25,7 @@ from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
 
 from .errors import PWLError
 
-Result = TypeVar("Result")
+Outcome = TypeVar("Outcome")
 
 # Answers that another try may change: time-out, too early, too many requests, and the server's own errors.
 _PASSING = {408, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529}
@@ -69,7 +69,7 @@ class RetryPolicy:
         if self.tries < 1 or min(self.max_seconds, self.first_wait, self.max_wait) < 0:
             raise ValueError(f"a retry policy needs at least one try and no negative times, got {self}")
 
-    def run(self, attempt: Callable[[], Result], cancelled: threading.Event | None = None) -> Result:
+    def run(self, attempt: Callable[[], Outcome], cancelled: threading.Event | None = None) -> Outcome:
         """Call `attempt` until it succeeds, fails for good, or the policy ends.
 
         Args:

@@ -36,13 +36,13 @@ from .output_folder import (
     PROCESSOR_FILE,
     TEACHER_INDEX_FILE,
     FileState,
-    code_files,
     exclusive_folder,
     saving_into,
     states,
     text_paths,
     writing,
 )
+from .remote_code import auto_map, chosen_code, code_of, network_auto_map, set_auto_map
 from .repository import Repository
 from .sources import Piece, Sources
 from .structure import hooked_module
@@ -119,6 +119,7 @@ def save_repository(
     place: Callable[[PlannedFile, Path], FileEntry | None] | None = None,
     *,
     texts: Mapping[str, str] | None = None,
+    remote_code: str | None = None,
     overwrite: bool = False,
 ) -> Manifest:
     """Write a model's repository into a folder; see `PWLForImageClassification.save_pretrained`.
@@ -129,9 +130,11 @@ def save_repository(
         state_dict: Tensors to take in place of the model's own, by full name.
         place: Asked first for each weight file: puts it into its place by itself and says what it is, or returns None.
         texts: Further text files by path, such as those of an image processor (see `processor_files`).
+        remote_code: What code it carries (see `remote_code.chosen_code`).
         overwrite: Write over files that are not a repository's.
 
     Raises:
+        ValueError: For a `remote_code` that cannot be.
         OverwriteError: If files would be written over that are not the repository's own; nothing was written.
         RepositoryError: If a file to be copied is not what the manifest says, or is a link out of its folder.
         SaveError: If a file cannot be written, or another save changes the folder meanwhile.
@@ -140,6 +143,7 @@ def save_repository(
         raise ValueError(f"save_directory must be a folder, {os.fspath(directory)!r} is a file")
     root, store = Path(directory), model._store
     # 1. What is to be written, and all that it is copied from: nothing is touched before it is there and checked.
+    chosen_code(model.config, remote_code)
     planned_files = plan_files(model, state_dict)
     texts = {**stored_processor(model), **(texts or {})}
     copied = [planned.path for planned in planned_files if planned.entry is not None]
@@ -165,7 +169,11 @@ def save_repository(
                 entries.append(entry)
             placed |= states(root, [planned.path])
         manifest = new_manifest(model, entries, before.manifest)
-        for path, text in {**text_files(model, manifest), **texts, MANIFEST_FILE: manifest.to_json()}.items():
+        for path, text in {
+            **text_files(model, manifest, remote_code),
+            **texts,
+            MANIFEST_FILE: manifest.to_json(),
+        }.items():
             with writing(root / path):
                 write_text(root / path, text)
             placed |= states(root, [path])
@@ -222,16 +230,16 @@ def new_manifest(model: PWLPreTrainedModel, entries: list[FileEntry], before: Ma
     return manifest
 
 
-def text_files(model: PWLPreTrainedModel, manifest: Manifest) -> dict[str, str]:
-    """Everything besides weights, manifest and image processor: configs, the teacher's index, remote code."""
-    config = _saved_config(model, manifest)
-    teacher = config.teacher_config
+def text_files(model: PWLPreTrainedModel, manifest: Manifest, remote_code: str | None = None) -> dict[str, str]:
+    """Everything besides weights, manifest and image processor: configs, the teacher's index, code if there is any."""
+    chosen = chosen_code(model.config, remote_code)
+    config = _saved_config(model, manifest, chosen)
     texts = {
         "config.json": config.to_json_string(),
-        "teacher/config.json": teacher.to_json_string(),
+        "teacher/config.json": config.teacher_config.to_json_string(),
         TEACHER_INDEX_FILE: _teacher_index(model, manifest),
     }
-    return texts | {source.name: source.read_text(encoding="utf-8") for source in code_files()}
+    return texts | code_of(config, chosen)
 
 
 def stored_processor(model: PWLPreTrainedModel) -> dict[str, str]:
@@ -429,19 +437,15 @@ class _Planner:
         return sum(p.numel() for p in converter.parameters())
 
 
-def _saved_config(model: PWLPreTrainedModel, manifest: Manifest) -> PWLConfig:
+def _saved_config(model: PWLPreTrainedModel, manifest: Manifest, remote_code: str) -> PWLConfig:
     config: PWLConfig = copy.deepcopy(model.config)
     config.architectures = ["PWLForImageClassification"]
     config.fingerprint = manifest.fingerprint
-    config.auto_map = {
-        "AutoConfig": "configuration_pwl.PWLConfig",
-        "AutoModelForImageClassification": "modeling_pwl.PWLForImageClassification",
-    }
+    set_auto_map(config, auto_map(remote_code))
     for role in ("teacher", "student"):
         network, plan = getattr(config, f"{role}_config"), model._blueprints[role]
         network.architectures = network.architectures or [plan.family.model_class().__name__]
-        if plan.family.auto_map:
-            network.auto_map = dict(plan.family.auto_map)
+        set_auto_map(network, network_auto_map(network.model_type))
         network.id2label, network.label2id = copy.copy(config.id2label), copy.copy(config.label2id)
         network.problem_type = config.problem_type
     for part in (config, config.teacher_config, config.student_config):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -25,6 +25,14 @@ Message = Annotated[str, typer.Option("--commit-message", "-m", help="The commit
 CreatePR = Annotated[bool, typer.Option("--create-pr", help="Open a pull request.")]
 Handler = Annotated[bool, typer.Option("--inference-handler", help="Add handler.py, for Inference Endpoints.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Write over files that are not a PWL repository's.")]
+RemoteCode = Annotated[
+    str | None,
+    typer.Option(
+        help="standalone: add one file of code, so that transformers opens it without pwl-hf; none: leave code out. As "
+        "it is by default.",
+        show_default=False,
+    ),
+]
 License = Annotated[str | None, typer.Option(help="The licence for the model card; the teacher's by default.")]
 
 
@@ -66,6 +74,7 @@ def convert(
     push_to_hub: Annotated[str | None, typer.Option(metavar="REPO", help="Publish it as well.")] = None,
     private: Private = None,
     license: License = None,
+    remote_code: RemoteCode = None,
     overwrite: Overwrite = False,
     token: Token = None,
 ) -> None:
@@ -84,11 +93,13 @@ def convert(
         problem_type=problem_type,
         token=token,
         license=license,
+        remote_code=remote_code,
         overwrite=overwrite,
     )
     typer.echo(f"saved {output}")
     if push_to_hub is not None:
-        _push(output, push_to_hub, "Upload PWL model", private, None, False, license, token, overwrite=overwrite)
+        card_data = {"license": license} if license else None
+        _push(output, push_to_hub, private=private, token=token, card_data=card_data, overwrite=overwrite)
 
 
 @app.command()
@@ -101,11 +112,44 @@ def push(
     create_pr: CreatePR = False,
     license: License = None,
     inference_handler: Handler = False,
+    remote_code: RemoteCode = None,
     overwrite: Overwrite = False,
     token: Token = None,
 ) -> None:
     """Publish a saved repository in one commit, after checking every file."""
-    _push(directory, repo, commit_message, private, revision, create_pr, license, token, inference_handler, overwrite)
+    card_data = {"license": license} if license else None
+    _push(
+        directory,
+        repo,
+        commit_message=commit_message,
+        private=private,
+        token=token,
+        revision=revision,
+        create_pr=create_pr,
+        card_data=card_data,
+        inference_handler=inference_handler,
+        remote_code=remote_code,
+        overwrite=overwrite,
+    )
+
+
+@app.command()
+def upgrade(
+    repo: Repo,
+    remote_code: Annotated[
+        str, typer.Option(help="none: take the code out; standalone: one file of code in its place.")
+    ] = "none",
+    revision: Revision = None,
+    create_pr: CreatePR = False,
+    token: Token = None,
+) -> None:
+    """Take the code that older versions saved with every model out of a repository, or replace it by one file."""
+    from pwl_hf.upgrading import upgrade as upgrade_repository
+
+    removed, commit = upgrade_repository(repo, remote_code, revision=revision, create_pr=create_pr, token=token)
+    typer.echo(f"{len(removed)} code file(s) removed from {repo}")
+    if commit is not None:
+        typer.echo(commit.pr_url or str(commit))
 
 
 @app.command()
@@ -228,33 +272,10 @@ def demo(
     run_demo(output, seed=seed, quiet=quiet)
 
 
-def _push(
-    directory: Path,
-    repo: str,
-    commit_message: str,
-    private: bool | None,
-    revision: str | None,
-    create_pr: bool,
-    license: str | None,
-    token: str | None,
-    inference_handler: bool = False,
-    overwrite: bool = False,
-) -> None:
+def _push(directory: Path, repo: str, **options: Any) -> None:
     from pwl_hf.publishing import Target, push_folder
 
-    card_data = {"license": license} if license else None
-    target = Target(
-        repo,
-        commit_message,
-        private=private,
-        token=token,
-        revision=revision,
-        create_pr=create_pr,
-        card_data=card_data,
-        inference_handler=inference_handler,
-        overwrite=overwrite,
-    )
-    commit = push_folder(directory, target)
+    commit = push_folder(directory, Target(repo, **options))
     typer.echo(commit.pr_url or str(commit))
 
 

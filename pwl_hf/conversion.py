@@ -34,6 +34,7 @@ def convert_pair(
     problem_type: str | None = None,
     license: str | None = None,
     token: str | bool | None = None,
+    remote_code: str | None = None,
     overwrite: bool = False,
 ) -> PWLForImageClassification:
     """Join a teacher and a student, and save them as a PWL repository with the teacher's image processor.
@@ -55,6 +56,7 @@ def convert_pair(
         problem_type: As in transformers' configs; the teacher's by default, needed if the student's is another.
         license: The licence for the model card; the teacher's by default.
         token: As in huggingface_hub.
+        remote_code: As in `save_pretrained`.
         overwrite: Write over files in `output` that are not a PWL repository's; never over a teacher or student.
 
     Returns:
@@ -89,7 +91,7 @@ def convert_pair(
         model.fit_converters(batches)
         model.estimate_statistics(batches, [Sources.prefix(k, num_stages).mask for k in range(1, num_stages)])
     texts = processor_files(processor) if processor is not None else {}
-    save_repository(model, output, texts=texts, overwrite=overwrite)
+    save_repository(model, output, texts=texts, remote_code=remote_code, overwrite=overwrite)
     write_card(output, card_data={"license": license} if license else None, token=token)
     return model
 

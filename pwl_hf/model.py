@@ -41,6 +41,7 @@ class PWLForImageClassification(modeling.PWLForImageClassification):
         card_data: Mapping[str, Any] | None = None,
         retry: RetryPolicy | None = None,
         inference_handler: bool = False,
+        remote_code: str | None = None,
         overwrite: bool = False,
         **kwargs: Any,
     ) -> CommitInfo:
@@ -65,6 +66,7 @@ class PWLForImageClassification(modeling.PWLForImageClassification):
             retry: How long to try when the network fails.
             inference_handler: Add the `handler.py` that Hugging Face Inference Endpoints look for, and the
                 `requirements.txt` for it.
+            remote_code: As in `save_pretrained`; an inference handler needs `"standalone"`, and brings it.
             overwrite: Write over files of a repository that is no PWL repository, and over a `handler.py` of
                 another's making.
             kwargs: `max_shard_size` and `save_original_format` change nothing: shards are stages.
@@ -117,6 +119,7 @@ class PWLForImageClassification(modeling.PWLForImageClassification):
             card_data=data,
             retry=retry or RetryPolicy(),
             inference_handler=inference_handler,
+            remote_code=remote_code,
             overwrite=overwrite,
         )
         return push_model(self, target)

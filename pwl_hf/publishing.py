@@ -23,6 +23,7 @@ from pwl_hf.endpoints import HANDLER_FILE, PROCESSOR_FILE, REQUIREMENTS_FILE, en
 from pwl_hf.model_card import CARD_FILE, render_card
 from pwl_hf.modeling.errors import FetchError, OverwriteError, PublishError, RepositoryError
 from pwl_hf.modeling.manifest import MANIFEST_FILE, FileEntry, Manifest
+from pwl_hf.modeling.remote_code import STANDALONE, with_code
 from pwl_hf.modeling.repository import Repository
 from pwl_hf.modeling.retrying import RetryPolicy, is_passing
 from pwl_hf.modeling.verification import check_file, git_hashes
@@ -49,6 +50,7 @@ class Target:
         card_data: Metadata for the model card, such as `{"license": "mit"}`, over what is found.
         retry: How long to try when the network fails.
         inference_handler: Add what Inference Endpoints look for: `handler.py` and its `requirements.txt`.
+        remote_code: `"standalone"`, `"none"`, or None for as it is (see `save_pretrained`).
         overwrite: Write over files of a repository that is no PWL repository, and over a `handler.py` of another's
             making.
     """
@@ -63,7 +65,13 @@ class Target:
     card_data: Mapping[str, Any] | None = None
     retry: RetryPolicy = field(default_factory=RetryPolicy)
     inference_handler: bool = False
+    remote_code: str | None = None
     overwrite: bool = False
+
+    @property
+    def code(self) -> str | None:
+        """What code the repository is to carry: a handler runs where the package is not installed."""
+        return STANDALONE if self.inference_handler and self.remote_code is None else self.remote_code
 
 
 def push_model(model: PWLForImageClassification, target: Target) -> CommitInfo:
@@ -96,7 +104,7 @@ def push_model(model: PWLForImageClassification, target: Target) -> CommitInfo:
                 target_path = written[planned.path] = Path(folder, planned.path)
                 entries.append(write_tensors(target_path, planned.path, planned.tensors(), planned.parameters))
             manifest = new_manifest(model, entries)
-            found = {**text_files(model, manifest), **stored_processor(model)}
+            found = {**text_files(model, manifest, target.code), **stored_processor(model)}
             texts = {path: text.encode() for path, text in found.items()}
         return _commit(target, manifest, written, texts, source)
 
@@ -117,6 +125,8 @@ def push_folder(directory: str | Path, target: Target) -> CommitInfo:
     source.check_links([*paths, *(entry.path for entry in manifest.files)])
     files = source.fetch_verified(manifest.files)
     texts = {path: source.fetch_text(path) for path in paths if path != MANIFEST_FILE}
+    if target.code is not None:
+        texts = with_code(texts, target.code)
     return _commit(target, manifest, files, texts, source)
 
 

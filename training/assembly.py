@@ -13,6 +13,7 @@ from transformers import BaseImageProcessor, PreTrainedModel, TrainingArguments,
 
 from pwl_hf import PWLForImageClassification
 from pwl_hf.evaluation.labels import check_one_label
+from pwl_hf.modeling.remote_code import choose_code
 from pwl_hf.training.data_arguments import DataArguments
 from pwl_hf.training.networks.building import image_processor, load_network, new_student
 from pwl_hf.training.networks.identity import set_identity
@@ -67,6 +68,7 @@ def assemble(
         check_one_label(model.config, repr(name))
         if label_names is not None and model.config.num_labels != len(label_names):
             raise ValueError(f"{name!r} has {model.config.num_labels} labels, the data has {len(label_names)}")
+        choose_code(model.config, networks.remote_code)
         return Assembled(model, image_processor(name, model.config.teacher_config, networks.image_size))
     teacher, processor = _teacher(networks, data, args, label_names)
     # Anew, so that the student's first weights do not depend on how the teacher came about.
@@ -81,6 +83,7 @@ def assemble(
     )
     if networks.teacher is not None and not Path(networks.teacher).exists():
         model.config.base_model = networks.teacher
+    choose_code(model.config, networks.remote_code)
     if networks.init_student_from_teacher is not None:
         inherit(model, networks.init_student_from_teacher)
     if networks.init_converters == "identity":

@@ -46,34 +46,6 @@ def test_modeling_imports_only_siblings_torch_transformers_and_what_they_need(pa
             assert top not in ("pwl_hf", "modeling", "training"), module
 
 
-@pytest.mark.parametrize("path", MODELING, ids=lambda path: path.stem)
-def test_modeling_registers_nothing_and_quotes_no_relative_import(path):
-    """A pushed file that registered itself would be trusted from then on; transformers' copier reads text."""
-    text = path.read_text(encoding="utf-8")
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
-            assert node.func.attr not in ("register", "register_for_auto_class"), ast.unparse(node)
-        if isinstance(node, ast.Constant) and isinstance(node.value, str) and "\n" in node.value:
-            assert not any(line.strip().startswith("from .") for line in node.value.splitlines())
-
-
-def test_modeling_is_flat():
-    folders = [path for path in (ROOT / "modeling").iterdir() if path.is_dir() and path.name != "__pycache__"]
-    assert folders == []
-
-
-def test_every_file_of_modeling_is_reached_from_the_two_that_the_config_names():
-    """transformers downloads the two and what they import, and what that imports: nothing else comes along."""
-    reached: set[str] = set()
-    waiting = ["modeling_pwl", "configuration_pwl"]
-    while waiting:
-        name = waiting.pop()
-        if name not in reached:
-            reached.add(name)
-            waiting += [module for level, module in imports(ROOT / "modeling" / f"{name}.py") if level]
-    assert reached == {path.stem for path in MODELING} - {"__init__"}
-
-
 @pytest.mark.parametrize("path", PACKAGE, ids=lambda path: path.stem)
 def test_package_does_not_import_training(path):
     for _, module in imports(path):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from pwl_hf import PWLForImageClassification
 from tests.tiny import WITH_BATCH_NORM, tiny_images, tiny_model
 
 SavedRepo = Callable[[str], Path]
@@ -25,6 +26,18 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> SavedRepo:
             for mask in ("TSSS", "TTSS", "TTTS", "STST"):
                 model.estimate_statistics(tiny_images(family, 8), mask)
         model.save_pretrained(folder)
+        return folder
+
+    return save
+
+
+@pytest.fixture
+def standalone(saved: SavedRepo, tmp_path: Path) -> SavedRepo:
+    """A family's repository with its one file of code."""
+
+    def save(family: str) -> Path:
+        folder = tmp_path / f"{family}-standalone"
+        PWLForImageClassification.from_pretrained(saved(family)).save_pretrained(folder, remote_code="standalone")
         return folder
 
     return save

@@ -64,6 +64,13 @@ class NetworkArguments:
             "student that begins as the teacher's layers."
         },
     )
+    remote_code: Literal["standalone", "none"] | None = field(
+        default=None,
+        metadata={
+            "help": "Save one file of code with the model (standalone), so that transformers opens it without pwl-hf; "
+            "by default none, or as the model that is trained further has it."
+        },
+    )
     num_stages: int | None = field(
         default=None,
         metadata={"help": "Number of blocks N; stages go from 0 to N. By default 4, or as many as cuts."},

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import builtins
 import io
+import re
 import tokenize
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -71,7 +72,15 @@ def join(root: str, read: Callable[[str], str], *, header: str, absent: str) -> 
     for module in modules:
         sections.append(_section(module, {m.name for m in modules}, known, absent))
         known.update(_definitions(module.tree.body))
-    # 2. The file: docstring, imports, those for types alone, and a section for each module.
+    # 2. Imports that nothing is left of go.
+    words = _words("".join(sections))
+    imports, only_typing = (
+        {module: {name for name in names if _bound(name) in words} for module, names in found.items()}
+        for found in (imports, only_typing)
+    )
+    if any(only_typing.values()):
+        imports.setdefault("typing", set()).add("TYPE_CHECKING")
+    # 3. The file: docstring, imports, those for types alone, and a section for each module.
     guarded = "".join(f"    {line}\n" for line in _import_lines(only_typing))
     head = "".join(f"{line}\n" for line in _import_lines(imports))
     return f'"""{header}"""\n\n{head}' + (f"\nif TYPE_CHECKING:\n{guarded}" if guarded else "") + "".join(sections)
@@ -144,11 +153,13 @@ def _section(module: Module, joined: set[str], known: set[str], absent: str) -> 
     encoded = text.encode()
     edits: list[tuple[int, int, bytes]] = []
 
-    def replace(node: ast.AST, by: str) -> None:
-        place: ast.expr | ast.stmt = node  # type: ignore[assignment]
-        first = starts[place.lineno - 1] + place.col_offset
-        last = starts[(place.end_lineno or place.lineno) - 1] + (place.end_col_offset or 0)
-        edits.append((first, last, by.encode()))
+    def replace_between(first: ast.expr | ast.stmt, last: ast.expr | ast.stmt, by: str) -> None:
+        start = starts[first.lineno - 1] + first.col_offset
+        end = starts[(last.end_lineno or last.lineno) - 1] + (last.end_col_offset or 0)
+        edits.append((start, end, by.encode()))
+
+    def replace(node: ast.expr | ast.stmt, by: str) -> None:
+        replace_between(node, node, by)
 
     at_the_top = [s for block in module.tree.body for s in ([block, *block.body] if _is_typing(block) else [block])]
     # 1. Imports, `__all__` and the docstring go.
@@ -160,10 +171,15 @@ def _section(module: Module, joined: set[str], known: set[str], absent: str) -> 
         elif _is_typing(statement):
             kept = [s for s in statement.body if not isinstance(s, ast.Import | ast.ImportFrom)]
             replace(statement, "\n    ".join(["if TYPE_CHECKING:", *map(ast.unparse, kept)]) if kept else "")
-    # 2. An import within a function: of what is in the file it is not needed, the rest is absent.
-    for node in ast.walk(module.tree):
-        if module.needs(node) and node not in at_the_top:
-            replace(node, "pass" if joined.issuperset(module.needs(node)) else f"raise {absent}")
+    # 2. Imports within functions: of what is in the file they are not needed; without the rest the block ends there.
+    for block in _blocks(module.tree):
+        for node in block:
+            if module.needs(node) and node not in at_the_top:
+                if joined.issuperset(module.needs(node)):
+                    replace(node, "pass")
+                else:
+                    replace_between(node, block[-1], f"raise {absent}")
+                    break
     # 3. Annotations that name what does not exist yet are put in quotes.
     above = set(known)
     for statement in module.tree.body:
@@ -171,14 +187,24 @@ def _section(module: Module, joined: set[str], known: set[str], absent: str) -> 
             if any(_is_unknown(node, above) for node in ast.walk(annotation)):
                 replace(annotation, repr(ast.get_source_segment(text, annotation)).replace("'", '"'))
         above.update(_definitions([statement]))
-    for first, last, by in sorted(edits, reverse=True):
-        encoded = encoded[:first] + by + encoded[last:]
+    for start, end, by in sorted(edits, reverse=True):
+        if not any(outer[0] <= start and end <= outer[1] for outer in edits if outer[:2] != (start, end)):
+            encoded = encoded[:start] + by + encoded[end:]
     body = encoded.decode().strip()
     while "\n\n\n\n" in body:
         body = body.replace("\n\n\n\n", "\n\n\n")
     title = f"# --- {module.name} "
     comment = "".join(f"# {line}".rstrip() + "\n" for line in (ast.get_docstring(module.tree) or "").splitlines())
     return f"\n\n{title.ljust(_WIDTH, '-')}\n{comment}\n\n{body}\n"
+
+
+def _blocks(tree: ast.Module) -> Iterator[list[ast.stmt]]:
+    """The bodies of all functions, conditions, loops and the like."""
+    for node in ast.walk(tree):
+        for name in ("body", "orelse", "finalbody"):
+            block = getattr(node, name, None)
+            if isinstance(block, list) and node is not tree:
+                yield block
 
 
 def _evaluated_annotations(statement: ast.stmt) -> Iterator[ast.expr]:
@@ -194,6 +220,17 @@ def _evaluated_annotations(statement: ast.stmt) -> Iterator[ast.expr]:
     elif isinstance(statement, ast.ClassDef | ast.If):
         for inner in statement.body:
             yield from _evaluated_annotations(inner)
+
+
+def _words(text: str) -> set[str]:
+    """The names that a text uses, also in annotations that are in quotes."""
+    found: set[str] = set()
+    for before, token in pairwise(tokenize.generate_tokens(io.StringIO(text).readline)):
+        if token.type == tokenize.NAME and before.string != ".":
+            found.add(token.string)
+        elif token.type == tokenize.STRING and not token.string.startswith('"""'):
+            found.update(re.findall(r"\w+", token.string))
+    return found
 
 
 def _is_unknown(node: ast.AST, known: set[str]) -> bool:
