@@ -31,9 +31,6 @@ except ImportError:  # Not on Windows.
 
 PROCESSOR_FILE = "preprocessor_config.json"
 TEACHER_INDEX_FILE = "teacher/model.safetensors.index.json"
-# Code that a repository may carry: for all of it, and of a network that transformers lacks.
-STANDALONE_FILE = "pwl_standalone.py"
-CODE_FILES = (STANDALONE_FILE, "modeling_vgg.py")
 UNFINISHED_FILE = "pwl_saving.txt"
 
 _NOTE = (
@@ -52,8 +49,8 @@ _TEMPORARY = (re.compile(r"\.(.+)\.(\d+)\.\d+\.tmp"), re.compile(r"\.(.+)\.(\d+)
 
 
 def text_paths() -> set[str]:
-    """The paths of what a save may write besides weights: configs, the teacher's index, the manifest, code."""
-    return {CONFIG_FILE, f"teacher/{CONFIG_FILE}", TEACHER_INDEX_FILE, MANIFEST_FILE, *CODE_FILES}
+    """The paths of what each save writes besides weights: configs, the teacher's index, the manifest."""
+    return {CONFIG_FILE, f"teacher/{CONFIG_FILE}", TEACHER_INDEX_FILE, MANIFEST_FILE}
 
 
 def paths_of_save(num_stages: int) -> set[str]:

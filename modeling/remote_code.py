@@ -22,13 +22,13 @@ from .configuration_pwl import PWLConfig
 from .errors import RepositoryError
 from .joining import join
 from .manifest import CONFIG_FILE
-from .output_folder import STANDALONE_FILE
 
 if TYPE_CHECKING:
     from .family import Family
 
 STANDALONE = "standalone"
 NONE = "none"
+STANDALONE_FILE = "pwl_standalone.py"
 
 _ABSENT = "ImportError('this needs the package: pip install \"pwl-hf[torch]\"')"
 _STANDALONE_HEADER = """A model that answers after its first small file and grows into its teacher while it serves.
@@ -95,6 +95,15 @@ def network_auto_map(model_type: str) -> dict[str, str] | None:
     return {
         "AutoConfig": f"{module}.{OWN_CONFIGS[model_type].__name__}",
         "AutoModelForImageClassification": f"{module}.{FAMILIES[model_type].model_class().__name__}",
+    }
+
+
+def code_paths(config: PWLConfig, remote_code: str) -> set[str]:
+    """The paths of `code_of`."""
+    module = FAMILIES[config.teacher_config.model_type].code_module
+    return {
+        *([f"{module}.py"] if module is not None else []),
+        *([STANDALONE_FILE] if remote_code == STANDALONE else []),
     }
 
 

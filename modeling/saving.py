@@ -42,7 +42,7 @@ from .output_folder import (
     text_paths,
     writing,
 )
-from .remote_code import auto_map, chosen_code, code_of, network_auto_map, set_auto_map
+from .remote_code import auto_map, chosen_code, code_of, code_paths, network_auto_map, set_auto_map
 from .repository import Repository
 from .sources import Piece, Sources
 from .structure import hooked_module
@@ -143,7 +143,7 @@ def save_repository(
         raise ValueError(f"save_directory must be a folder, {os.fspath(directory)!r} is a file")
     root, store = Path(directory), model._store
     # 1. What is to be written, and all that it is copied from: nothing is touched before it is there and checked.
-    chosen_code(model.config, remote_code)
+    code = code_paths(model.config, chosen_code(model.config, remote_code))
     planned_files = plan_files(model, state_dict)
     texts = {**stored_processor(model), **(texts or {})}
     copied = [planned.path for planned in planned_files if planned.entry is not None]
@@ -151,7 +151,7 @@ def save_repository(
         store.repository.check_links(copied)
         if place is None:
             store.prepare(copied)
-    paths = {planned.path for planned in planned_files} | text_paths() | texts.keys()
+    paths = {planned.path for planned in planned_files} | text_paths() | texts.keys() | code
     # 2. The files, each whole, the manifest last.
     with saving_into(root, paths, inputs=_inputs(model), overwrite=overwrite) as before:
         entries: list[FileEntry] = []

@@ -41,7 +41,7 @@ def test_push_of_another_layout_removes_what_the_manifest_lists_alone(hub, repo_
     assert not [path for path in files if "of-00003" in path]
 
 
-@pytest.mark.parametrize("path", ["model.safetensors", "config.json", "route.py"])
+@pytest.mark.parametrize("path", ["model.safetensors", "config.json", "teacher/config.json"])
 def test_push_over_a_repository_that_is_no_pwl_repository_is_refused(hub, repo_id, model, folder, path):
     hub.store.create_repo(repo_id)
     hub.store.commit(repo_id, {path: b"{}", "README.md": b"mine"})
@@ -82,7 +82,7 @@ def test_pull_request_over_a_strangers_repository_is_opened(hub, repo_id, model)
 
 def test_repository_with_a_card_and_files_of_the_same_content_is_pushed_to(hub, repo_id, folder):
     hub.store.create_repo(repo_id)
-    same = {path: (folder / path).read_bytes() for path in ("config.json", "model.safetensors", "route.py")}
+    same = {path: (folder / path).read_bytes() for path in ("config.json", "model.safetensors", "teacher/config.json")}
     hub.store.commit(repo_id, {**same, "README.md": b"---\nlicense: mit\n---\nmine\n", "notes.txt": b"mine"})
     push_folder(folder, Target(repo_id))
     files = hub.store.files(repo_id)
