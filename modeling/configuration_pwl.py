@@ -139,10 +139,11 @@ class PWLConfig(PreTrainedConfig):
                 f"teacher and student must be of one family, got model_type {teacher.model_type!r} for the teacher "
                 f"and {student.model_type!r} for the student"
             )
-        if teacher.num_channels != student.num_channels:
+        channels = _num_channels(teacher), _num_channels(student)
+        if channels[0] != channels[1]:
             raise ValueError(
-                f"teacher and student must take the same images, got num_channels {teacher.num_channels} for the "
-                f"teacher and {student.num_channels} for the student"
+                f"teacher and student must take the same images, got num_channels {channels[0]} for the "
+                f"teacher and {channels[1]} for the student"
             )
         self._check_labels(teacher, student)
         self._check_problem(teacher, student)
@@ -189,6 +190,11 @@ class PWLConfig(PreTrainedConfig):
                 "'regression' or 'multi_label_classification'"
             )
 
+    @property
+    def num_channels(self) -> int:
+        """The channels of the images that both networks take."""
+        return _num_channels(self.teacher_config)
+
     def align_labels(self) -> None:
         """Give both networks this config's labels, if their number was changed, and its problem type.
 
@@ -215,6 +221,12 @@ class PWLConfig(PreTrainedConfig):
     def to_diff_dict(self) -> dict[str, Any]:
         """As transformers' own, with the cuts always written: a repository outlives a default."""
         return super().to_diff_dict() | {key: getattr(self, key) for key in _ALWAYS_SAVED}
+
+
+def _num_channels(config: Any) -> int:
+    # Of a network of the user's own the config may not say it.
+    found: int = getattr(config, "num_channels", 3)
+    return found
 
 
 def _names_labels(config: Any) -> bool:

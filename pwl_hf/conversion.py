@@ -86,7 +86,7 @@ def convert_pair(
     if images is not None:
         if processor is None:
             raise ValueError(f"{teacher} has no image processor, so images cannot be read for it: leave images out")
-        channels = model.config.teacher_config.num_channels
+        channels = model.config.num_channels
         batches = list(_batches(Path(images), processor, channels, max_images, batch_size))
         model.fit_converters(batches)
         model.estimate_statistics(batches, [Sources.prefix(k, num_stages).mask for k in range(1, num_stages)])
