@@ -1,19 +1,20 @@
 """What a PWL model is and how it loads.
 
-The folder is flat and imports only its own siblings, torch, transformers, huggingface_hub and
-safetensors, so it can travel with the weights as remote code. Import it as `pwl_hf.modeling`.
+It imports only itself, torch, transformers, huggingface_hub and safetensors, so that what loading needs of it can be
+joined into one file that travels with the weights (see `remote_code`). Import it as `pwl_hf.modeling`.
 """
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if __name__ != "pwl_hf.modeling":
     raise ImportError(
         f"this package was imported as {__name__!r}, which would make a second copy of its classes; "
         "import it as `pwl_hf.modeling`"
     )
+
+from .lazy import lazy
 
 if TYPE_CHECKING:
     from .configuration_pwl import PWLConfig
@@ -92,14 +93,4 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    """Import on first use: reading a manifest must not cost an import of torch."""
-    if name not in _EXPORTS:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f".{_EXPORTS[name]}", __name__), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy(__name__, _EXPORTS)

@@ -76,6 +76,9 @@ class Repository:
         if os.path.isdir(name):
             # Later stages are read from there too, also after a change of the working directory.
             return cls(os.path.abspath(name), token=token, **options)
+        if "/" not in os.fspath(name):
+            # A Hub id has a namespace: asking a Hub, which may be out of reach, would only take time.
+            raise RepositoryError(f"there is no folder {os.fspath(name)!r}, and a Hub id has the form 'org/name'")
         retry: RetryPolicy = options.get("retry", RetryPolicy())
         try:
             resolved = retry.run(
@@ -93,8 +96,8 @@ class Repository:
             if not is_passing(error):
                 raise
             raise FetchError(
-                f"{os.fspath(name)}@{revision or 'main'}: the Hub did not answer in any try, and the commit is not "
-                f"known locally; the same call later may succeed ({type(error).__name__}: {error})"
+                f"{os.fspath(name)}@{revision or 'main'}: there is no such folder, the Hub did not answer in any try, "
+                f"and the commit is not known locally; call again later ({type(error).__name__}: {error})"
             ) from error
         return cls(os.fspath(name), commit=resolved.resolved, token=token, **options)
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 if not Path(__file__).with_name("modeling").is_dir():
     __path__.append(str(Path(__file__).resolve().parent.parent))
 
-from pwl_hf.exports import lazy
+from pwl_hf.modeling.lazy import lazy
 from pwl_hf.registration import register_when_loaded
 
 if TYPE_CHECKING:

@@ -290,6 +290,13 @@ def main() -> None:
     """Run the command line; errors of ours and of the Hub end it with one line and status 1."""
     try:
         app()
+    except ModuleNotFoundError as error:
+        from pwl_hf.modeling.lazy import missing_extra
+
+        if (advice := missing_extra(error)) is None:
+            raise
+        typer.echo(f"pwl-hf: this command {advice}", err=True)
+        sys.exit(1)
     except Exception as error:
         from huggingface_hub.errors import HfHubHTTPError, StrictDataclassError
 

@@ -27,7 +27,9 @@ def endpoint_files(requirements: str = "") -> dict[str, str]:
             name are added.
     """
     named = {name for line in requirements.splitlines() if (name := _name(line)) is not None}
-    ours = {_name(line): line for line in requires("pwl-hf") or [] if ";" not in line}
+    # Of the base, and of the extra that brings torch.
+    listed = (line.partition(";") for line in requires("pwl-hf") or [])
+    ours = {_name(line): line.strip() for line, _, marker in listed if marker.strip() in ("", 'extra == "torch"')}
     missing = [ours[name] for name in map(_name, _NEEDED) if name not in named]
     kept = [requirements.rstrip("\n")] if requirements.strip() else []
     return {HANDLER_FILE: _template(), REQUIREMENTS_FILE: "\n".join([*kept, *missing, ""])}

@@ -243,3 +243,12 @@ def test_evaluate_writes_its_results_over_no_file_of_the_repository(run, folder)
         assert code == 1
         assert "of the repository that is measured" in err
     assert (folder / "config.json").read_bytes() == before
+
+
+def test_a_name_that_is_no_folder_and_no_hub_id_is_refused_without_asking_a_hub(run, hub):
+    for command in (("info", "nope"), ("evaluate", "nope", "--dataset", "digits"), ("download", "nope")):
+        with hub.record() as requests:
+            code, _, err = run(*command)
+        assert code == 1
+        assert "there is no folder 'nope', and a Hub id has the form 'org/name'" in err
+        assert not requests

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pwl_hf.exports import lazy
+from pwl_hf.modeling.lazy import lazy
 
 if TYPE_CHECKING:
     from pwl_hf.data.errors import DataError

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pwl_hf.exports import lazy
+from pwl_hf.modeling.lazy import lazy
 
 if TYPE_CHECKING:
     from pwl_hf.evaluation.area import area_over_bytes

@@ -8,9 +8,11 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from email.parser import Parser
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[2]
 SKIPPED = shutil.ignore_patterns(
@@ -53,9 +55,25 @@ def test_wheel_metadata_names_license_script_and_extras(built):
     metadata = read["METADATA"]
     for line in ("Name: pwl-hf", "License-Expression: Apache-2.0", "Requires-Python: >=3.11", "Provides-Extra: train"):
         assert line in metadata
-    assert "Requires-Dist: transformers<6,>=5.23" in metadata
+    assert "Requires-Dist: transformers<6,>=5.23; extra ==" in metadata
     assert "pwl-hf = pwl_hf.cli:main" in read["entry_points.txt"]
     assert "Apache License" in read["LICENSE"]
+
+
+def test_extras_that_run_models_bring_torch_and_the_base_does_not(built):
+    wheel = zipfile.ZipFile(built["wheel"])
+    metadata = Parser().parsestr(wheel.read(next(n for n in wheel.namelist() if n.endswith("METADATA"))).decode())
+    requirements = [Requirement(line) for line in metadata.get_all("Requires-Dist")]
+
+    def brings(extra: str) -> set[str]:
+        found = [r for r in requirements if r.marker is None or r.marker.evaluate({"extra": extra})]
+        inner = {e for r in found if r.name == "pwl-hf" for e in r.extras}
+        return {r.name for r in found}.union(*map(brings, inner))
+
+    heavy = {"torch", "transformers"}
+    assert not heavy & brings("")
+    for extra in ("torch", "serve", "evaluate", "train", "dev"):
+        assert heavy <= brings(extra), extra
 
 
 def test_installed_wheel_is_whole_and_separate_from_the_checkout(built, tmp_path):
