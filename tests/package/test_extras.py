@@ -50,14 +50,11 @@ def test_info_and_download_need_no_torch(
     hub.store.commit(repo_id, files)
     code, printed = run(CLI, fresh_env, arguments=("info", repository))
     assert (code, "TTSS" in printed) == (0, True), printed
-    code, printed = run(
-        CLI, fresh_env, arguments=("download", repo_id, "--stage", "1", "--local-dir", tmp_path / "out")
-    )
+    out = tmp_path / "out"
+    code, printed = run(CLI, fresh_env, arguments=("download", repo_id, "--stage", "1", "--local-dir", out))
     assert code == 0, printed
     assert (out / "model.safetensors").read_bytes() == (repository / "model.safetensors").read_bytes()
-    code, printed = run(
-        "import pwl_hf; print(pwl_hf.Manifest, pwl_hf.RepositoryError, pwl_hf.Sources('TS'))", fresh_env
-    )
+    code, printed = run("from pwl_hf import Manifest, RepositoryError, Sources; print(Sources('TS'))", fresh_env)
     assert code == 0, printed
 
 
