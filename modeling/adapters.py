@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -12,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from .blueprint import Vacant
-from .errors import MissingFileError, RepositoryError, SaveError, StageError
+from .errors import MissingFileError, OverwriteError, RepositoryError, SaveError, StageError
 from .repository import Repository
 from .weights import same_bits
 
@@ -26,6 +28,12 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 # Where PEFT keeps what it has wrapped.
 _WRAPPED = (".base_layer", ".original_module")
+
+# Ways to begin a LoRA that take a part out of the weights under it, and take out the same when it is loaded.
+_TAKEN_OUT = ("pissa", "olora")
+
+# DoRA's magnitudes: PEFT saves them under a shorter name than the one that transformers looks for.
+_MAGNITUDE = "lora_magnitude_vector"
 
 
 def base_of(repository: Repository) -> str | None:
@@ -99,9 +107,30 @@ def read_adapter(repository: Repository) -> tuple[Any, dict[str, torch.Tensor]]:
         raise ImportError(f"{repository} is an adapter, which needs PEFT: pip install peft") from error
     folder = repository.fetch(ADAPTER_CONFIG).parent
     try:
-        return PeftConfig.from_pretrained(str(folder)), load_file(repository.fetch(ADAPTER_WEIGHTS))
+        config, tensors = PeftConfig.from_pretrained(str(folder)), load_file(repository.fetch(ADAPTER_WEIGHTS))
     except (SafetensorError, TypeError, KeyError, ValueError) as error:
         raise RepositoryError(f"{repository} is not an adapter that PEFT can read: {error}") from error
+    return config, {f"{n}.weight" if n.endswith(f".{_MAGNITUDE}") else n: t for n, t in tensors.items()}
+
+
+@contextmanager
+def undone_on_error(model: PWLPreTrainedModel) -> Iterator[None]:
+    """Take out again what PEFT has put into a model until it failed: it goes from module to module."""
+    children = [(module, dict(module._modules)) for module in model.modules()]
+    trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    had_adapters, configs = model._hf_peft_config_loaded, dict(getattr(model, "peft_config", {}))
+    try:
+        yield
+    except BaseException:
+        for module, found in children:
+            module._modules = found
+        for parameter, requires_grad in trained:
+            parameter.requires_grad_(requires_grad)
+        # Set by transformers before anything is put in: saving would take the model for its adapter.
+        model._hf_peft_config_loaded = had_adapters
+        if hasattr(model, "peft_config"):
+            model.peft_config = configs
+        raise
 
 
 def refuse_vacancies(model: PWLPreTrainedModel, names: Iterable[str]) -> None:
@@ -126,8 +155,28 @@ def refuse_vacancies(model: PWLPreTrainedModel, names: Iterable[str]) -> None:
                 )
 
 
+def check_adapter_folder(directory: str | os.PathLike[str]) -> None:
+    """Refuse to save an adapter over files that are not an adapter's.
+
+    Raises:
+        OverwriteError: If the folder holds a file of that name, and no adapter's config that says whose it is.
+    """
+    taken = [name for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS) if os.path.lexists(Path(directory, name))]
+    try:
+        is_adapter = "peft_type" in json.loads(Path(directory, ADAPTER_CONFIG).read_bytes())
+    except (OSError, ValueError, RecursionError, TypeError):
+        is_adapter = False
+    if taken and not is_adapter:
+        raise OverwriteError(
+            f"{os.fspath(directory)} holds {', '.join(taken)}, and no {ADAPTER_CONFIG} of an adapter; nothing was "
+            "written: save into another folder, or give overwrite=True to write over them"
+        )
+
+
 def check_base_is_saved(model: PWLPreTrainedModel) -> None:
     """Refuse to save an adapter alone where the model under it was never saved as it is.
+
+    What the adapter's own file holds may be another: biases that are trained with it, for one.
 
     Raises:
         SaveError: If it was not loaded from a repository, or changed since.
@@ -137,12 +186,17 @@ def check_base_is_saved(model: PWLPreTrainedModel) -> None:
             "only the adapter would be saved, and the model under it is in no repository: save the model before "
             "add_adapter is called, and load it from there"
         )
-    tensors = model.state_dict()
+    tensors, saved = model.state_dict(), set(model.get_adapter_state_dict())
+    if getattr(model.peft_config[model.active_adapters()[0]], "init_lora_weights", None) in _TAKEN_OUT:
+        saved |= {name for name in tensors if name.endswith(".base_layer.weight")}
     for wrapped in _WRAPPED:
         tensors = {name.replace(wrapped, ""): tensor for name, tensor in tensors.items()}
+        saved = {name.replace(wrapped, "") for name in saved}
     for piece in sorted(model._resident()):
         for name, stored in model._store.piece(piece).items():
             found = tensors.get(f"{piece.prefix}{name}")
+            if f"{piece.prefix}{name}" in saved:
+                continue
             if found is None or not same_bits(found, stored.to(found.device, found.dtype)):
                 raise SaveError(
                     f"only the adapter would be saved, and {piece.prefix}{name} was changed since it was loaded: merge "

@@ -54,10 +54,12 @@ class Vacant(nn.Module):
                 raise
             raise AttributeError(f"{self._absence()} (its {name!r} was asked for)") from None
 
+    def extra_repr(self) -> str:
+        """What is missing, for `print(model)` and for errors of others that name the module."""
+        return f"block {self.block} of the {self.role} is not resident"
+
     def _absence(self) -> str:
-        return (
-            f"block {self.block} of the {self.role} is not resident: call the PWL model, or load it with keep_all=True"
-        )
+        return f"{self.extra_repr()}: call the PWL model, or load it with keep_all=True"
 
     def _save_to_state_dict(self, destination: dict[str, torch.Tensor], prefix: str, keep_vars: bool) -> None:
         # A PWL model's state dict is what is resident; a network's, or a part's, would have holes.
@@ -196,13 +198,14 @@ class Blueprint:
         Returns:
             The first difference in words, such as an adapter's tensor; None if there is none.
         """
-        if self._structure is None:
-            self._skeleton = self._build_meta()
-        expected: Structure = self._structure  # type: ignore[assignment]
         if block is not None:
-            paths = self.paths(block)
-            difference = expected.within(paths).difference(Structure.of(network, paths))
+            if self._structure is None:
+                self._skeleton = self._build_meta()
+            paths, known = self.paths(block), self._structure
+            difference = known.within(paths).difference(Structure.of(network, paths))  # type: ignore[union-attr]
             return difference or special_tensor(network, paths)
+        # By the config as it is now: one that was edited since would be saved with modules of another.
+        expected = Structure.of(build_skeleton(self.family, self.config))
         numbers = range(1, len(self.cuts) + 1)
         vacant = tuple(path for k in numbers if not self.is_resident(network, k) for path in self.paths(k))
         difference = expected.without(vacant).difference(Structure.of(network).without(vacant))
@@ -231,7 +234,9 @@ class Blueprint:
                         mark_initialized(tensor)
                 dtype = next((t.dtype for t in tensors.values() if t.is_floating_point()), torch.get_default_dtype())
                 _leave_meta(module, device, dtype)
-                fill_missing(network, module)
+                # Whatever torch.device a caller is within: buffers are computed in the default one.
+                with device:
+                    fill_missing(network, module)
             module.eval()
         return modules
 

@@ -177,6 +177,8 @@ def check_common_dtype(teacher: PreTrainedModel, student: PreTrainedModel, dtype
     """
     if dtype is not None:
         for role, network in (("teacher", teacher), ("student", student)):
+            if (name := first_not_finite(_floating(network))) is not None:
+                raise ValueError(f"the {role}'s {name!r} holds NaN or infinity: give a sound network")
             if (name := first_not_finite((n, t.to(dtype)) for n, t in _floating(network))) is not None:
                 raise ValueError(f"the {role}'s {name!r} would hold NaN or infinity in {dtype}: give another dtype")
         return

@@ -103,8 +103,8 @@ def device_of(device_map: Any) -> torch.device:
         device = torch.get_default_device()
         if device.type == "meta":
             raise RuntimeError(
-                "from_pretrained was called within torch.device('meta'), where weights have no values: leave the "
-                "block, or build an empty model of a config"
+                "this was called within torch.device('meta'), where weights have no values: leave the block, or build "
+                "an empty model of a config"
             )
         return device
     if device_map == "disk":

@@ -298,7 +298,7 @@ class PWLForImageClassification(PWLPreTrainedModel):
             num_stages: The number of blocks N; 4, or as many as the cuts, by default.
             teacher_cuts: See `PWLConfig`.
             student_cuts: See `PWLConfig`.
-            dtype: The dtype of everything; needed if the two networks' dtypes differ.
+            dtype: The dtype of everything; needed if the two networks' dtypes differ. None or `"auto"`: their own.
             allow_new_head: Draw a head at random, to be trained, where a checkpoint has none or one of another shape;
                 `teacher_allow_new_head` and `student_allow_new_head` are for one network.
             problem_type: As in transformers' configs: what scores are made with. The teacher's by default; needed if
@@ -310,6 +310,7 @@ class PWLForImageClassification(PWLPreTrainedModel):
             RepositoryError: If a checkpoint lacks tensors of its network, which would be random, has some that would be
                 lost, or holds NaN or infinity; with their names.
             ValueError: If their dtypes differ and `dtype` is not given.
+            RuntimeError: If it is called within `torch.device("meta")`.
 
         Example:
 
@@ -327,7 +328,9 @@ class PWLForImageClassification(PWLPreTrainedModel):
         common["allow_new_head"] = allow_new_head
         loaded_teacher = load_network("teacher", teacher, **{**common, **of_role["teacher"]})
         loaded_student = load_network("student", student, **{**common, **of_role["student"]})
-        floating = None if dtype is None else dtype_of(dtype, torch.float32)
+        if loaded_student.device.type != "meta":
+            device_of(None)  # Not the meta device, where converters would have no values.
+        floating = None if dtype in (None, "auto") else dtype_of(dtype, torch.float32)
         check_common_dtype(loaded_teacher, loaded_student, floating)
         cuts = {"teacher_cuts": teacher_cuts, "student_cuts": student_cuts}
         if num_stages is None:
@@ -365,7 +368,7 @@ class PWLForImageClassification(PWLPreTrainedModel):
         manifest last. After a cast to another dtype, every file is converted.
 
         Of a model with adapters (`add_adapter`, `load_adapter`) the active one alone is saved, as in transformers; load
-        it with `from_pretrained` of that folder.
+        it with `from_pretrained` of that folder. It takes the place of an adapter that is there, and of nothing else.
 
         In a folder that holds a PWL repository, this one takes its place: weight files that the old manifest lists
         and the new one does not are removed, and nothing else is. In any other folder, nothing is removed, and a
@@ -390,12 +393,17 @@ class PWLForImageClassification(PWLPreTrainedModel):
             SaveError: If the model holds what its config does not describe, such as an adapter of `get_peft_model`; if
                 a file cannot be written, or another save changes the folder meanwhile.
         """
+        from .adapters import check_adapter_folder, check_base_is_saved
         from .saving import save_repository
 
-        if getattr(self, "_hf_peft_config_loaded", False):
-            from .adapters import check_base_is_saved
-
+        # As the state dict of a compiled model has them, which transformers' Trainer gives here.
+        state_dict = {name.removeprefix("_orig_mod."): tensor for name, tensor in (state_dict or {}).items()} or None
+        if self._hf_peft_config_loaded:
+            if kwargs.pop("variant", None):
+                raise ValueError("variant does not apply to an adapter: it has one set of weights")
             check_base_is_saved(self)
+            if not overwrite:
+                check_adapter_folder(save_directory)
             own = {name: kwargs.pop(name) for name in ("max_shard_size", "save_peft_format") if name in kwargs}
             super().save_pretrained(save_directory, is_main_process, state_dict, **own)
         else:

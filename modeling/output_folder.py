@@ -140,6 +140,14 @@ def check_output(
                     f"{place} is the folder that the model is made from ({os.fspath(given)}), and saving into {root} "
                     "would write over it: save into another folder"
                 )
+    for path in sorted({*folders, *paths}):
+        place, is_folder = root / path, path in folders
+        if place.exists() and place.is_dir() != is_folder:
+            found, needed = ("file", "folder") if is_folder else ("folder", "file")
+            raise OverwriteError(
+                f"{place} is a {found}, and saving needs a {needed} of that name: move it away, or save into another "
+                "folder"
+            )
     for folder in folders:
         if folder != "." and leads_out(root, folder):
             raise OverwriteError(

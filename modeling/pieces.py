@@ -13,6 +13,7 @@ from types import MappingProxyType
 import torch
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.utils import logging
 
 from .batchnorm import Statistics
 from .blueprint import Blueprint
@@ -25,10 +26,12 @@ from .locking import SWAPPING, StateLock
 from .route import Route, build_route
 from .sources import ROLE_OF, Piece, Role, Sources
 from .streaming import StageStream
-from .structure import Structure, special_tensor
+from .structure import Structure, hooked_by_others, special_tensor
 from .transformers_internals import copy_checkpointing
 from .warming import Seen
 from .weights import Tensors, WeightStore, same_bits
+
+logger = logging.get_logger(__name__)
 
 _VACANT = "the model is vacant: build it without vacant=True, or with from_pretrained"
 
@@ -57,16 +60,11 @@ class PiecedModel(PreTrainedModel):
     # The loss does not depend on the number of items in a batch of several steps.
     accepts_loss_kwargs = False
 
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, Converter):
-            module.reset_parameters()
-
-    @torch.no_grad()
     def init_weights(self) -> None:
-        """Draw the converters. Networks come initialised, and what their owner put into them is not touched."""
-        for converter in chain(self.encoders.values(), self.decoders.values()):
-            self._init_weights(converter)
+        """Does nothing: networks and converters are made with their values, and what was put in since stays."""
+
+    def initialize_weights(self) -> None:
+        """Does nothing, as `init_weights`."""
 
     def __init__(
         self,
@@ -123,6 +121,9 @@ class PiecedModel(PreTrainedModel):
             for piece in sorted(self._all_pieces()):
                 if piece.kind in ("encoder", "decoder"):
                     self._converters_of(piece)[str(piece.number)] = self._make_converter(piece)
+            # Once more: a seed goes on giving the converters that it always gave.
+            for converter in (*self.encoders.values(), *self.decoders.values()):
+                converter.reset_parameters()  # type: ignore[operator]
             self.teacher.requires_grad_(False).eval()
         self.post_init()
         self._route: Route | None = None if vacant else self._build_route(Sources.prefix(0, config.num_stages))
@@ -252,6 +253,21 @@ class PiecedModel(PreTrainedModel):
             self._blueprints[piece.kind].release(self._network(piece.kind), piece.number)
         else:
             _remove(self._converters_of(piece), str(piece.number))
+
+    def _tell_of_hooks(self, piece: Piece) -> None:
+        """Warn of what a user has put on the modules of a piece that is about to be released, and that runs no more."""
+        modules: list[nn.Module] = []
+        if piece.kind == "teacher" or piece.kind == "student":
+            network, paths = self._network(piece.kind), self._blueprints[piece.kind].paths(piece.number)
+            modules += [network.get_submodule(path) for path in paths]
+        else:
+            modules.append(self._converter(piece))
+        if (hooked := hooked_by_others(modules)) is not None:
+            logger.warning(
+                "%s is released, and with it a hook, or a forward, that was put on its %s: put it on the model itself, "
+                "or load the model with keep_all=True",
+                *(piece, hooked),
+            )
 
     def _tensors(self, piece: Piece) -> Tensors:
         """The resident tensors of a piece, named as `WeightStore.piece` names them."""

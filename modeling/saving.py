@@ -98,6 +98,8 @@ def check_savable(model: PWLPreTrainedModel) -> None:
     for role, plan in model._blueprints.items():
         if role in model._modules and (found := plan.difference(model._network(role))) is not None:
             difference = f"of the {role}, {found}"
+        elif plan.config.num_labels != model.config.num_labels:
+            difference = f"config.num_labels is {model.config.num_labels}, the {role}'s {plan.config.num_labels}"
     for piece in sorted(model._resident()):
         if piece.kind in ("encoder", "decoder") and (found := model._difference(piece)) is not None:
             difference = f"of {piece}, {found}"
@@ -108,7 +110,8 @@ def check_savable(model: PWLPreTrainedModel) -> None:
     if difference is not None:
         raise SaveError(
             f"the model is not what its config describes, and would not be saved whole: {difference}; merge an adapter "
-            "first (merge_and_unload) or save it alone (save_pretrained of the PeftModel), and save before quantising"
+            "first (merge_and_unload) or save it alone (save_pretrained of the PeftModel), save before quantising, and "
+            "take back what else was put in, or changed in the config"
         )
 
 

@@ -14,11 +14,12 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers.utils import logging
 
-from .adapters import read_adapter, refuse_vacancies
+from .adapters import read_adapter, refuse_vacancies, undone_on_error
 from .batchnorm import Statistics
 from .compiling import Compiling
-from .errors import StageError, StateDictError
+from .errors import RepositoryError, StageError, StateDictError
 from .loading import sources_of
 from .locking import SWAPPING, exclusive
 from .manifest import file_of, statistics_file
@@ -31,6 +32,8 @@ from .structure import hooked_module
 from .transferring import SideStream, beside_requests, side_stream
 from .warming import first_call, touch_pages
 from .weights import WeightStore
+
+logger = logging.get_logger(__name__)
 
 
 class PWLPreTrainedModel(PiecedModel):
@@ -216,6 +219,7 @@ class PWLPreTrainedModel(PiecedModel):
                 unchanged = self._is_unchanged(piece)
             if not unchanged:
                 raise self._loss_of(piece, self._difference(piece))
+            self._tell_of_hooks(piece)
         # 2. New modules beside the model. What they follow is read first: afterwards it may be gone.
         self._note_trainable()
         made, statistics = self._make_new(store, missing, masks, device, dtype, side)
@@ -280,6 +284,26 @@ class PWLPreTrainedModel(PiecedModel):
     # --- Adapters -----------------------------------------------------------------------------------------------
 
     @exclusive
+    def add_adapter(self, adapter_config: Any, adapter_name: str | None = None) -> None:
+        """Put a new adapter of PEFT on the model, to be trained, as transformers does.
+
+        Args:
+            adapter_config: What to add, and where.
+            adapter_name: What to call it; `"default"` by default.
+
+        Raises:
+            StageError: While stages are streamed, which would release blocks with the adapter.
+            ValueError: As transformers', such as for a target that is not resident: load with `keep_all=True`.
+        """
+        self._refuse_while_streaming()
+        if self._store is None:
+            logger.warning(
+                "the model is in no repository, so its adapter cannot be saved: save and load the model first"
+            )
+        with undone_on_error(self):
+            super().add_adapter(adapter_config, adapter_name)
+
+    @exclusive
     def load_adapter(  # type: ignore[override]
         self,
         peft_model_id: str | None = None,
@@ -304,7 +328,7 @@ class PWLPreTrainedModel(PiecedModel):
 
         Raises:
             StageError: If a part of it is for a block that is not resident: load the model with `keep_all=True`.
-            RepositoryError: If there is no such adapter.
+            RepositoryError: If there is no such adapter, or the model has no place for a part of it.
             ImportError: If PEFT is not installed.
         """
         self._refuse_while_streaming()
@@ -313,9 +337,16 @@ class PWLPreTrainedModel(PiecedModel):
             found, adapter_state_dict = read_adapter(repository)
             peft_config = peft_config or found
         refuse_vacancies(self, adapter_state_dict or ())
-        return super().load_adapter(
-            None, adapter_name, peft_config=peft_config, adapter_state_dict=adapter_state_dict, **kwargs
-        )
+        with undone_on_error(self):
+            info = super().load_adapter(
+                None, adapter_name, peft_config=peft_config, adapter_state_dict=adapter_state_dict, **kwargs
+            )
+            if info.unexpected_keys:
+                raise RepositoryError(
+                    f"the adapter holds {min(info.unexpected_keys)!r}, for which the model has no place: use the PEFT "
+                    "release that it was saved with"
+                )
+        return info
 
     # --- What transformers and torch do to a model --------------------------------------------------------------
 
@@ -404,6 +435,19 @@ class PWLPreTrainedModel(PiecedModel):
             if not strict:
                 self._check_partial(state_dict.keys())
             return super().load_state_dict(state_dict, strict, assign)
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
+        # Through a wrapper torch asks this in place of `load_state_dict`. That of torch.compile is given the model's
+        # own names, for which it has no place: it would load nothing of them in silence.
+        if prefix:
+            given = {name.removeprefix(prefix) for name in state_dict if name.startswith(prefix)}
+            self._check_partial(given)
+            if prefix == "_orig_mod." and not given:
+                raise StateDictError(
+                    "nothing of this state dict would be loaded, for torch.compile(model) has other names: resume with "
+                    "PWLTrainer and torch_compile=True, or call load_state_dict of the model that was compiled"
+                )
+        super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[arg-type]
 
     def _check_partial(self, given: AbstractSet[str]) -> None:
         own = self.state_dict().keys()

@@ -7,7 +7,7 @@ saved repository.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 
@@ -87,6 +87,20 @@ def hooked_module(network: nn.Module) -> str | None:
     They keep weights elsewhere, and move them when the module is called.
     """
     return next((path for path, module in network.named_modules() if hasattr(module, "_hf_hook")), None)
+
+
+def hooked_by_others(modules: Iterable[nn.Module]) -> str | None:
+    """The class of the first module that runs something of the user's: a hook, or a `forward` of its own.
+
+    Hooks of torch and transformers themselves, such as those that gather hidden states, are not the user's.
+    """
+    for module in chain.from_iterable(root.modules() for root in modules):
+        kinds = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+        hooks = chain.from_iterable(kind.values() for kind in kinds)
+        makers = [str(getattr(getattr(hook, "func", hook), "__module__", "")).partition(".")[0] for hook in hooks]
+        if "forward" in vars(module) or any(maker not in ("torch", "transformers") for maker in makers):
+            return type(module).__name__
+    return None
 
 
 def _tensors(module: nn.Module, path: str) -> Iterator[tuple[str, torch.Tensor]]:

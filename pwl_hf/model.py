@@ -8,7 +8,8 @@ from typing import Any
 from huggingface_hub import CommitInfo, HfApi
 
 from pwl_hf import modeling
-from pwl_hf.modeling.adapters import check_base_is_saved
+from pwl_hf.modeling.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, check_base_is_saved
+from pwl_hf.modeling.errors import OverwriteError
 from pwl_hf.modeling.manifest import MANIFEST_FILE
 from pwl_hf.modeling.retrying import RetryPolicy
 
@@ -76,7 +77,8 @@ class PWLForImageClassification(modeling.PWLForImageClassification):
 
         Raises:
             TypeError: For an unknown argument.
-            ValueError: If `inference_handler` is set, and there is no image processor.
+            ValueError: If `inference_handler` is set, and there is no image processor; for `card_data` or
+                `inference_handler` of a model with adapters.
             OverwriteError: If files would be written over that are not a PWL repository's.
             RepositoryError: If a file to be sent is not what the manifest says, or is a link out of its folder.
             PublishError: If the network or the Hub fails in every try.
@@ -85,11 +87,21 @@ class PWLForImageClassification(modeling.PWLForImageClassification):
         unknown = kwargs.keys() - {"max_shard_size", "save_original_format", "safe_serialization"}
         if unknown:
             raise TypeError(f"push_to_hub got an unexpected keyword argument {min(unknown)!r}")
-        if getattr(self, "_hf_peft_config_loaded", False):
-            if HfApi(token=token).file_exists(repo_id, MANIFEST_FILE, revision=revision):
+        if self._hf_peft_config_loaded:
+            if card_data or inference_handler:
+                name = "card_data" if card_data else "inference_handler"
+                raise ValueError(f"{name} does not apply to an adapter, which alone would be pushed: leave it out")
+            api = HfApi(token=token)
+            if api.file_exists(repo_id, MANIFEST_FILE, revision=revision):
                 raise ValueError(
                     f"{repo_id} is a PWL repository, and only the adapter of this model would be pushed: push it to a "
                     "repository of its own"
+                )
+            known = [api.file_exists(repo_id, name, revision=revision) for name in (ADAPTER_WEIGHTS, ADAPTER_CONFIG)]
+            if known == [True, False] and not overwrite and not create_pr:
+                raise OverwriteError(
+                    f"{repo_id} holds {ADAPTER_WEIGHTS}, and no {ADAPTER_CONFIG} of an adapter; nothing was pushed: "
+                    "push to another repository, or give overwrite=True to write over it"
                 )
             check_base_is_saved(self)
             pushed: CommitInfo = super().push_to_hub(  # type: ignore[call-arg]

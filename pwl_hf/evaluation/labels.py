@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,8 +22,8 @@ def class_numbers(
 ) -> list[int]:
     """The model's number of each of the data's labels.
 
-    1. By name, if the data has all of the model's names and no others, whatever their order or case. Of a name that
-       several classes have, the first of the data's is the first of the model's, and so on.
+    1. By name, if the data has all of the model's names and no others, whatever their order, case or form of accents.
+       Of a name that several classes have, the first of the data's is the first of the model's, and so on.
     2. By value, if all of the data's names are numbers (`"7"`, `"07"`, `"LABEL_7"`): 7 is the model's class 7, or the
        one it calls 7 if all of its own names are numbers too. Some of the numbers are enough.
     3. By place, in the data's order, with a warning that names both sides (none for a model that was never given names,
@@ -114,13 +115,18 @@ def check_one_label(config: Any, model: str = "the model") -> None:
 def _by_name(label_names: Sequence[str], names: Sequence[str]) -> list[int] | None:
     """The place in `names` of each label; None unless both hold the same, be it in another case."""
     if Counter(label_names) != Counter(names):
-        label_names, names = ([name.strip().casefold() for name in side] for side in (label_names, names))
+        label_names, names = ([_spelt_alike(name) for name in side] for side in (label_names, names))
         if Counter(label_names) != Counter(names) or len(set(names)) < len(names):
             return None
     places: dict[str, list[int]] = {}
     for place in reversed(range(len(names))):
         places.setdefault(names[place], []).append(place)
     return [places[name].pop() for name in label_names]
+
+
+def _spelt_alike(name: str) -> str:
+    # macOS gives folders' accents as letters of their own.
+    return unicodedata.normalize("NFC", name.strip()).casefold()
 
 
 def _some(names: Sequence[str]) -> str:

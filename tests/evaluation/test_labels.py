@@ -120,3 +120,8 @@ def test_models_that_choose_no_label_are_refused(problem_type, num_labels, messa
 def test_other_labels_raise(names, model, message):
     with pytest.raises(ValueError, match=message):
         class_numbers(names, model)
+
+
+def test_accents_are_the_same_in_either_form_of_unicode():
+    composed, apart = "p\u00eache", "pe\u0302che"
+    assert class_numbers(["carpe", apart], {0: composed, 1: "carpe"}) == [1, 0]

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import HfApi
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageClassification, ViTForImageClassification
 
-from pwl_hf import PWLForImageClassification, RepositoryError, SaveError, StageError
+from pwl_hf import OverwriteError, PWLForImageClassification, RepositoryError, SaveError, StageError
 from tests.hub import HubServer
 from tests.tiny import tiny_images, tiny_model, tiny_pair
 
@@ -218,3 +221,105 @@ def test_copies_of_a_wrapper_are_wrappers(load: Load) -> None:
     assert torch.equal(other(tiny_images("vit")).logits, expected)
     compiled = torch.compile(load("vit"), backend="eager")
     assert type(copy.deepcopy(compiled)) is type(compiled)
+
+
+# --- What is trained besides, and what is in the way ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options", [{"use_dora": True}, {"bias": "all"}, {"bias": "lora_only"}, {"init_lora_weights": "pissa"}], ids=str
+)
+@torch.no_grad()
+def test_all_that_an_adapter_trains_is_saved_and_loaded(load: Load, tmp_path: Path, options: dict) -> None:
+    model = load("vit", keep_all=True)
+    plain = answers(model)
+    model.add_adapter(LoraConfig(r=2, target_modules=["q_proj", "v_proj"], **options))
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    expected = answers(model)
+    assert not torch.equal(expected[0], plain[0])
+    model.save_pretrained(tmp_path)
+    assert all(map(torch.equal, answers(Model.from_pretrained(tmp_path, keep_all=True)), expected))
+
+
+def test_a_tensor_of_an_adapter_without_a_place_is_refused(adapted: tuple[Model, Path], load: Load) -> None:
+    _, folder = adapted
+    weights = folder / "adapter_model.safetensors"
+    tensors = load_file(weights)
+    name = min(tensors)
+    save_file(tensors | {name.replace("lora_A", "lora_C"): tensors[name].clone()}, weights)
+    model = load("vit", keep_all=True)
+    expected, names, trained = answers(model), list(model.state_dict()), [p.requires_grad for p in model.parameters()]
+    for put in (lambda: Model.from_pretrained(folder, keep_all=True), lambda: model.load_adapter(str(folder))):
+        with pytest.raises(RepositoryError, match=r"the adapter holds '.*lora_C.*', for which the model has no place"):
+            put()
+    assert all(map(torch.equal, answers(model), expected))
+    assert (list(model.state_dict()), [p.requires_grad for p in model.parameters()]) == (names, trained)
+
+
+def test_an_adapter_is_not_saved_over_files_of_others(load: Load, tmp_path: Path) -> None:
+    model = load("vit", keep_all=True)
+    model.add_adapter(lora())
+    names = ("adapter_model.safetensors", "adapter_config.json")
+    for given in ({names[0]}, {names[1]}, set(names)):
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        folder.mkdir()
+        for name in given:
+            (folder / name).write_text('"mine"')
+        with pytest.raises(OverwriteError, match=r"holds .*adapter_.*overwrite=True"):
+            model.save_pretrained(folder)
+        assert {path.name: path.read_text() for path in folder.iterdir()} == dict.fromkeys(given, '"mine"')
+        model.save_pretrained(folder, overwrite=True)
+        model.save_pretrained(folder)  # an adapter takes the place of one
+        assert all(map(torch.equal, answers(Model.from_pretrained(folder, keep_all=True)), answers(model)))
+
+
+def test_an_adapter_is_not_pushed_over_files_of_others(hub: HubServer, repo_id: str, tmp_path: Path) -> None:
+    tiny_model("vit").save_pretrained(tmp_path)
+    model = Model.from_pretrained(tmp_path, keep_all=True)
+    model.add_adapter(lora())
+    api = HfApi()
+    api.create_repo(repo_id)
+    api.upload_file(path_or_fileobj=b"mine", path_in_repo="adapter_model.safetensors", repo_id=repo_id)
+    with pytest.raises(OverwriteError, match=f"{repo_id} holds adapter_model.safetensors.*overwrite=True"):
+        model.push_to_hub(repo_id)
+    assert Path(api.hf_hub_download(repo_id, "adapter_model.safetensors")).read_bytes() == b"mine"
+    for option in ({"card_data": {"license": "mit"}}, {"inference_handler": True}):
+        with pytest.raises(ValueError, match=f"{next(iter(option))} does not apply to an adapter"):
+            model.push_to_hub(repo_id, **option)
+    for _ in range(2):
+        model.push_to_hub(repo_id, overwrite=True)
+    model.push_to_hub(repo_id)
+
+
+def test_no_adapter_comes_while_a_stream_runs(load: Load) -> None:
+    model, refused = load("vit"), []
+
+    def adapt(model: Model, stage: int) -> None:
+        go.wait(10)
+
+    go = threading.Event()
+    with model.stream_stages(on_stage=adapt):
+        with pytest.raises(StageError, match="stages are being streamed") as refused:
+            model.add_adapter(lora())
+        go.set()
+    assert refused
+    assert model.stage == model.num_stages
+    assert not any("lora" in name for name in model.state_dict())
+
+
+def test_an_adapter_that_could_not_be_added_leaves_a_model_that_is_saved_whole(load: Load, tmp_path: Path) -> None:
+    model = load("vit")
+    with pytest.raises(ValueError, match=r"block 4 of the teacher is not resident"):
+        _ = model.teacher, model.add_adapter(lora(("classifier",)))
+    with pytest.raises(TypeError, match="PeftConfig"):
+        model.add_adapter({"r": 2})
+    model.save_pretrained(tmp_path)
+    assert Model.from_pretrained(tmp_path).load_next_stage() == model.load_next_stage() == 1
+
+
+def test_an_adapter_that_cannot_be_saved_is_warned_of_before_it_is_trained(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "pwl_hf"):
+        tiny_model("vit").add_adapter(lora())
+    assert "the model is in no repository, so its adapter cannot be saved" in caplog.text

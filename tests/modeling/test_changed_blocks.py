@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,11 +14,12 @@ from torch import nn
 from torch.nn.utils import prune
 from torch.testing._internal.two_tensor import TwoTensor
 
-from pwl_hf import PWLForImageClassification, SaveError, StageError
+from pwl_hf import PWLConfig, PWLForImageClassification, SaveError, StageError
 from tests.tiny import FAMILIES, tiny_images, tiny_model
 
 Load = Callable[..., PWLForImageClassification]
 Model = PWLForImageClassification
+Caplog = pytest.LogCaptureFixture
 
 
 def by_copy(model: Model) -> None:
@@ -251,3 +255,95 @@ def test_estimated_statistics_are_not_lost_by_changes_of_stage(load: Load) -> No
     for stage in (4, 0, 2):
         model.set_stage(stage)
     assert torch.equal(model(images).logits, estimated)
+
+
+# --- What is put on a block, rather than into it --------------------------------------------------------------------
+
+
+def by_forward_hook(model: Model) -> None:
+    model.student.vit.layers[0].mlp.register_forward_hook(lambda module, args, output: None)
+
+
+def by_forward_pre_hook(model: Model) -> None:
+    model.student.vit.embeddings.register_forward_pre_hook(lambda module, args: None)
+
+
+def by_backward_hook(model: Model) -> None:
+    model.student.vit.layers[0].register_full_backward_hook(lambda module, args, output: None)
+
+
+def by_another_forward(model: Model) -> None:
+    layer = model.student.vit.layers[0].attention
+    layer.forward = partial(type(layer).forward, layer)
+
+
+@pytest.mark.parametrize("put", [by_forward_hook, by_forward_pre_hook, by_backward_hook, by_another_forward])
+def test_what_is_gone_with_a_block_is_warned_of(load: Load, put: Callable[[Model], None], caplog: Caplog) -> None:
+    model = load("vit")
+    put(model)
+    with caplog.at_level(logging.WARNING, "pwl_hf"):
+        model.load_next_stage()
+        assert re.search("student block 1 is released, and with it a hook, or a forward, .*keep_all=True", caplog.text)
+        caplog.clear()
+        model.load_next_stage()
+    assert not caplog.text
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_transformers_puts_on_blocks_is_not_warned_of(load: Load, family: str, caplog: Caplog) -> None:
+    model, images = load(family), tiny_images(family)
+    model.student(images, output_hidden_states=True)
+    model.register_forward_hook(lambda module, args, output: None)
+    if model.supports_gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+    with caplog.at_level(logging.WARNING, "pwl_hf"):
+        model(images, output_hidden_states=True)
+        model.set_stage("teacher")
+        model.set_stage(0)
+    assert not caplog.text
+
+
+# --- What is changed in the config, rather than in the model --------------------------------------------------------
+
+
+def other_activation(config: PWLConfig) -> None:
+    config.student_config.hidden_act = "relu"
+
+
+def other_width(config: PWLConfig) -> None:
+    config.student_config.intermediate_size *= 2
+
+
+def fewer_layers(config: PWLConfig) -> None:
+    config.student_config.num_hidden_layers -= 1
+
+
+def other_labels(config: PWLConfig) -> None:
+    config.num_labels = 7
+
+
+def other_labels_of_the_student(config: PWLConfig) -> None:
+    config.student_config.num_labels = 7
+
+
+EDITS = [other_activation, other_width, fewer_layers, other_labels, other_labels_of_the_student]
+
+
+@pytest.mark.parametrize("edit", EDITS)
+@pytest.mark.parametrize("keep_all", [True, False])
+def test_a_config_that_describes_another_network_is_not_saved(
+    load: Load, edit: Callable[[PWLConfig], None], keep_all: bool, tmp_path: Path
+) -> None:
+    model = load("vit", keep_all=keep_all)
+    edit(model.config)
+    with pytest.raises(SaveError, match=r"not what its config describes.*or changed in the config"):
+        model.save_pretrained(tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_names_and_rates_of_a_config_may_be_changed(load: Load, tmp_path: Path) -> None:
+    model = load("vit")
+    model.config.id2label = {i: f"class {i}" for i in range(5)}
+    model.config.student_config.hidden_dropout_prob = 0.5
+    model.save_pretrained(tmp_path)
+    assert PWLForImageClassification.from_pretrained(tmp_path).config.id2label[3] == "class 3"

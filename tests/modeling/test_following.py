@@ -333,3 +333,13 @@ def test_there_is_no_stage_after_the_last_and_none_after_a_mask(load: Load, resi
     with pytest.raises(StageError, match=r"'STSS' is no stage.*set_stage"):
         model.load_next_stage()
     assert model.sources == "STSS"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_stages_come_whole_within_another_default_device(load: Load, family: str) -> None:
+    model, images = load(family), tiny_images(family)
+    expected = load(family, stage=1)(images).logits
+    with torch.device("meta"):
+        model.load_next_stage()
+    assert not any(t.is_meta for t in [*model.parameters(), *model.buffers()])
+    assert torch.equal(model(images).logits, expected)

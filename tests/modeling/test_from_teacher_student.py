@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 
@@ -71,7 +72,8 @@ def test_what_was_put_into_a_network_after_it_was_made_stays(put_in: Callable[..
     for model in models:
         for network, state in zip((model.teacher, model.student), before, strict=True):
             assert all(torch.equal(t, state[n]) for n, t in network.state_dict().items())
-        model.init_weights()  # what transformers calls at the end of each constructor
+        for redraw in (model.init_weights, model.initialize_weights, model.post_init):
+            redraw()  # what transformers calls at the end of each constructor, and after loading
     models[0].save_pretrained(tmp_path)
     for stage, logits in (("teacher", expected[0]), (0, expected[1])):
         assert torch.equal(
@@ -332,3 +334,45 @@ def test_a_joined_models_teacher_saves_as_a_plain_checkpoint(tmp_path: Path) -> 
     model.teacher.save_pretrained(tmp_path)
     plain, images = AutoModelForImageClassification.from_pretrained(tmp_path), tiny_images("swin")
     assert torch.equal(plain(images).logits, model(images, sources="TTTT").logits)
+
+
+@torch.no_grad()
+def test_trained_converters_are_not_drawn_again(tmp_path: Path) -> None:
+    joined = join(*networks("vit"))
+    joined.encoders["1"] = copy.deepcopy(joined.encoders["1"])
+    for parameter in joined.parameters():
+        parameter.add_(1)
+    joined.save_pretrained(tmp_path)
+    for model in (joined, PWLForImageClassification.from_pretrained(tmp_path, keep_all=True)):
+        before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        for redraw in (model.init_weights, model.initialize_weights, model.post_init):
+            redraw()
+        assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_dtype_auto_is_the_networks_own() -> None:
+    pair = [network.to(torch.bfloat16) for network in networks("vit")]
+    assert join(*pair, dtype="auto").dtype == torch.bfloat16
+    pair[0].float()
+    with pytest.raises(ValueError, match=r"must have one dtype, got torch.float32 for the teacher and torch.bfloat16"):
+        join(*pair, dtype="auto")
+
+
+def test_a_network_that_is_not_finite_is_told_from_a_cast_that_is_not() -> None:
+    teacher, student = networks("vit")
+    with torch.no_grad():
+        student.classifier.weight[0, 0] = 1e6
+    with pytest.raises(ValueError, match=r"student's 'classifier.weight' would hold NaN or infinity in torch.float16"):
+        join(teacher, student, dtype=torch.float16)
+    with torch.no_grad():
+        student.classifier.weight[0, 0] = float("nan")
+    with pytest.raises(ValueError, match=r"student's 'classifier.weight' holds NaN or infinity: give a sound"):
+        join(teacher, student, dtype=torch.float32)
+
+
+def test_joining_within_the_meta_device_is_refused_unless_the_networks_are_there() -> None:
+    pair = networks("vit")
+    with torch.device("meta"):
+        with pytest.raises(RuntimeError, match=r"within torch.device\('meta'\)"):
+            join(*pair)
+        assert join(*networks("vit")).device.type == "meta"

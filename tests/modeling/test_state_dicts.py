@@ -9,7 +9,7 @@ import pytest
 import torch
 from accelerate import Accelerator, load_checkpoint_in_model
 from safetensors.torch import load_file
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainingArguments, default_data_collator
 from transformers.trainer_utils import load_sharded_checkpoint
 
 from pwl_hf import PWLError, PWLForImageClassification, StateDictError
@@ -171,3 +171,46 @@ def test_accelerate_restores_the_state_that_it_saved(tmp_path):
             parameter.add_(1)
     accelerator.load_state(str(tmp_path))
     assert same(prepared, before)
+
+
+# --- Through wrappers -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("option", [{"torch_compile": True, "torch_compile_backend": "eager"}, {}])
+def test_resuming_a_compiled_model_is_refused_and_its_checkpoints_are_whole(option, tmp_path):
+    def run(seed: int) -> Trainer:
+        model: Any = tiny_model("vit", seed=seed)
+        compiled = model if option else torch.compile(model, backend="eager")
+        columns = {"remove_unused_columns": False, "label_names": ["labels"]}
+        trainer = plain_trainer(compiled, "vit", tmp_path, **columns, **option)
+        trainer.data_collator = without_numbers
+        return trainer
+
+    trainer = run(0)
+    trainer.train()
+    saved = PWLForImageClassification.from_pretrained(tmp_path / "checkpoint-2", keep_all=True)
+    assert same(saved, copies(getattr(trainer.model, "_orig_mod", trainer.model)))
+    other = run(1)
+    before = copies(other.model)
+    with pytest.raises(StateDictError, match="PWLTrainer"):
+        other.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    assert same(other.model, before)
+
+
+def without_numbers(items: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    return default_data_collator([{key: item[key] for key in ("pixel_values", "labels")} for item in items])
+
+
+def test_a_wrapper_loads_its_own_names_and_refuses_a_mixture():
+    model, other = tiny_model("vit"), tiny_model("vit", seed=1)
+    compiled: Any = torch.compile(model, backend="eager")
+    before = copies(model)
+    student = {f"_orig_mod.student.{name}": tensor for name, tensor in other.student.state_dict().items()}
+    with pytest.raises(StateDictError, match="the student alone"):
+        compiled.load_state_dict(student, strict=False)
+    assert same(model, before)
+    compiled.load_state_dict(torch.compile(other, backend="eager").state_dict())
+    assert same(model, copies(other))
+    outer = torch.nn.ModuleDict({"pwl": model, "head": torch.nn.Linear(5, 2)})
+    outer.load_state_dict({"head.bias": torch.ones(2)}, strict=False)
+    assert torch.equal(outer["head"].bias, torch.ones(2))

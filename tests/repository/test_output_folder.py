@@ -93,6 +93,24 @@ def test_save_keeps_every_file_that_was_there_or_is_refused(saved, tmp_path_fact
     assert all((folder / path).read_text() == "mine" for path in paths)
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("config.json/notes.txt", r"config.json is a folder, and saving needs a file"),
+        (f"{shard(2, 4)}/notes.txt", rf"{shard(2, 4)} is a folder, and saving needs a file"),
+        ("teacher", "teacher is a file, and saving needs a folder"),
+        ("converters", "converters is a file, and saving needs a folder"),
+    ],
+)
+def test_what_stands_in_the_way_is_refused_before_anything_is_written(saved, tmp_path, path, message, overwrite):
+    put(tmp_path, path)
+    before = tree(tmp_path)
+    with pytest.raises(OverwriteError, match=message):
+        load(saved("vit")).save_pretrained(tmp_path, overwrite=overwrite)
+    assert tree(tmp_path) == before
+
+
 def test_empty_clone_of_the_hub_is_saved_into(saved, tmp_path):
     put(tmp_path, "README.md", ".gitattributes", ".git/config")
     load(saved("vit")).save_pretrained(tmp_path)
