@@ -13,7 +13,7 @@ slow:  ## what the suite leaves out
 lint:  ## style and types
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
-	rm -rf .typecheck
+	rm -rf .typecheck build
 	$(PYTHON) -m pip install --quiet --no-deps --target .typecheck .
 	cd .typecheck && $(CHECKER) -m mypy --config-file ../pyproject.toml -p pwl_hf
 

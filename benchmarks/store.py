@@ -12,7 +12,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from pwl_hf.modeling.files import write_text
+from pwl_hf.modeling.repository.files import write_text
 
 VERSION = 1
 Entry = dict[str, Any]

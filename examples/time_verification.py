@@ -14,8 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pwl_hf import PWLConfig, PWLForImageClassification
-from pwl_hf.modeling.repository import Repository
-from pwl_hf.modeling.verification import sha256_of
+from pwl_hf.modeling.repository.source import Repository
+from pwl_hf.modeling.repository.verification import sha256_of
 
 
 def seconds(work: Callable[[], object]) -> float:

@@ -18,8 +18,6 @@ from .lazy import lazy
 
 if TYPE_CHECKING:
     from .configuration_pwl import PWLConfig
-    from .configuration_vgg import VGGConfig
-    from .converters import Converter
     from .errors import (
         FetchError,
         OverwriteError,
@@ -31,38 +29,40 @@ if TYPE_CHECKING:
         StateDictError,
         TrainingError,
     )
-    from .manifest import Manifest, Metric
-    from .modeling_pwl import PWLForImageClassification
-    from .modeling_vgg import VGGForImageClassification, VGGModel
-    from .retrying import RetryPolicy
+    from .families.configuration_vgg import VGGConfig
+    from .families.modeling_vgg import VGGForImageClassification, VGGModel
+    from .modeling_pwl import PWLPreTrainedModel
+    from .repository.manifest import Manifest, Metric
+    from .repository.retrying import RetryPolicy
+    from .routes.converters import Converter
     from .sources import Sources
-    from .staged_model import PWLPreTrainedModel
+    from .tasks.image_classification import PWLForImageClassification
 
 _EXPORTS = {
-    "Boundary": "family",
-    "Converter": "converters",
-    "Family": "family",
-    "Features": "family",
+    "Boundary": "families.base",
+    "Converter": "routes.converters",
+    "Family": "families.base",
+    "Features": "families.base",
     "FetchError": "errors",
-    "Manifest": "manifest",
-    "Metric": "manifest",
+    "Manifest": "repository.manifest",
+    "Metric": "repository.manifest",
     "OverwriteError": "errors",
     "PWLConfig": "configuration_pwl",
     "PWLError": "errors",
-    "PWLForImageClassification": "modeling_pwl",
-    "PWLPreTrainedModel": "staged_model",
+    "PWLForImageClassification": "tasks.image_classification",
+    "PWLPreTrainedModel": "modeling_pwl",
     "PublishError": "errors",
     "RepositoryError": "errors",
-    "RetryPolicy": "retrying",
+    "RetryPolicy": "repository.retrying",
     "SaveError": "errors",
     "Sources": "sources",
     "StageError": "errors",
     "StateDictError": "errors",
     "TrainingError": "errors",
-    "VGGConfig": "configuration_vgg",
-    "VGGForImageClassification": "modeling_vgg",
-    "VGGModel": "modeling_vgg",
-    "register_family": "families",
+    "VGGConfig": "families.configuration_vgg",
+    "VGGForImageClassification": "families.modeling_vgg",
+    "VGGModel": "families.modeling_vgg",
+    "register_family": "families.registry",
 }
 
 __all__ = [

@@ -9,8 +9,8 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 
 from .bounds import check_claims
-from .built_in_families import FAMILIES, OWN_CONFIGS, family_of
-from .cuts import check_cuts, default_cuts
+from .families.built_in import FAMILIES, OWN_CONFIGS, family_of
+from .routes.cuts import check_cuts, default_cuts
 from .transformers_internals import SubConfigSpec, attention_of, choose_attention
 
 if TYPE_CHECKING:

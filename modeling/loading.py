@@ -11,10 +11,10 @@ import torch
 from transformers import PreTrainedConfig
 
 from .errors import RepositoryError
-from .manifest import CONFIG_FILE, MANIFEST_FILE, Manifest
-from .repository import Repository
+from .repository.manifest import CONFIG_FILE, MANIFEST_FILE, Manifest
+from .repository.source import Repository
+from .repository.verification import stamp_of
 from .sources import Sources
-from .verification import stamp_of
 
 Config = TypeVar("Config", bound=PreTrainedConfig)
 

@@ -1,147 +1,45 @@
-"""PWLForImageClassification: a model that answers as its student and grows into its teacher.
+"""PWLPreTrainedModel: a model that answers as its student and grows into its teacher, whatever its task.
 
 Notation: N blocks; stage k takes blocks 1..k from the teacher. B images of C channels, H x W pixels.
 """
 
 from __future__ import annotations
 
-import copy
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from transformers import PreTrainedModel
-from transformers.modeling_outputs import ImageClassifierOutput
 
-from .adapters import open_model
-from .background import Prefetch
 from .configuration_pwl import PWLConfig
-from .converters import LeastSquares, channel_rows
-from .errors import RepositoryError, StageError
-from .finite import Images, finite_batches, first_not_finite
-from .loading import check_arguments, device_of, dtype_of, read_repository, refuse_attentions, sources_of
-from .locking import exclusive
-from .retrying import RetryPolicy
-from .route import statistics_at_rest
-from .shared_paths import SharedPaths
-from .sources import Role, Sources
-from .staged_model import PWLPreTrainedModel
+from .errors import RepositoryError
+from .finite import Images
+from .loading import check_arguments, device_of, dtype_of, read_repository, sources_of
+from .parts.adapters import open_model
+from .parts.locking import exclusive
+from .parts.weights import WeightStore
+from .repository.background import Prefetch
+from .repository.retrying import RetryPolicy
+from .sources import Sources
+from .staged_model import StagedModel
 from .transformers_internals import choose_attention
-from .warming import Seen
-from .weights import WeightStore
+
+if TYPE_CHECKING:
+    from huggingface_hub import CommitInfo
 
 
-class PWLForImageClassification(PWLPreTrainedModel):
-    """An image classifier that answers as its student and grows into its teacher, block by block.
-
-    Loaded with `from_pretrained`, only the current route is in memory: a change of stage fetches what it
-    needs and releases the rest. Built from a config or from two networks, both are in memory.
-
-    The teacher is frozen: it is always in eval mode, and its parameters do not require gradients.
+class PWLPreTrainedModel(StagedModel):
+    """A teacher and a student cut into blocks, that loads, steps, streams, saves, pushes and fits; of no task yet.
 
     Args:
         config: The configuration.
         teacher: The teacher, if it exists already; of `config.teacher_config`.
         student: The student, if it exists already; of `config.student_config`.
         vacant: Build it with nothing in it, to be filled from a repository.
-
-    Example:
-
-        >>> import torch
-        >>> from transformers import ViTConfig
-        >>> from pwl_hf import PWLConfig, PWLForImageClassification
-        >>> size = dict(image_size=8, patch_size=4, num_attention_heads=2)
-        >>> model = PWLForImageClassification(PWLConfig(
-        ...     teacher_config=ViTConfig(hidden_size=16, intermediate_size=32, num_hidden_layers=4, **size),
-        ...     student_config=ViTConfig(hidden_size=8, intermediate_size=16, num_hidden_layers=2, **size),
-        ...     num_stages=2,
-        ... )).eval()
-        >>> model.stage, model.sources
-        (0, 'SS')
-        >>> model.load_next_stage(), model.sources
-        (1, 'TS')
-        >>> model(torch.zeros(1, 3, 8, 8)).logits.shape
-        torch.Size([1, 2])
     """
-
-    # The folders of the networks that it was joined from, which it is never saved into.
-    _joined_from: tuple[str, ...] = ()
-
-    def forward(
-        self,
-        pixel_values: torch.Tensor,
-        labels: torch.Tensor | None = None,
-        interpolate_pos_encoding: bool | None = None,
-        output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
-        sources: str | None = None,
-    ) -> ImageClassifierOutput | tuple[torch.Tensor | tuple[torch.Tensor, ...], ...]:
-        """Classify images along the current route.
-
-        Args:
-            pixel_values: (B, C, H, W), floating.
-            labels: For a loss, which is transformers' own for the config's `problem_type`: (B,) class numbers, int64;
-                of several labels or a regression (B, num_labels), floating.
-            interpolate_pos_encoding: Interpolate position embeddings to the images' size, where the family
-                has that (ViT, DeiT, Swin).
-            output_hidden_states: Also return the output of each block.
-            return_dict: Return a `ModelOutput` rather than a tuple; the config's choice by default.
-            sources: Take the path of this mask, once; all it needs must be resident.
-
-        Returns:
-            `loss` (scalar, with labels), `logits` (B, num_labels) and, if asked for, `hidden_states`: N
-            tensors, the output of each block in that block's own width.
-
-        Raises:
-            StageError: If `sources` needs what is not resident.
-            ValueError: If `sources` is malformed, or the family cannot interpolate.
-        """
-        refuse_attentions(self.config)
-        route = self._current_route() if sources is None else self._route_for(sources)
-        if interpolate_pos_encoding and not self._blueprints["teacher"].family.interpolates:
-            raise ValueError(
-                f"interpolate_pos_encoding=True does not apply to model_type "
-                f"{self.config.teacher_config.model_type!r}; leave it out"
-            )
-        logits, outputs = route(pixel_values, interpolate_pos_encoding)
-        if not torch.compiler.is_compiling():
-            # After the pass: what failed here would fail in the warm-up too.
-            self._seen = Seen.of(route.sources, pixel_values, interpolate_pos_encoding, outputs)
-        # A copy: without a problem type, transformers' loss enters one, and later answers would go by it.
-        loss = None if labels is None else self.loss_function(labels, logits, copy.copy(self.config))
-        wants_hidden = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        hidden_states = tuple(features.tensor for features in outputs) if wants_hidden else None
-        output = ImageClassifierOutput(loss=loss, logits=logits, hidden_states=hidden_states)
-        return_dict = self.config.return_dict if return_dict is None else return_dict
-        return output if return_dict else output.to_tuple()
-
-    def shared_paths(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool | None = None) -> SharedPaths:
-        """Paths of several masks over the same images, each run when asked for, common blocks once.
-
-        Args:
-            pixel_values: (B, C, H, W), floating.
-            interpolate_pos_encoding: As in `forward`.
-
-        Returns:
-            A callable: `paths("TTSS")` gives the `logits` and `hidden_states` of that mask.
-
-        Example:
-
-            >>> paths = model.shared_paths(pixel_values)  # doctest: +SKIP
-            >>> {mask: paths(mask).logits for mask in ("TTTT", "TSSS", "STTS")}  # doctest: +SKIP
-        """
-        return SharedPaths(
-            self._route_for,
-            pixel_values,
-            self.num_stages,
-            batch_statistics=self.training,
-            # In training the student's own pass alone updates its running statistics.
-            leader="S" * self.num_stages if self.training else None,
-            interpolate_pos_encoding=interpolate_pos_encoding,
-        )
 
     # --- Loading, joining, saving -------------------------------------------------------------------------------
 
@@ -318,7 +216,7 @@ class PWLForImageClassification(PWLPreTrainedModel):
             ...     "google/vit-base-patch16-224", "WinKawaks/vit-tiny-patch16-224", num_stages=4
             ... )  # doctest: +SKIP
         """
-        from .construction import check_common_dtype, joined_config, load_network
+        from .parts.construction import check_common_dtype, joined_config, load_network
 
         of_role = {
             role: {k.removeprefix(f"{role}_"): v for k, v in kwargs.items() if k.startswith(f"{role}_")}
@@ -393,8 +291,8 @@ class PWLForImageClassification(PWLPreTrainedModel):
             SaveError: If the model holds what its config does not describe, such as an adapter of `get_peft_model`; if
                 a file cannot be written, or another save changes the folder meanwhile.
         """
-        from .adapters import check_adapter_folder, check_base_is_saved
-        from .saving import save_repository
+        from .parts.adapters import check_adapter_folder, check_base_is_saved
+        from .parts.saving import save_repository
 
         # As the state dict of a compiled model has them, which transformers' Trainer gives here.
         state_dict = {name.removeprefix("_orig_mod."): tensor for name, tensor in (state_dict or {}).items()} or None
@@ -419,6 +317,104 @@ class PWLForImageClassification(PWLPreTrainedModel):
             kwargs |= {"remote_code": remote_code} if remote_code is not None else {}
             self.push_to_hub(kwargs.pop("repo_id", os.path.basename(save_directory)), token=token, **kwargs)
 
+    def push_to_hub(  # type: ignore[override]
+        self,
+        repo_id: str,
+        *,
+        commit_message: str = "Upload PWL model",
+        commit_description: str | None = None,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+        tags: list[str] | None = None,
+        card_data: Mapping[str, Any] | None = None,
+        retry: RetryPolicy | None = None,
+        inference_handler: bool = False,
+        remote_code: str | None = None,
+        overwrite: bool = False,
+        **kwargs: Any,
+    ) -> CommitInfo:
+        """Publish the whole repository in one commit, from any stage.
+
+        Only what the Hub does not have is sent: shards that were never pulled are copied on the server. Weight
+        files that the manifest on the Hub lists, and the new one does not, are removed in the same commit. In a
+        repository that is no PWL repository nothing is removed, and files are written over only with `overwrite`
+        (or in a pull request). The model card is rendered from the manifest; a card that is there keeps what people
+        wrote. Of a model with adapters the active one alone is pushed, as in transformers.
+
+        Args:
+            repo_id: The Hub id.
+            commit_message: The commit's title.
+            commit_description: The commit's text.
+            private: Make a new repository private; an existing one stays as it is.
+            token: As in huggingface_hub.
+            revision: The branch, made if it does not exist.
+            create_pr: Open a pull request rather than commit to the branch.
+            tags: Further tags for the card.
+            card_data: Metadata for the card, such as `{"license": "mit", "datasets": ["cifar10"]}`.
+            retry: How long to try when the network fails.
+            inference_handler: Add the `handler.py` that Hugging Face Inference Endpoints look for, and the
+                `requirements.txt` for it.
+            remote_code: As in `save_pretrained`; an inference handler needs `"standalone"`, and brings it.
+            overwrite: Write over files of a repository that is no PWL repository, and over a `handler.py` of
+                another's making.
+            kwargs: `max_shard_size` and `save_original_format` change nothing: shards are stages.
+
+        Returns:
+            The commit, a `str` of its address.
+
+        Raises:
+            TypeError: For an unknown argument.
+            ValueError: If `inference_handler` is set, and there is no image processor; for `card_data` or
+                `inference_handler` of a model with adapters.
+            OverwriteError: If files would be written over that are not a PWL repository's.
+            RepositoryError: If a file to be sent is not what the manifest says, or is a link out of its folder.
+            PublishError: If the network or the Hub fails in every try.
+            huggingface_hub.errors.HfHubHTTPError: If the Hub refuses.
+        """
+        unknown = kwargs.keys() - {"max_shard_size", "save_original_format", "safe_serialization"}
+        if unknown:
+            raise TypeError(f"push_to_hub got an unexpected keyword argument {min(unknown)!r}")
+        if self._hf_peft_config_loaded:
+            from .parts.adapters import check_adapter_push
+
+            if card_data or inference_handler:
+                name = "card_data" if card_data else "inference_handler"
+                raise ValueError(f"{name} does not apply to an adapter, which alone would be pushed: leave it out")
+            check_adapter_push(self, repo_id, revision=revision, token=token, overwrite=overwrite or create_pr)
+            pushed: CommitInfo = super().push_to_hub(  # type: ignore[call-arg]
+                repo_id=repo_id,
+                commit_message=commit_message,
+                commit_description=commit_description,
+                private=private,
+                token=token,
+                revision=revision,
+                create_pr=create_pr,
+                tags=tags or [],
+            )
+            return pushed
+        from .publishing.push import Target, push_model
+
+        data = dict(card_data or {})
+        if tags:
+            data["tags"] = [*data.get("tags", []), *tags]
+        target = Target(
+            repo_id,
+            commit_message,
+            commit_description,
+            private,
+            token,
+            revision,
+            create_pr,
+            card_data=data,
+            retry=retry or RetryPolicy(),
+            inference_handler=inference_handler,
+            remote_code=remote_code,
+            overwrite=overwrite,
+        )
+        return push_model(self, target)
+
     # --- Converters and statistics from images ------------------------------------------------------------------
 
     @exclusive
@@ -438,33 +434,9 @@ class PWLForImageClassification(PWLPreTrainedModel):
             ValueError: If there are no images; if images, features or what is fitted to them are not finite. The
                 converters stay as they were.
         """
-        names = {"teacher": "T" * self.num_stages, "student": "S" * self.num_stages}
-        routes = {role: self._route_for(mask) for role, mask in names.items()}
-        pieces = [p for p in sorted(self._all_pieces()) if p.kind in ("encoder", "decoder")]
-        converters = {piece: self._converter(piece) for piece in pieces if self._is_resident(piece)}
-        if len(converters) != len(pieces):
-            raise StageError("fit_converters needs every converter: load the model with keep_all=True")
-        shapes = {piece: converter.weight.shape for piece, converter in converters.items()}
-        fits = {piece: LeastSquares(into, out, ridge, str(piece)) for piece, (out, into) in shapes.items()}
-        was_training = self.training
-        try:
-            self.eval()
-            routes = {role: self._route_for(mask) for role, mask in names.items()}
-            for batch in finite_batches(pixel_values):
-                outputs = {role: route(batch.to(self.device))[1] for role, route in routes.items()}
-                for piece, fit in fits.items():
-                    rows = {
-                        role: channel_rows(found[piece.number - 1].tensor, converters[piece].channels_first)
-                        for role, found in outputs.items()
-                    }
-                    ends = ("teacher", "student") if piece.kind == "encoder" else ("student", "teacher")
-                    fit.add(rows[ends[0]], rows[ends[1]])
-            solved = {piece: fit.solve(converters[piece].weight.dtype) for piece, fit in fits.items()}
-        finally:
-            self.train(was_training)
-        for piece, (weight, bias) in solved.items():
-            converters[piece].weight.copy_(weight)
-            converters[piece].bias.copy_(bias)
+        from .parts.fitting import fit_converters
+
+        fit_converters(self, pixel_values, ridge)
 
     @exclusive
     @torch.no_grad()
@@ -487,42 +459,13 @@ class PWLForImageClassification(PWLPreTrainedModel):
                 there are no images.
             StageError: If a mask needs what is not resident.
         """
+        from .parts.fitting import estimate_statistics
+
         masks = [self._current]
         if sources is not None:
             named = [sources] if isinstance(sources, str) else sources
             masks = [Sources.of(mask, self.num_stages) for mask in named]
-        for mask in masks:
-            if not mask.is_mixed:
-                raise ValueError(f"sources {str(mask)!r} is one whole network, whose own statistics are right")
-            self._check_resident(mask)
-        networks: dict[Role, PreTrainedModel] = {"teacher": self.teacher, "student": self.student}
-        found = statistics_at_rest(masks, self._blueprints, networks)
-        masks = [mask for mask in masks if found[mask.mask]]
-        if not masks:
-            return
-        was_training, seen = self.training, False
-        try:
-            self.eval()
-            routes = {mask.mask: self._route_over(mask, found[mask.mask], estimate=True) for mask in masks}
-            for batch in finite_batches(pixel_values):
-                paths = SharedPaths(routes.__getitem__, batch.to(self.device), self.num_stages, batch_statistics=True)
-                for name in routes:
-                    paths(name)
-                seen = True
-        finally:
-            self.train(was_training)
-        if not seen:
-            raise ValueError("estimate_statistics needs at least one image")
-        for name in routes:
-            if (key := first_not_finite(found[name].items())) is not None:
-                raise ValueError(
-                    f"the statistics of mask {name} would hold NaN or infinity in {key!r}: give more images (one pixel "
-                    "has no variance), or look for weights that are not finite"
-                )
-        # Copies: in training a mask's passes update its own.
-        own = {name: {key: tensor.clone() for key, tensor in found[name].items()} for name in routes}
-        self._statistics = {**self._statistics, **own}
-        self._reroute()
+        estimate_statistics(self, pixel_values, masks)
 
     @exclusive
     def discard_statistics(self, sources: str | None = None) -> None:

@@ -15,21 +15,21 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from .batchnorm import Statistics
-from .blueprint import Blueprint
-from .compiling import Compiling
 from .configuration_pwl import PWLConfig
-from .converters import Converter
 from .errors import StageError
 from .loading import refuse_attentions
-from .locking import SWAPPING, StateLock
-from .route import Route, build_route
+from .parts.blueprint import Blueprint
+from .parts.locking import SWAPPING, StateLock
+from .parts.structure import Structure, hooked_by_others, special_tensor
+from .parts.weights import Tensors, WeightStore, same_bits
+from .routes.batchnorm import Statistics
+from .routes.compiling import Compiling
+from .routes.converters import Converter
+from .routes.route import Route, build_route
 from .sources import ROLE_OF, Piece, Role, Sources
-from .streaming import StageStream
-from .structure import Structure, hooked_by_others, special_tensor
+from .streaming.stream import StageStream
+from .streaming.warming import Seen
 from .transformers_internals import copy_checkpointing
-from .warming import Seen
-from .weights import Tensors, WeightStore, same_bits
 
 logger = logging.get_logger(__name__)
 
@@ -87,6 +87,8 @@ class PiecedModel(PreTrainedModel):
             plan.family.model_class().supports_gradient_checkpointing for plan in plans
         )
         self._store: WeightStore | None = None
+        # The folders of networks that were joined: they are not saved into.
+        self._joined_from: tuple[str, ...] = ()
         self._keep_all = True
         self._statistics: dict[str, Statistics] = {}
         # Masks whose statistics in the repository are neither loaded nor saved again.

@@ -16,27 +16,27 @@ import torch
 from torch import nn
 from transformers.utils import logging
 
-from .adapters import read_adapter, refuse_vacancies, undone_on_error
-from .batchnorm import Statistics
-from .compiling import Compiling
 from .errors import RepositoryError, StageError, StateDictError
 from .loading import sources_of
-from .locking import SWAPPING, exclusive
-from .manifest import file_of, statistics_file
+from .parts.adapters import read_adapter, refuse_vacancies, undone_on_error
+from .parts.locking import SWAPPING, exclusive
+from .parts.structure import hooked_module
+from .parts.weights import WeightStore
 from .pieces import PiecedModel
-from .repository import Repository
-from .route import Route
+from .repository.manifest import file_of, statistics_file
+from .repository.source import Repository
+from .routes.batchnorm import Statistics
+from .routes.compiling import Compiling
+from .routes.route import Route
 from .sources import ROLE_OF, Piece, Sources
-from .streaming import OnStage, StageStream
-from .structure import hooked_module
-from .transferring import SideStream, beside_requests, side_stream
-from .warming import first_call, touch_pages
-from .weights import WeightStore
+from .streaming.stream import OnStage, StageStream
+from .streaming.transferring import SideStream, beside_requests, side_stream
+from .streaming.warming import first_call, touch_pages
 
 logger = logging.get_logger(__name__)
 
 
-class PWLPreTrainedModel(PiecedModel):
+class StagedModel(PiecedModel):
     """A teacher and a student cut into blocks: a model with stages.
 
     Built from a config or from two networks, everything is resident and changes of stage only re-route.
@@ -350,7 +350,7 @@ class PWLPreTrainedModel(PiecedModel):
 
     # --- What transformers and torch do to a model --------------------------------------------------------------
 
-    def train(self, mode: bool = True) -> PWLPreTrainedModel:
+    def train(self, mode: bool = True) -> StagedModel:
         """Set the student and the converters to training or eval mode; the teacher stays in eval mode always.
 
         Its BatchNorm statistics would drift otherwise, and it would no longer be the teacher.
@@ -372,7 +372,7 @@ class PWLPreTrainedModel(PiecedModel):
             self._isolates_statistics = isolate
             self._reroute()
 
-    def requires_grad_(self, requires_grad: bool = True) -> PWLPreTrainedModel:
+    def requires_grad_(self, requires_grad: bool = True) -> StagedModel:
         """Let the student and the converters require gradients, or not; the teacher never does."""
         with self._lock:
             for name, child in self.named_children():
@@ -467,7 +467,7 @@ class PWLPreTrainedModel(PiecedModel):
             "of model.state_dict(), with the same pieces resident; load the student alone by model.student"
         )
 
-    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> PWLPreTrainedModel:
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> StagedModel:
         with self._lock:
             super()._apply(fn, recurse)
             self._statistics = {mask: {n: fn(t) for n, t in found.items()} for mask, found in self._statistics.items()}

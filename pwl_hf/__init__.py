@@ -25,7 +25,6 @@ from pwl_hf.modeling.lazy import lazy
 from pwl_hf.registration import register_when_loaded
 
 if TYPE_CHECKING:
-    from pwl_hf.model import PWLForImageClassification
     from pwl_hf.modeling import (
         Boundary,
         Converter,
@@ -38,6 +37,7 @@ if TYPE_CHECKING:
         PublishError,
         PWLConfig,
         PWLError,
+        PWLForImageClassification,
         PWLPreTrainedModel,
         RepositoryError,
         RetryPolicy,
@@ -65,7 +65,7 @@ _EXPORTS = {
     "OverwriteError": "modeling",
     "PWLConfig": "modeling",
     "PWLError": "modeling",
-    "PWLForImageClassification": "model",
+    "PWLForImageClassification": "modeling",
     "PWLPreTrainedModel": "modeling",
     "PublishError": "modeling",
     "RepositoryError": "modeling",

@@ -40,7 +40,7 @@ License = Annotated[str | None, typer.Option(help="The licence for the model car
 def info(repo: Repo, revision: Revision = None, subfolder: Subfolder = "", token: Token = None) -> None:
     """Show the stages of a repository: what each adds, and what was measured at it."""
     from pwl_hf.console import stage_table
-    from pwl_hf.modeling.repository import Repository
+    from pwl_hf.modeling.repository.source import Repository
 
     opened = Repository.open(repo, revision=revision, subfolder=subfolder, token=token)
     manifest = opened.manifest()
@@ -171,7 +171,7 @@ def download(
     place, size, count = download_stages(
         repo, wanted, revision=revision, subfolder=subfolder, token=token, local_dir=local_dir, overwrite=overwrite
     )
-    from pwl_hf.model_card import human_bytes
+    from pwl_hf.modeling.publishing.model_card import human_bytes
 
     typer.echo(f"{count} weight file(s), {human_bytes(size)}, checked: {place}")
 
@@ -232,7 +232,7 @@ def evaluate(
         check_plot_path(plot)
     from pwl_hf.evaluation.repositories import check_results_path, evaluate_repository, record_metrics
     from pwl_hf.evaluation.table import print_report
-    from pwl_hf.modeling.files import write_text
+    from pwl_hf.modeling.repository.files import write_text
 
     for path in (output, plot):
         if path is not None:
@@ -273,7 +273,7 @@ def demo(
 
 
 def _push(directory: Path, repo: str, **options: Any) -> None:
-    from pwl_hf.publishing import Target, push_folder
+    from pwl_hf.modeling.publishing.push import Target, push_folder
 
     commit = push_folder(directory, Target(repo, **options))
     typer.echo(commit.pr_url or str(commit))

@@ -5,8 +5,8 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
-from pwl_hf.model_card import human_bytes, stage_rows
-from pwl_hf.modeling.manifest import Manifest
+from pwl_hf.modeling.publishing.model_card import human_bytes, stage_rows
+from pwl_hf.modeling.repository.manifest import Manifest
 
 
 def stage_table(manifest: Manifest, console: Console | None = None) -> None:

@@ -7,10 +7,10 @@ from contextlib import suppress
 from pathlib import Path
 
 from pwl_hf.modeling.errors import MissingFileError
-from pwl_hf.modeling.files import copy_file, sha256_of, write_bytes
-from pwl_hf.modeling.manifest import CONFIG_FILE, MANIFEST_FILE
-from pwl_hf.modeling.output_folder import check_output, exclusive_folder
-from pwl_hf.modeling.repository import Repository
+from pwl_hf.modeling.repository.files import copy_file, sha256_of, write_bytes
+from pwl_hf.modeling.repository.manifest import CONFIG_FILE, MANIFEST_FILE
+from pwl_hf.modeling.repository.output_folder import check_output, exclusive_folder
+from pwl_hf.modeling.repository.source import Repository
 from pwl_hf.modeling.sources import Sources
 
 # Fetched if they are there: what a pipeline wants besides the model.

@@ -27,8 +27,7 @@ def register_models() -> None:
     """Tell AutoModelForImageClassification, and so the pipelines, of our models."""
     from transformers import AutoModelForImageClassification
 
-    from pwl_hf.model import PWLForImageClassification
-    from pwl_hf.modeling import PWLConfig, VGGConfig, VGGForImageClassification
+    from pwl_hf.modeling import PWLConfig, PWLForImageClassification, VGGConfig, VGGForImageClassification
 
     AutoModelForImageClassification.register(PWLConfig, PWLForImageClassification, exist_ok=True)
     AutoModelForImageClassification.register(VGGConfig, VGGForImageClassification, exist_ok=True)

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
-from pwl_hf.model_card import CARD_FILE, render_card, write_card
-from pwl_hf.modeling.files import write_text
-from pwl_hf.modeling.manifest import CONFIG_FILE
-from pwl_hf.modeling.output_folder import PROCESSOR_FILE, exclusive_folder
-from pwl_hf.modeling.remote_code import NONE, with_code
-from pwl_hf.modeling.repository import Repository
+from pwl_hf.modeling.publishing.model_card import CARD_FILE, render_card, write_card
+from pwl_hf.modeling.publishing.remote_code import NONE, with_code
+from pwl_hf.modeling.repository.files import write_text
+from pwl_hf.modeling.repository.manifest import CONFIG_FILE
+from pwl_hf.modeling.repository.output_folder import PROCESSOR_FILE, exclusive_folder
+from pwl_hf.modeling.repository.source import Repository
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo

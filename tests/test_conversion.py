@@ -16,7 +16,7 @@ from pwl_hf.cli import main
 from pwl_hf.conversion import convert_pair
 from pwl_hf.data import DataError
 from pwl_hf.data.processing import upright
-from pwl_hf.modeling.families import family_of
+from pwl_hf.modeling.families.registry import family_of
 from tests.data.odd_pictures import ODD, turned
 from tests.tiny import tiny_pair
 

@@ -12,7 +12,7 @@ from typer.main import get_command
 
 from pwl_hf.cli import app
 from pwl_hf.demo import run_demo
-from pwl_hf.modeling.repository import Repository
+from pwl_hf.modeling.repository.source import Repository
 from pwl_hf.training.train import command_line, train
 
 ROOT = Path(__file__).resolve().parent.parent

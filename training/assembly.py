@@ -13,7 +13,7 @@ from transformers import BaseImageProcessor, PreTrainedModel, TrainingArguments,
 
 from pwl_hf import PWLForImageClassification
 from pwl_hf.evaluation.labels import check_one_label
-from pwl_hf.modeling.remote_code import choose_code
+from pwl_hf.modeling.publishing.remote_code import choose_code
 from pwl_hf.training.data_arguments import DataArguments
 from pwl_hf.training.networks.building import image_processor, load_network, new_student
 from pwl_hf.training.networks.identity import set_identity

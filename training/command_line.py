@@ -19,7 +19,7 @@ import yaml  # type: ignore[import-untyped]
 from transformers import HfArgumentParser
 from transformers.hf_argparser import string_to_bool
 
-from pwl_hf.modeling.files import write_text
+from pwl_hf.modeling.repository.files import write_text
 
 RECIPES = Path(__file__).resolve().parent / "recipes"
 # What a run was given, in its output folder; a recipe itself.

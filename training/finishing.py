@@ -12,7 +12,7 @@ import torch
 
 from pwl_hf import PWLForImageClassification
 from pwl_hf.evaluation import Report, evaluate_repository, record_metrics
-from pwl_hf.modeling.batchnorm import batch_norms
+from pwl_hf.modeling.routes.batchnorm import batch_norms
 from pwl_hf.training.data_arguments import DataArguments
 from pwl_hf.training.images.samples import some_batches
 from pwl_hf.training.trainer.mask_statistics import MaskChoice, select_statistics

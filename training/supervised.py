@@ -18,7 +18,7 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from pwl_hf.data import ImageSplit
 from pwl_hf.data.names import numbers_of
 from pwl_hf.evaluation.labels import check_one_label
-from pwl_hf.modeling.construction import load_network
+from pwl_hf.modeling.parts.construction import load_network
 from pwl_hf.training.data_arguments import DataArguments
 from pwl_hf.training.images.augmentation import Augmentation
 from pwl_hf.training.networks.building import image_processor, labels_of, new_teacher

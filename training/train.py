@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from pwl_hf import PWLError, PWLForImageClassification
-from pwl_hf.modeling.output_folder import check_output, paths_of_save
+from pwl_hf.modeling.repository.output_folder import check_output, paths_of_save
 from pwl_hf.training.assembly import assemble, checkpoint_of
 from pwl_hf.training.command_line import CommandLine, Parsed, write_options
 from pwl_hf.training.data_arguments import DataArguments

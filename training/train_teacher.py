@@ -24,8 +24,8 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from pwl_hf import PWLError
 from pwl_hf.modeling import OverwriteError
-from pwl_hf.modeling.manifest import CONFIG_FILE, MANIFEST_FILE, STUDENT_FILE
-from pwl_hf.modeling.output_folder import PROCESSOR_FILE, check_output
+from pwl_hf.modeling.repository.manifest import CONFIG_FILE, MANIFEST_FILE, STUDENT_FILE
+from pwl_hf.modeling.repository.output_folder import PROCESSOR_FILE, check_output
 from pwl_hf.training.command_line import RUN_FILE, CommandLine, Parsed, write_options
 from pwl_hf.training.data_arguments import DataArguments
 from pwl_hf.training.networks.network_arguments import TeacherArguments

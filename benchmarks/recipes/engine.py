@@ -10,7 +10,7 @@ from benchmarks.recipes.runs import Run, Training
 from benchmarks.recipes.schedule import Task, perform
 from benchmarks.recipes.workplace import Workplace
 from benchmarks.store import Store
-from pwl_hf.modeling.verification import sha256_of
+from pwl_hf.modeling.repository.verification import sha256_of
 
 Report = Callable[[str], None]
 

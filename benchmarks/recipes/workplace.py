@@ -22,7 +22,7 @@ from benchmarks.recipes.outputs import read_evaluation, read_training
 from benchmarks.recipes.processes import Execute
 from benchmarks.recipes.runs import Run, Training, filled
 from benchmarks.store import Entry
-from pwl_hf.modeling.files import write_text
+from pwl_hf.modeling.repository.files import write_text
 
 
 class Workplace:

@@ -16,7 +16,7 @@ from safetensors import safe_open
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from pwl_hf.modeling.families import family_of
+from pwl_hf.modeling.families.registry import family_of
 from pwl_hf.modeling.transformers_internals import checkpoint_names, fill_missing, mark_initialized
 
 _INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"

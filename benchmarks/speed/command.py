@@ -17,7 +17,7 @@ from benchmarks.speed.pairs import pairs
 from benchmarks.speed.suite import SUITE
 from benchmarks.speed.tables import key, measured_pairs, render
 from benchmarks.store import Store
-from pwl_hf.modeling.files import write_text
+from pwl_hf.modeling.repository.files import write_text
 
 
 def speed(

@@ -19,7 +19,7 @@ from typing import Any
 
 from benchmarks.speed.figures import Place
 from benchmarks.speed.peers import Peer, running
-from pwl_hf.modeling.families import family_of
+from pwl_hf.modeling.families.registry import family_of
 
 # The line of the figures: bytes a second for all connections together, and seconds before each answer.
 BANDWIDTH = 20e6

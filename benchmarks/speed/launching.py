@@ -13,7 +13,7 @@ from benchmarks.speed.child import Task
 from benchmarks.speed.figures import Place
 from benchmarks.speed.hub import Asked, Hub
 from benchmarks.speed.peers import running
-from pwl_hf.modeling.families import family_of
+from pwl_hf.modeling.families.registry import family_of
 
 PWL_CLASS = "pwl_hf:PWLForImageClassification"
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pwl_hf.evaluation.report import Report
 from pwl_hf.evaluation.results import MaskAccuracy
 from pwl_hf.modeling.errors import PWLError
-from pwl_hf.modeling.files import beside
+from pwl_hf.modeling.repository.files import beside
 
 try:
     from matplotlib.backends.backend_agg import FigureCanvasAgg

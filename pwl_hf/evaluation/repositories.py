@@ -16,19 +16,19 @@ from transformers import AutoImageProcessor, BaseImageProcessor
 from pwl_hf.data import DataSource, open_split
 from pwl_hf.data.processing import check_channels
 from pwl_hf.data.source import DIGITS
-from pwl_hf.endpoints import PROCESSOR_FILE
 from pwl_hf.evaluation.labels import check_one_label, class_numbers
 from pwl_hf.evaluation.orders import ORDERS, masks_of
 from pwl_hf.evaluation.report import DatasetEvaluated, Report, RepositoryEvaluated, Settings
 from pwl_hf.evaluation.running import evaluate_masks, evaluate_stages
-from pwl_hf.model import PWLForImageClassification
-from pwl_hf.model_card import CARD_FILE, stage_rows, write_card
+from pwl_hf.modeling import PWLForImageClassification
 from pwl_hf.modeling.errors import MissingFileError, OverwriteError, RepositoryError
 from pwl_hf.modeling.loading import read_config
-from pwl_hf.modeling.manifest import Manifest, Metric
-from pwl_hf.modeling.output_folder import Contents, text_paths
-from pwl_hf.modeling.repository import Repository
-from pwl_hf.modeling.saving import write_metrics
+from pwl_hf.modeling.parts.saving import write_metrics
+from pwl_hf.modeling.publishing.endpoints import PROCESSOR_FILE
+from pwl_hf.modeling.publishing.model_card import CARD_FILE, stage_rows, write_card
+from pwl_hf.modeling.repository.manifest import Manifest, Metric
+from pwl_hf.modeling.repository.output_folder import Contents, text_paths
+from pwl_hf.modeling.repository.source import Repository
 from pwl_hf.modeling.sources import Sources
 
 if TYPE_CHECKING:

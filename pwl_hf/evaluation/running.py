@@ -20,9 +20,8 @@ from pwl_hf.evaluation.labels import check_one_label, class_numbers
 from pwl_hf.evaluation.orders import masks_of
 from pwl_hf.evaluation.results import Evaluation
 from pwl_hf.evaluation.tally import Tally
-from pwl_hf.model import PWLForImageClassification
+from pwl_hf.modeling import PWLForImageClassification, Sources
 from pwl_hf.modeling import PWLForImageClassification as Model
-from pwl_hf.modeling import Sources
 
 # How many masks share their blocks: the features of all of them are in memory at once. Sorted masks begin alike.
 _SHARING = 16

@@ -7,7 +7,7 @@ from rich.table import Table
 
 from pwl_hf.evaluation.intervals import Interval
 from pwl_hf.evaluation.report import Report
-from pwl_hf.model_card import human_bytes
+from pwl_hf.modeling.publishing.model_card import human_bytes
 
 
 def print_report(report: Report, console: Console | None = None) -> None:

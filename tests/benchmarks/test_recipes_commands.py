@@ -15,7 +15,7 @@ from benchmarks.recipes.cards import publish_card
 from benchmarks.recipes.runs import run_of
 from benchmarks.recipes.workplace import Workplace
 from benchmarks.store import Store
-from pwl_hf.model_card import write_card
+from pwl_hf.modeling.publishing.model_card import write_card
 from tests.benchmarks.stand_ins import Scripts, run_all, write_definitions
 from tests.tiny import tiny_model
 

@@ -17,8 +17,8 @@ from benchmarks.speed.measures.growth import of_stages, of_teachers, requests
 from benchmarks.speed.measures.hashing import nothing_verified
 from benchmarks.speed.pairs import pairs
 from pwl_hf import PWLForImageClassification
-from pwl_hf.modeling import verification
-from pwl_hf.modeling.families import family_of
+from pwl_hf.modeling.families.registry import family_of
+from pwl_hf.modeling.repository import verification
 from tests.tiny import FAMILIES, tiny_images, tiny_model
 
 

@@ -12,7 +12,7 @@ import pytest
 from pwl_hf.cli import main
 from pwl_hf.data import DataSource
 from pwl_hf.evaluation import evaluate_repository, masks_of
-from pwl_hf.modeling.repository import Repository
+from pwl_hf.modeling.repository.source import Repository
 from tests.repository.helpers import tree
 
 FEW = ["--dataset", "digits", "--max-samples", "60", "--quiet"]

@@ -15,7 +15,7 @@ from pwl_hf.data import DataSource, open_split
 from pwl_hf.data.digits import image_processor, load_splits, to_tensor
 from pwl_hf.data.stream import PixelStream
 from pwl_hf.evaluation import dataset_title, evaluate_repository, masks_of, record_metrics, repositories
-from pwl_hf.modeling.repository import Repository
+from pwl_hf.modeling.repository.source import Repository
 from tests.repository.helpers import publish, tree
 
 DIGITS = DataSource("digits")

@@ -14,8 +14,8 @@ from transformers import AutoModelForImageClassification
 
 from pwl_hf import FetchError, RepositoryError
 from pwl_hf.downloading import download_stages
-from pwl_hf.modeling.repository import Repository
-from pwl_hf.modeling.verification import discard
+from pwl_hf.modeling.repository.source import Repository
+from pwl_hf.modeling.repository.verification import discard
 from tests.hub import Fault, HubServer
 from tests.hub.commits import make_entry
 from tests.repository.helpers import INDEX, STUDENT, bodies, load, logits, shard, tree

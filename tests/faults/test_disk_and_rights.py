@@ -11,9 +11,8 @@ import pytest
 import torch
 from huggingface_hub.errors import RepositoryNotFoundError
 
-import pwl_hf.modeling.files
-import pwl_hf.modeling.saving
 from pwl_hf import FetchError, RepositoryError, SaveError
+from pwl_hf.modeling.parts import saving
 from tests.hub import Fault
 from tests.repository.helpers import INDEX, contents, load, logits, shard, tree
 from tests.tiny import tiny_model
@@ -258,7 +257,7 @@ def test_save_that_cannot_write_says_which_file_and_leaves_nothing_that_loads(
     model = tiny_model("resnet") if writer == "save_file" else load(saved)
     before = logits(model)
     with monkeypatch.context() as patch:
-        patch.setattr(pwl_hf.modeling.saving, writer, FailingFrom(getattr(pwl_hf.modeling.saving, writer), n, error))
+        patch.setattr(saving, writer, FailingFrom(getattr(saving, writer), n, error))
         with pytest.raises(SaveError, match=advice) as failed:
             model.save_pretrained(tmp_path / "out")
     assert str(tmp_path / "out") in str(failed.value)
@@ -275,7 +274,7 @@ def test_save_over_another_repository_that_fails_leaves_it_old_or_refused(saved,
     folder = shutil.copytree(saved, tmp_path / "out")
     other = tiny_model("resnet", seed=9)
     with monkeypatch.context() as patch:
-        patch.setattr(pwl_hf.modeling.saving, "save_file", FailingFrom(pwl_hf.modeling.saving.save_file, n, FULL))
+        patch.setattr(saving, "save_file", FailingFrom(saving.save_file, n, FULL))
         with pytest.raises(SaveError, match="the disk is full"):
             other.save_pretrained(folder)
     for stage in range(5):
@@ -304,7 +303,7 @@ def test_size_limit_of_the_system_is_a_save_error_that_names_the_file(tmp_path):
             resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
             torch.set_num_threads(1)
             try:
-                pwl_hf.modeling.saving.write_tensors(tmp_path / "w", "w", {"a": torch.zeros(9999)}, 9999)
+                saving.write_tensors(tmp_path / "w", "w", {"a": torch.zeros(9999)}, 9999)
             except SaveError as error:
                 known = f"{tmp_path / 'w'} could not be written: the disk is full" in str(error)
                 code = 0 if known and not list(tmp_path.iterdir()) else 2

@@ -28,10 +28,10 @@ from safetensors.torch import load as load_bytes
 from pwl_hf import Manifest, PWLConfig, PWLForImageClassification, RepositoryError
 from pwl_hf.modeling import verification, weights
 from pwl_hf.modeling.loading import read_config
-from pwl_hf.modeling.manifest import FileEntry
-from pwl_hf.modeling.repository import Repository
+from pwl_hf.modeling.parts.weights import WeightStore
+from pwl_hf.modeling.repository.manifest import FileEntry
+from pwl_hf.modeling.repository.source import Repository
 from pwl_hf.modeling.sources import Piece
-from pwl_hf.modeling.weights import WeightStore
 from tests.faults.make_corpus import CORPUS, join, small_repository, split
 from tests.repository.helpers import INDEX, STUDENT, encoder, load, logits, read_json, refresh, shard
 

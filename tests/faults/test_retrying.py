@@ -23,7 +23,7 @@ from huggingface_hub.errors import (
 )
 
 from pwl_hf import FetchError, RepositoryError, RetryPolicy
-from pwl_hf.modeling.retrying import is_passing
+from pwl_hf.modeling.repository.retrying import is_passing
 
 NOW = 1_700_000_000.0
 REQUEST = httpx2.Request("GET", "http://127.0.0.1/file")
@@ -44,7 +44,7 @@ def slept(monkeypatch):
     """The waits so far; the clock moves by them alone."""
     waits: list[float] = []
     clock = SimpleNamespace(sleep=waits.append, monotonic=lambda: sum(waits), time=lambda: NOW)
-    monkeypatch.setattr("pwl_hf.modeling.retrying.time", clock)
+    monkeypatch.setattr("pwl_hf.modeling.repository.retrying.time", clock)
     return waits
 
 

@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from pwl_hf import RepositoryError
-from pwl_hf.modeling import verification
-from pwl_hf.modeling.manifest import FileEntry
-from pwl_hf.modeling.verification import check_file, is_as_named, stamp_of
+from pwl_hf.modeling.repository import verification
+from pwl_hf.modeling.repository.manifest import FileEntry
+from pwl_hf.modeling.repository.verification import check_file, is_as_named, stamp_of
 from tests.repository.helpers import INDEX, STUDENT, encoder, load, logits, publish, shard
 from tests.tiny import tiny_model
 
@@ -25,8 +25,8 @@ CHECK = """
 import sys
 from pathlib import Path
 from huggingface_hub import constants
-from pwl_hf.modeling import verification
-from pwl_hf.modeling.manifest import FileEntry
+from pwl_hf.modeling.repository import verification
+from pwl_hf.modeling.repository.manifest import FileEntry
 
 home, file, digest, times = sys.argv[1:]
 constants.HF_HOME = home

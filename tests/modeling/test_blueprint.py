@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pwl_hf.modeling.blueprint import Blueprint, Vacant
-from pwl_hf.modeling.cuts import default_cuts
-from pwl_hf.modeling.families import FAMILIES as REGISTERED
-from pwl_hf.modeling.families import family_of
+from pwl_hf.modeling.families.registry import FAMILIES as REGISTERED
+from pwl_hf.modeling.families.registry import family_of
+from pwl_hf.modeling.parts.blueprint import Blueprint, Vacant
+from pwl_hf.modeling.routes.cuts import default_cuts
 from tests.tiny import FAMILIES, tiny_images, tiny_pair
 
 CPU = torch.device("cpu")

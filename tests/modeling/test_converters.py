@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from pwl_hf import Converter, PWLConfig, PWLForImageClassification, StageError
-from pwl_hf.modeling.converters import LeastSquares, channel_rows
+from pwl_hf.modeling.routes.converters import LeastSquares, channel_rows
 from tests.tiny import FAMILIES, tiny_images, tiny_model, tiny_pair
 
 Load = Callable[..., PWLForImageClassification]

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pwl_hf.modeling.cuts import check_cuts, default_cuts, units_of_block
+from pwl_hf.modeling.routes.cuts import check_cuts, default_cuts, units_of_block
 
 depths_strategy = st.lists(st.integers(1, 12), min_size=1, max_size=6)
 

@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from pwl_hf import PWLForImageClassification
-from pwl_hf.modeling.families import FAMILIES as REGISTERED
+from pwl_hf.modeling.families.registry import FAMILIES as REGISTERED
 from tests.tiny import FAMILIES, tiny_images, tiny_pair
 
 join = PWLForImageClassification.from_teacher_student

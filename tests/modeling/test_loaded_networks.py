@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from pwl_hf import PWLForImageClassification, RepositoryError
-from pwl_hf.modeling.families import FAMILIES as REGISTERED
+from pwl_hf.modeling.families.registry import FAMILIES as REGISTERED
 from tests.tiny import FAMILIES, WITH_BATCH_NORM, tiny_pair
 
 join = PWLForImageClassification.from_teacher_student

@@ -17,7 +17,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from pwl_hf import Boundary, Family, Features, PWLForImageClassification, RepositoryError, Sources, register_family
-from pwl_hf.modeling.families import FAMILIES, OWN_CONFIGS
+from pwl_hf.modeling.families.registry import FAMILIES, OWN_CONFIGS
 
 
 @strict
@@ -158,7 +158,7 @@ def test_without_its_family_a_repository_says_what_is_missing(tmp_path: Path) ->
 
 
 def test_the_families_of_the_library_need_no_registration() -> None:
-    code = "from pwl_hf import PWLConfig; from pwl_hf.modeling.families import FAMILIES; print(sorted(FAMILIES))"
+    code = "import pwl_hf.modeling.families.registry as r; from pwl_hf import PWLConfig; print(sorted(r.FAMILIES))"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=dict(os.environ)
     )

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageClassification
 
 from pwl_hf import PWLForImageClassification, StageError
-from pwl_hf.modeling.families import FAMILIES as REGISTERED
+from pwl_hf.modeling.families.registry import FAMILIES as REGISTERED
 from tests.tiny import FAMILIES, tiny_images, tiny_model
 
 Load = Callable[..., PWLForImageClassification]

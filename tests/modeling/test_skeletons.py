@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from transformers import SwinConfig, ViTConfig
 
-from pwl_hf.modeling.families import FAMILIES, family_of
-from pwl_hf.modeling.skeletons import Unfilled, build_skeleton
+from pwl_hf.modeling.families.registry import FAMILIES, family_of
+from pwl_hf.modeling.parts.skeletons import Unfilled, build_skeleton
 from tests.tiny import FAMILIES as MODEL_TYPES
 from tests.tiny import tiny_pair
 

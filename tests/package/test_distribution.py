@@ -83,8 +83,8 @@ def test_installed_wheel_is_whole_and_separate_from_the_checkout(built, tmp_path
 import sys
 sys.meta_path = [f for f in sys.meta_path if "editable" not in getattr(f, "__module__", "") + repr(f).lower()]
 sys.path.insert(0, {str(target)!r})
-import pwl_hf, pwl_hf.modeling, pwl_hf.training, pwl_hf.registration, pwl_hf.modeling.manifest
-for module in (pwl_hf, pwl_hf.modeling, pwl_hf.training, pwl_hf.modeling.manifest):
+import pwl_hf, pwl_hf.modeling, pwl_hf.training, pwl_hf.registration, pwl_hf.modeling.repository.manifest
+for module in (pwl_hf, pwl_hf.modeling, pwl_hf.training, pwl_hf.modeling.repository.manifest):
     assert module.__file__.startswith({str(target)!r}), module.__file__
 assert list(pwl_hf.__path__) == [{str(target / "pwl_hf")!r}], pwl_hf.__path__
 for name in ("modeling", "training"):
@@ -95,7 +95,7 @@ for name in ("modeling", "training"):
     else:
         raise SystemExit(f"{{name}} is importable")
 from pwl_hf import PWLForImageClassification
-assert PWLForImageClassification.__module__ == "pwl_hf.model"
+assert PWLForImageClassification.__module__ == "pwl_hf.modeling.tasks.image_classification"
 """
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, timeout=300, env={**os.environ}

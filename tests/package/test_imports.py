@@ -58,7 +58,17 @@ import json; print(json.dumps([sorted(heavy), seconds, len(pwl_hf.__all__)]))
     assert seconds < 0.5
 
 
-@pytest.mark.parametrize("module", ["manifest", "repository", "sources", "errors", "cuts", "files"])
+PURE = ["sources", "errors", "lazy", "bounds", "routes.cuts"]
+IN_REPOSITORY = sorted(path.stem for path in (ROOT / "modeling" / "repository").glob("*.py"))
+
+
+@pytest.mark.parametrize("module", IN_REPOSITORY)
+def test_what_handles_files_imports_neither_torch_nor_transformers(module):
+    code = f"import sys, pwl_hf.modeling.repository.{module}; print({{'torch', 'transformers'}} & set(sys.modules))"
+    assert printed(code) == "set()"
+
+
+@pytest.mark.parametrize("module", PURE)
 def test_pure_modules_import_neither_torch_nor_transformers(module):
     code = f"import sys, pwl_hf.modeling.{module}; print({{'torch', 'transformers', 'safetensors'}} & set(sys.modules))"
     assert printed(code) == "set()"
@@ -69,7 +79,7 @@ def test_pure_modules_import_neither_torch_nor_transformers(module):
     [
         "from transformers import AutoModelForImageClassification; import pwl_hf",
         "from pwl_hf import PWLForImageClassification",
-        "import pwl_hf.modeling.construction",
+        "import pwl_hf.modeling.parts.construction",
     ],
 )
 def test_auto_classes_know_our_models_in_any_order(first):

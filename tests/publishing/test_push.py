@@ -8,8 +8,8 @@ from huggingface_hub import CommitOperationCopy
 from huggingface_hub.errors import RepositoryNotFoundError
 
 from pwl_hf import PublishError, PWLForImageClassification, RepositoryError, RetryPolicy
-from pwl_hf.modeling.repository import Repository
-from pwl_hf.publishing import Target, push_folder
+from pwl_hf.modeling.publishing.push import Target, push_folder
+from pwl_hf.modeling.repository.source import Repository
 from tests.hub import Fault
 from tests.tiny import tiny_images, tiny_model
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pwl_hf import OverwriteError, RepositoryError
-from pwl_hf.publishing import Target, push_folder
+from pwl_hf.modeling.publishing.push import Target, push_folder
 from tests.hub import Fault
 from tests.tiny import tiny_model
 
@@ -144,7 +144,7 @@ def test_handler_of_another_in_the_folder_is_not_replaced(hub, repo_id, folder):
 
 
 def test_card_that_is_a_link_out_is_not_copied(folder, tmp_path):
-    from pwl_hf.model_card import write_card
+    from pwl_hf.modeling.publishing.model_card import write_card
 
     (tmp_path / "secret").write_text("mine")
     (folder / "README.md").symlink_to(tmp_path / "secret")

@@ -149,7 +149,7 @@ def test_remote_code_is_neither_asked_for_nor_used_with_the_package(saved, monke
     for trust in (None, False, True):
         for family in ("vit", "pwl_vgg"):
             model = AutoModelForImageClassification.from_pretrained(saved(family), trust_remote_code=trust, stage=1)
-            assert type(model).__module__ == "pwl_hf.model"
+            assert type(model).__module__ == "pwl_hf.modeling.tasks.image_classification"
             assert type(model.config).__module__ == "pwl_hf.modeling.configuration_pwl"
             teacher = AutoModelForImageClassification.from_pretrained(
                 saved(family) / "teacher", trust_remote_code=trust

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pwl_hf import RepositoryError
-from pwl_hf.publishing import Target, push_folder
+from pwl_hf.modeling.publishing.push import Target, push_folder
 from pwl_hf.training.trainer.checkpoints import CheckpointWriter, restore
 from tests.repository.helpers import INDEX, STUDENT, contents, load, logits, publish, shard, tree
 from tests.tiny import tiny_model

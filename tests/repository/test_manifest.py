@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pwl_hf.modeling.errors import RepositoryError
-from pwl_hf.modeling.manifest import (
+from pwl_hf.modeling.repository.manifest import (
     FileEntry,
     Manifest,
     Metric,

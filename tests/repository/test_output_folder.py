@@ -17,8 +17,8 @@ from transformers import AutoModelForImageClassification
 
 from pwl_hf import OverwriteError, PWLForImageClassification, SaveError
 from pwl_hf.conversion import convert_pair
-from pwl_hf.modeling import saving
-from pwl_hf.modeling.files import leads_out
+from pwl_hf.modeling.parts import saving
+from pwl_hf.modeling.repository.files import leads_out
 from tests.repository.helpers import INDEX, STUDENT, contents, load, logits, shard, tree
 from tests.tiny import tiny_model, tiny_pair
 
@@ -191,7 +191,7 @@ def test_temporary_files_of_dead_processes_are_removed_and_all_others_stay(saved
 
 def test_temporary_files_stay_where_a_folder_cannot_be_locked(saved, tmp_path, dead_process, monkeypatch):
     """The process may run on another machine that shares the folder."""
-    from pwl_hf.modeling import output_folder
+    from pwl_hf.modeling.repository import output_folder
 
     monkeypatch.setattr(output_folder, "fcntl", None)
     put(tmp_path, f".{STUDENT}.{dead_process}.77.tmp")

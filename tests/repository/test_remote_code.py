@@ -15,7 +15,7 @@ import torch
 from transformers import ViTImageProcessor
 
 from pwl_hf.cli import main
-from pwl_hf.modeling.built_in_families import FAMILIES
+from pwl_hf.modeling.families.built_in import FAMILIES
 from pwl_hf.upgrading import upgrade
 from tests.repository.helpers import (
     contents,

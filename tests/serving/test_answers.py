@@ -17,7 +17,7 @@ from transformers import AutoImageProcessor, ViTImageProcessorPil, pipeline
 
 from examples import serve
 from pwl_hf import PWLForImageClassification
-from pwl_hf.endpoints import endpoint_files
+from pwl_hf.modeling.publishing.endpoints import endpoint_files
 from tests.data.odd_pictures import ODD, encode, noise, turned
 from tests.tiny import tiny_config
 

@@ -13,8 +13,8 @@ from transformers import AutoImageProcessor
 
 from pwl_hf import PWLForImageClassification
 from pwl_hf.cli import main
-from pwl_hf.endpoints import endpoint_files
-from pwl_hf.publishing import Target, push_folder
+from pwl_hf.modeling.publishing.endpoints import endpoint_files
+from pwl_hf.modeling.publishing.push import Target, push_folder
 from tests.repository.helpers import publish, run_python, shard
 from tests.serving.served import expected, png
 from tests.tiny import tiny_model

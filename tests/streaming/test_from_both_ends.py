@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from pwl_hf.modeling.background import from_both_ends
+from pwl_hf.modeling.repository.background import from_both_ends
 from tests.streaming.helpers import own_threads, until
 
 

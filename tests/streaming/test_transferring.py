@@ -17,7 +17,7 @@ from torch import nn
 
 from pwl_hf import PWLForImageClassification
 from pwl_hf.modeling import staged_model
-from pwl_hf.modeling.transferring import SideStream, beside_requests, side_stream
+from pwl_hf.modeling.streaming.transferring import SideStream, beside_requests, side_stream
 from tests.streaming.test_serving_threads import asking
 from tests.tiny import tiny_images
 

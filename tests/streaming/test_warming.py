@@ -16,7 +16,7 @@ from transformers.models.resnet.modeling_resnet import ResNetBasicLayer
 from transformers.models.vit.modeling_vit import ViTLayer
 
 from pwl_hf import PWLConfig, PWLForImageClassification
-from pwl_hf.modeling.converters import Converter
+from pwl_hf.modeling.routes.converters import Converter
 from tests.streaming.helpers import until
 from tests.streaming.test_serving_threads import asking
 from tests.tiny import tiny_images

@@ -10,8 +10,8 @@ import torch
 from transformers import AutoImageProcessor, AutoModelForImageClassification, ViTImageProcessorPil
 
 from pwl_hf import Metric, PWLForImageClassification, RepositoryError
-from pwl_hf.modeling.manifest import Manifest
-from pwl_hf.modeling.saving import write_metrics
+from pwl_hf.modeling.parts.saving import write_metrics
+from pwl_hf.modeling.repository.manifest import Manifest
 from pwl_hf.training.trainer.checkpoints import CheckpointWriter, last_checkpoint, restore
 from tests.tiny import tiny_config, tiny_images, tiny_model
 from tests.training.tiny_runs import differences, everything, tiny_trainer

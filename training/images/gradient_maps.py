@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from pwl_hf.modeling.errors import PWLError
-from pwl_hf.modeling.files import beside
+from pwl_hf.modeling.repository.files import beside
 from pwl_hf.training.images.gradients import integrated_gradients
 
 _FORMAT = "pwl-gradient-maps/1"

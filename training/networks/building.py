@@ -31,8 +31,8 @@ from transformers.utils.constants import (
 
 from pwl_hf.data.processing import check_channels, to_tensor
 from pwl_hf.evaluation.labels import check_one_label
-from pwl_hf.modeling import construction
-from pwl_hf.modeling.families import family_of
+from pwl_hf.modeling.families.registry import family_of
+from pwl_hf.modeling.parts import construction
 from pwl_hf.modeling.sources import Role
 from pwl_hf.training.networks.network_arguments import NetworkArguments, TeacherArguments
 from pwl_hf.training.networks.presets import preset_overrides

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 
 from pwl_hf.modeling import PWLForImageClassification
-from pwl_hf.modeling.cuts import units_of_block
-from pwl_hf.modeling.families import family_of
+from pwl_hf.modeling.families.registry import family_of
+from pwl_hf.modeling.routes.cuts import units_of_block
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from functools import cached_property
 import torch
 
 from pwl_hf.modeling import PWLForImageClassification
-from pwl_hf.modeling.shared_paths import PathOutput, SharedPaths
+from pwl_hf.modeling.routes.shared_paths import PathOutput, SharedPaths
 
 # All images of a batch.
 ALL = slice(None)

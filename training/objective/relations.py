@@ -20,7 +20,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from pwl_hf.modeling import PWLForImageClassification
-from pwl_hf.modeling.families import family_of
+from pwl_hf.modeling.families.registry import family_of
 from pwl_hf.training.objective.objective_arguments import RELATIONS
 from pwl_hf.training.objective.passes import Passes
 

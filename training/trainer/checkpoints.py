@@ -17,13 +17,13 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
 from pwl_hf.modeling import Manifest, PWLConfig, PWLForImageClassification, RepositoryError
-from pwl_hf.modeling.files import beside, leads_out
 from pwl_hf.modeling.loading import read_config
-from pwl_hf.modeling.manifest import FileEntry
-from pwl_hf.modeling.repository import Repository
-from pwl_hf.modeling.saving import PlannedFile, save_repository
-from pwl_hf.modeling.verification import check_file
-from pwl_hf.modeling.weights import WeightStore, same_bits
+from pwl_hf.modeling.parts.saving import PlannedFile, save_repository
+from pwl_hf.modeling.parts.weights import WeightStore, same_bits
+from pwl_hf.modeling.repository.files import beside, leads_out
+from pwl_hf.modeling.repository.manifest import FileEntry
+from pwl_hf.modeling.repository.source import Repository
+from pwl_hf.modeling.repository.verification import check_file
 
 logger = logging.get_logger(__name__)
 

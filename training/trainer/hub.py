@@ -12,8 +12,8 @@ from transformers.trainer_utils import HubStrategy, SaveStrategy
 from transformers.utils import logging
 
 from pwl_hf import PWLForImageClassification
-from pwl_hf.model_card import write_card
 from pwl_hf.modeling import PublishError
+from pwl_hf.modeling.publishing.model_card import write_card
 from pwl_hf.training.trainer.finite import FiniteTrainer
 
 logger = logging.get_logger(__name__)

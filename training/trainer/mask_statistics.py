@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 from pwl_hf.modeling import PWLForImageClassification
-from pwl_hf.modeling.batchnorm import batch_norms
+from pwl_hf.modeling.routes.batchnorm import batch_norms
 from pwl_hf.training.objective.masks import mixed_masks
 
 

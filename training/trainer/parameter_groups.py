@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from pwl_hf.modeling import PWLForImageClassification
-from pwl_hf.modeling.batchnorm import BATCH_NORMS
+from pwl_hf.modeling.routes.batchnorm import BATCH_NORMS
 
 _NORMS = (*BATCH_NORMS, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 

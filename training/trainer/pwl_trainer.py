@@ -22,8 +22,8 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
 from pwl_hf.evaluation import masks_of
 from pwl_hf.modeling import PWLForImageClassification, StageError
-from pwl_hf.modeling.output_folder import check_output, paths_of_save
-from pwl_hf.modeling.saving import check_savable, processor_files
+from pwl_hf.modeling.parts.saving import check_savable, processor_files
+from pwl_hf.modeling.repository.output_folder import check_output, paths_of_save
 from pwl_hf.training.objective.distillation import Distillation
 from pwl_hf.training.trainer.checkpoints import CheckpointWriter, check_resumable, last_checkpoint, restore
 from pwl_hf.training.trainer.hub import HubTrainer

@@ -19,7 +19,7 @@ from benchmarks.speed.measures.alternatives_files import alternatives
 from benchmarks.speed.measures.alternatives_ways import Accelerate, Bf16First, Both, BothMapped, Int8First
 from benchmarks.speed.timing import Spread, drop_from_page_cache, interleaved
 from pwl_hf import PWLForImageClassification
-from pwl_hf.modeling.families import family_of
+from pwl_hf.modeling.families.registry import family_of
 
 TEACHER_WAY, STUDENT_WAY, PWL_WAY = "transformers' teacher", "the student for ever", "PWL"
 INT8_WAY, BF16_WAY = "int8 first, then the teacher", "bf16 first, then the teacher"

@@ -12,7 +12,7 @@ from benchmarks.speed.measures.alternatives import BF16_WAY, INT8_WAY, PWL_WAY, 
 from benchmarks.speed.measures.alternatives_files import BF16, INT8
 from benchmarks.speed.timing import Spread
 from pwl_hf import PWLForImageClassification
-from pwl_hf.modeling.manifest import MANIFEST_FILE, STUDENT_FILE, Manifest
+from pwl_hf.modeling.repository.manifest import MANIFEST_FILE, STUDENT_FILE, Manifest
 
 # Of a pair with random weights, which can only be held against its teacher.
 _RANDOM_IMAGES = 64

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 
 from benchmarks.speed.figures import Place
 from benchmarks.speed.hub import plain_teacher
-from pwl_hf.modeling.families import family_of
+from pwl_hf.modeling.families.registry import family_of
 
 INT8, BF16, MODULES = "int8.safetensors", "bf16", "modules.safetensors"
 BOTH, STUDENT_CONFIG = "both.safetensors", "student.json"

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, PreTrainedModel
 
 from benchmarks.speed.measures.alternatives_files import BF16, BOTH, INT8, MODULES, STUDENT_CONFIG, dequantised
-from pwl_hf.modeling.families import family_of
+from pwl_hf.modeling.families.registry import family_of
 
 
 class _Way:

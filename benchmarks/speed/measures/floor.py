@@ -10,7 +10,7 @@ from benchmarks.speed.figures import Figure, Measured, Place, ratios
 from benchmarks.speed.loads import by_transformers, taking_turns
 from benchmarks.speed.timing import Spread
 from pwl_hf import PWLForImageClassification
-from pwl_hf.modeling.families import family_of
+from pwl_hf.modeling.families.registry import family_of
 
 STUDENT, TEACHER = "the student's bare floor", "the teacher's bare floor"
 FIRST, WHOLE = "first answer", "all stages, one answer at the end"

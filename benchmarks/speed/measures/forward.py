@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from benchmarks.speed.figures import Figure, Measured, Place
 from benchmarks.speed.timing import Spread
 from pwl_hf import PWLForImageClassification
-from pwl_hf.modeling.families import family_of
+from pwl_hf.modeling.families.registry import family_of
 
 BY_HAND = "the same modules called directly"
 

@@ -19,7 +19,7 @@ from benchmarks.speed.loads import by_stages, by_transformers
 from benchmarks.speed.pairs import Pair, repository
 from benchmarks.speed.timing import Spread, interleaved
 from pwl_hf import PWLForImageClassification
-from pwl_hf.modeling.families import family_of
+from pwl_hf.modeling.families.registry import family_of
 
 TEACHER = "transformers' teacher"
 

@@ -13,9 +13,9 @@ from huggingface_hub import constants
 from benchmarks.speed.figures import Figure, Measured, Place, ratios
 from benchmarks.speed.loads import by_stages, by_transformers
 from benchmarks.speed.timing import Spread, interleaved
-from pwl_hf.modeling.families import family_of
-from pwl_hf.modeling.manifest import FileEntry, Manifest
-from pwl_hf.modeling.repository import Repository
+from pwl_hf.modeling.families.registry import family_of
+from pwl_hf.modeling.repository.manifest import FileEntry, Manifest
+from pwl_hf.modeling.repository.source import Repository
 
 TEACHER = "transformers' teacher"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from benchmarks.speed.figures import Measured, Place, ratios
 from benchmarks.speed.loads import by_stages, by_transformers, taking_turns
 from pwl_hf import PWLForImageClassification
-from pwl_hf.modeling.families import family_of
+from pwl_hf.modeling.families.registry import family_of
 
 TEACHER = "transformers' teacher"
 

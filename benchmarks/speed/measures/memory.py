@@ -19,8 +19,8 @@ from benchmarks.speed.memory import Watched, memory_of, watch
 from benchmarks.speed.pairs import Pair, pairs
 from benchmarks.speed.timing import Spread, interleaved
 from pwl_hf import PWLForImageClassification
-from pwl_hf.modeling.families import family_of
-from pwl_hf.modeling.manifest import Manifest
+from pwl_hf.modeling.families.registry import family_of
+from pwl_hf.modeling.repository.manifest import Manifest
 from pwl_hf.modeling.sources import Sources
 
 TEACHER, STUDENT = "transformers' teacher", "transformers' student"

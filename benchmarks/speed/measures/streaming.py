@@ -20,7 +20,7 @@ from benchmarks.speed.hub import PWL, STUDENT, TEACHER, Hub, serving_pair
 from benchmarks.speed.pairs import pairs
 from benchmarks.speed.timing import Spread
 from pwl_hf import PWLForImageClassification
-from pwl_hf.modeling.families import family_of
+from pwl_hf.modeling.families.registry import family_of
 
 GROWING = "while stages stream"
 PLAIN = "while transformers loads the teacher in a thread"

@@ -26,7 +26,7 @@ from benchmarks.speed.measures.alternatives_accuracy import images_of
 from benchmarks.speed.memory import Watched, watch
 from benchmarks.speed.timing import Spread
 from pwl_hf import PWLForImageClassification
-from pwl_hf.modeling.manifest import MANIFEST_FILE, STUDENT_FILE, Manifest
+from pwl_hf.modeling.repository.manifest import MANIFEST_FILE, STUDENT_FILE, Manifest
 
 _START = "start"
 # The teacher of the pair vit-b. The line of a trained pair, which is tiny, is as narrow as its teacher is smaller.

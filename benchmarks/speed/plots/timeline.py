@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from benchmarks.speed.measures.alternatives import INT8_WAY, PWL_WAY, STUDENT_WAY, TEACHER_WAY
-from pwl_hf.modeling.files import beside
+from pwl_hf.modeling.repository.files import beside
 
 # By Okabe and Ito, told apart by all eyes; and each has its own dashes.
 _STYLES: Mapping[str, tuple[str, str, str]] = {

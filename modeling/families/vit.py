@@ -1,0 +1,114 @@
+"""ViT, DeiT and DINOv2: isotropic transformers, one level, a unit a layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+
+from .base import Boundary, Family, Features, in_dtype_of, transformers_class
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+    from .base import GetModule
+
+
+class ViTFamily(Family):
+    """ViT (arXiv 2010.11929)."""
+
+    model_type = "vit"
+    interpolates = True
+    class_name = "ViTForImageClassification"
+    layers: ClassVar[str] = "vit.layers"
+    special_tokens = 1
+
+    def model_class(self) -> type[PreTrainedModel]:
+        return transformers_class(self.class_name)
+
+    def depths(self, config: PreTrainedConfig) -> tuple[int, ...]:
+        return (config.num_hidden_layers,)
+
+    def boundary(self, config: PreTrainedConfig, units: int) -> Boundary:
+        height, width = _pair(config.image_size)
+        patch_height, patch_width = _pair(config.patch_size)
+        # Without interpolation, images of another size are refused, also where they give the same grid.
+        size = f" of an image of {height}x{width} pixels" if self.interpolates else ""
+        geometry = (
+            f"a {height // patch_height}x{width // patch_width} grid of {patch_height}x{patch_width} patches{size} "
+            f"and {self.special_tokens} special token(s)"
+        )
+        return Boundary(config.hidden_size, geometry, channels_first=False)
+
+    def embedder_paths(self, config: PreTrainedConfig) -> tuple[str, ...]:
+        return (f"{self.model_type}.embeddings",)
+
+    def unit_paths(self, config: PreTrainedConfig, unit: int) -> tuple[str, ...]:
+        return (f"{self.layers}.{unit}",)
+
+    def head_paths(self, config: PreTrainedConfig) -> tuple[str, ...]:
+        return (f"{self.model_type}.layernorm", "classifier")
+
+    def embedder(self, config: PreTrainedConfig, get: GetModule) -> Callable[[torch.Tensor, bool | None], Features]:
+        return partial(_embed, get(f"{self.model_type}.embeddings"))
+
+    def unit(self, config: PreTrainedConfig, unit: int, get: GetModule) -> Callable[[Features], Features]:
+        return partial(_run_layer, get(f"{self.layers}.{unit}"))
+
+    def head(self, config: PreTrainedConfig, get: GetModule) -> Callable[[Features], torch.Tensor]:
+        return partial(_classify_first_token, get(f"{self.model_type}.layernorm"), get("classifier"))
+
+
+class DeiTFamily(ViTFamily):
+    """DeiT (arXiv 2012.12877), with its distillation token and without a distillation head."""
+
+    model_type = "deit"
+    class_name = "DeiTForImageClassification"
+    layers: ClassVar[str] = "deit.layers"
+    special_tokens = 2
+
+
+class Dinov2Family(ViTFamily):
+    """DINOv2 (arXiv 2304.07193); it always interpolates its position embeddings."""
+
+    model_type = "dinov2"
+    interpolates = False
+    class_name = "Dinov2ForImageClassification"
+    layers: ClassVar[str] = "dinov2.encoder.layer"
+
+    def embedder(self, config: PreTrainedConfig, get: GetModule) -> Callable[[torch.Tensor, bool | None], Features]:
+        return partial(_embed_any_size, get("dinov2.embeddings"))
+
+    def head(self, config: PreTrainedConfig, get: GetModule) -> Callable[[Features], torch.Tensor]:
+        return partial(_classify_first_and_mean, get("dinov2.layernorm"), get("classifier"))
+
+
+def _pair(size: int | list[int] | tuple[int, int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def _embed(embeddings: nn.Module, pixel_values: torch.Tensor, interpolate: bool | None) -> Features:
+    return Features(embeddings(in_dtype_of(embeddings, pixel_values), interpolate_pos_encoding=interpolate))
+
+
+def _embed_any_size(embeddings: nn.Module, pixel_values: torch.Tensor, interpolate: bool | None) -> Features:
+    return Features(embeddings(pixel_values))
+
+
+def _run_layer(layer: nn.Module, features: Features) -> Features:
+    # No mask: images are never padded.
+    return Features(layer(features.tensor, None))
+
+
+def _classify_first_token(layernorm: nn.Module, classifier: nn.Module, features: Features) -> torch.Tensor:
+    logits: torch.Tensor = classifier(layernorm(features.tensor)[:, 0, :])
+    return logits
+
+
+def _classify_first_and_mean(layernorm: nn.Module, classifier: nn.Module, features: Features) -> torch.Tensor:
+    hidden = layernorm(features.tensor)
+    logits: torch.Tensor = classifier(torch.cat([hidden[:, 0], hidden[:, 1:].mean(dim=1)], dim=1))
+    return logits

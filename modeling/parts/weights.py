@@ -1,0 +1,259 @@
+"""Tensors of a repository, checked against the networks' plans before any is attached."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from threading import Event
+
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers.utils import logging
+
+from ..errors import RepositoryError
+from ..repository.fetching import Watch
+from ..repository.manifest import STUDENT_FILE, Manifest, converter_file, file_of, statistics_file
+from ..repository.source import Repository, Verified
+from ..repository.verification import stamp_of
+from ..sources import Piece, Role, Sources
+from .blueprint import Blueprint
+
+logger = logging.get_logger(__name__)
+
+# Codes of the safetensors format, by dtype.
+_CODES = {"float16": "F16", "bfloat16": "BF16", "float32": "F32", "float64": "F64"}
+STUDENT_PREFIX = "student."
+
+Tensors = dict[str, torch.Tensor]
+
+# Whole numbers, the widest first.
+_WHOLE = (torch.int64, torch.int32, torch.int16, torch.uint8)
+
+
+class WeightStore:
+    """The weights of one repository, piece by piece.
+
+    Tensors are memory-mapped, in the stored dtype, on the CPU, and named as in memory. A piece is given
+    out only after its whole file has been checked: hash, names, shapes and dtypes.
+
+    Args:
+        repository: Where the files are.
+        manifest: The repository's manifest.
+        blueprints: The plans of the networks.
+        ignore_mismatched_heads: Let tensors of the last blocks have another shape; they are left out.
+
+    Raises:
+        RepositoryError: If the manifest disagrees with the plans or names an unknown dtype.
+    """
+
+    def __init__(
+        self,
+        repository: Repository,
+        manifest: Manifest,
+        blueprints: Mapping[Role, Blueprint],
+        *,
+        ignore_mismatched_heads: bool = False,
+    ) -> None:
+        self.repository = repository
+        self.manifest = manifest
+        self.ignore_mismatched_heads = ignore_mismatched_heads
+        self._blueprints = blueprints
+        self.mismatched: set[tuple[str, tuple[int, ...], tuple[int, ...]]] = set()
+        # Path in the repository -> its local path, and what the file system said when it was checked.
+        self._checked: dict[str, Verified] = {}
+        num_stages = len(blueprints["student"].cuts)
+        if manifest.num_stages != num_stages:
+            raise RepositoryError(
+                f"{repository}: pwl_index.json has {manifest.num_stages} stages after the student, config.json has "
+                f"{num_stages}"
+            )
+        if manifest.dtype not in _CODES:
+            raise RepositoryError(
+                f"{repository}: pwl_index.json has dtype {manifest.dtype!r}, expected one of {', '.join(_CODES)}"
+            )
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of every floating tensor."""
+        found: torch.dtype = getattr(torch, self.manifest.dtype)
+        return found
+
+    def prepare(
+        self,
+        paths: list[str],
+        verified: Mapping[str, Verified] | None = None,
+        fetched: Mapping[str, Path] | None = None,
+        *,
+        watch: Watch | None = None,
+        cancelled: Event | None = None,
+    ) -> None:
+        """Fetch and check files, all or none: afterwards their pieces can be read.
+
+        Args:
+            paths: The files.
+            verified: What `Repository.verify` said of files that it was asked about before.
+            fetched: Local paths of files that were fetched just now.
+            watch: A progress bar class for what is downloaded.
+            cancelled: Ends downloads.
+
+        Raises:
+            RepositoryError: If a file is not listed, not the manifest's, or holds other tensors than it must.
+        """
+        wanted = [path for path in paths if not self._is_checked(path)]
+        entries = []
+        for path in wanted:
+            entry = self.manifest.get(path)
+            if entry is None:
+                raise RepositoryError(f"{self.repository}: pwl_index.json does not list {path!r}")
+            entries.append(entry)
+        at_hand = dict(verified or {})
+        missing = [entry for entry in entries if entry.path not in at_hand]
+        found = {path: at_hand[path] for path in wanted if path in at_hand}
+        found |= self.repository.verify(missing, fetched, watch=watch, cancelled=cancelled)
+        for path in wanted:
+            self._check_tensors(path, found[path][0])
+        self._checked |= found
+
+    def local(self, path: str) -> Path:
+        """The local path of a file that was fetched and checked."""
+        self.prepare([path])
+        return self._checked[path][0]
+
+    def piece(self, piece: Piece) -> Tensors:
+        """The tensors of a block, by in-memory name, or a converter's `weight` and `bias`."""
+        path = file_of(piece, self.manifest.num_stages)
+        self.prepare([path])
+        if piece.kind == "encoder" or piece.kind == "decoder":
+            return self._read(path, {"weight": "weight", "bias": "bias"})
+        specs = self._blueprints[piece.kind].specs(piece.number)
+        prefix = STUDENT_PREFIX if piece.kind == "student" else ""
+        return self._read(path, {name: prefix + spec.checkpoint_name for name, spec in specs.items()})
+
+    def statistics(self, sources: Sources) -> Tensors | None:
+        """The BatchNorm statistics of a mask by full in-memory name, None if the repository has none."""
+        path = statistics_file(sources)
+        if self.manifest.get(path) is None:
+            return None
+        self.prepare([path])
+        return self._read(path, {name: on_disk for on_disk, name in self._statistics_names(sources).items()})
+
+    def _is_checked(self, path: str) -> bool:
+        # A folder may be written to by others in the meantime.
+        if path not in self._checked:
+            return False
+        local, stamp = self._checked[path]
+        return local.is_file() and stamp_of(local) == stamp
+
+    def _read(self, path: str, names: Mapping[str, str]) -> Tensors:
+        with safe_open(self._checked[path][0], framework="pt", device="cpu") as file:
+            stored = set(file.keys()) if self.ignore_mismatched_heads else None
+            tensors = {
+                name: file.get_tensor(on_disk) for name, on_disk in names.items() if stored is None or on_disk in stored
+            }
+        if not self._is_checked(path):
+            raise RepositoryError(f"{self.repository}: {path!r} was replaced while it was being read; load it again")
+        if self.ignore_mismatched_heads:
+            expected = self._expected(path)
+            tensors = {n: t for n, t in tensors.items() if tuple(t.shape) == expected[names[n]][0]}
+        return tensors
+
+    def _expected(self, path: str) -> dict[str, tuple[tuple[int, ...], bool]]:
+        """Name in the file -> shape and whether it is floating."""
+        num_stages = self.manifest.num_stages
+        if path == STUDENT_FILE:
+            specs = [s for b in range(1, num_stages + 1) for s in self._blueprints["student"].specs(b).values()]
+            return {STUDENT_PREFIX + s.checkpoint_name: (s.shape, s.is_floating) for s in specs}
+        for boundary in range(1, num_stages + 1):
+            if path == file_of(Piece("teacher", boundary), num_stages):
+                specs = list(self._blueprints["teacher"].specs(boundary).values())
+                return {s.checkpoint_name: (s.shape, s.is_floating) for s in specs}
+            for direction in ("encoder", "decoder"):
+                if path == converter_file(direction, boundary):
+                    widths = self._widths(boundary)
+                    shape = widths[::-1] if direction == "encoder" else widths
+                    return {"weight": (shape, True), "bias": (shape[:1], True)}
+        for mask in self.manifest.masks:
+            if path == statistics_file(mask):
+                shapes = {
+                    f"{role}.{name}": spec.shape
+                    for role, plan in self._blueprints.items()
+                    for block in range(1, num_stages + 1)
+                    for name, spec in plan.specs(block).items()
+                }
+                return {d: (shapes[n], True) for d, n in self._statistics_names(mask).items()}
+        raise RepositoryError(f"{self.repository}: {path!r} is no file of this format")
+
+    def _widths(self, boundary: int) -> tuple[int, int]:
+        """(teacher's, student's) width at a boundary."""
+        teacher, student = (
+            plan.family.boundary(plan.config, plan.cuts[boundary - 1]).width
+            for plan in (self._blueprints["teacher"], self._blueprints["student"])
+        )
+        return teacher, student
+
+    def _statistics_names(self, sources: Sources) -> dict[str, str]:
+        """Name in the file -> full in-memory name, for the running statistics behind a mask's first converter."""
+        return statistics_names(sources, self._blueprints)
+
+    def _check_tensors(self, path: str, local: Path) -> None:
+        where = f"{self.repository}: {path!r}"
+        expected = self._expected(path)
+        try:
+            with safe_open(local, framework="pt", device="cpu") as file:
+                slices = {name: file.get_slice(name) for name in list(file.keys())}
+                stored = {name: (part.get_shape(), part.get_dtype()) for name, part in slices.items()}
+        except (SafetensorError, OSError) as error:
+            raise RepositoryError(f"{where} is not a safetensors file: {error}") from error
+        for name in sorted(expected.keys() - stored.keys()):
+            raise RepositoryError(f"{where} lacks tensor {name!r}")
+        for name in sorted(stored.keys() - expected.keys()):
+            raise RepositoryError(f"{where} holds tensor {name!r}, which does not belong there")
+        resized = self._head_names(path) if self.ignore_mismatched_heads else {}
+        for name, (shape, is_floating) in expected.items():
+            found_shape, found_code = stored[name]
+            if tuple(found_shape) != shape:
+                if name in resized:
+                    self.mismatched.add((resized[name], tuple(found_shape), shape))
+                    logger.warning(
+                        "%s: %s has shape %s, the model %s: it is drawn at random, to be trained",
+                        *(where, name, list(found_shape), list(shape)),
+                    )
+                    continue
+                raise RepositoryError(f"{where}: tensor {name!r} has shape {list(found_shape)}, expected {list(shape)}")
+            code = _CODES[self.manifest.dtype] if is_floating else "I64"
+            if found_code != code:
+                raise RepositoryError(f"{where}: tensor {name!r} has dtype {found_code}, expected {code}")
+
+    def _head_names(self, path: str) -> dict[str, str]:
+        """Name in the file -> full in-memory name, for the tensors of the classifier."""
+        num_stages = self.manifest.num_stages
+        role: Role = "student" if path == STUDENT_FILE else "teacher"
+        plan, prefix = self._blueprints[role], STUDENT_PREFIX if role == "student" else ""
+        heads = tuple(f"{path}." for path in plan.family.classifier_paths(plan.config))
+        specs = plan.specs(num_stages).items()
+        return {prefix + spec.checkpoint_name: f"{role}.{name}" for name, spec in specs if name.startswith(heads)}
+
+
+def statistics_names(sources: Sources, blueprints: Mapping[Role, Blueprint]) -> dict[str, str]:
+    """Checkpoint name -> in-memory name of the running statistics behind a mask's first converter.
+
+    Both are full names, beginning with the network's role.
+    """
+    found: dict[str, str] = {}
+    for block in sources.converted_blocks:
+        role: Role = "teacher" if sources.mask[block - 1] == "T" else "student"
+        for name, spec in blueprints[role].specs(block).items():
+            if name.endswith((".running_mean", ".running_var")):
+                found[f"{role}.{spec.checkpoint_name}"] = f"{role}.{name}"
+    return found
+
+
+def same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two tensors are one of dtype and shape, and bit for bit; compared on the first one's device."""
+    if one.dtype != other.dtype or one.shape != other.shape:
+        return False
+    flat = [tensor.contiguous().reshape(-1) for tensor in (one, other.to(one.device))]
+    # The widest whole numbers that fit: they are compared eight times as fast as bytes.
+    ends = [end for tensor in flat for end in (tensor.nbytes, tensor.storage_offset() * tensor.itemsize)]
+    dtype = next(dtype for dtype in _WHOLE if all(end % dtype.itemsize == 0 for end in ends))
+    return torch.equal(*(tensor.view(dtype) for tensor in flat))

@@ -1,0 +1,206 @@
+"""The model card of a repository, rendered from its manifest and config (no torch).
+
+What is generated stands between two comment lines; the rest of a card belongs to the people who write it
+and is kept when the repository is published again.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub.errors import HfHubHTTPError
+from jinja2 import Environment, StrictUndefined
+
+from ..repository.files import write_text
+from ..repository.manifest import Manifest
+from ..repository.source import Repository
+from ..sources import Sources
+
+CARD_FILE = "README.md"
+_BEGIN, _END = "<!-- pwl-hf: generated from pwl_index.json, do not edit -->", "<!-- pwl-hf: end -->"
+_TAGS = ("progressive-weight-loading", "pwl", "image-classification", "knowledge-distillation", "model-stitching")
+
+
+def render_card(
+    manifest: Manifest,
+    texts: Mapping[str, bytes],
+    *,
+    repo_id: str,
+    existing: str | None = None,
+    card_data: Mapping[str, Any] | None = None,
+    token: str | bool | None = None,
+) -> str:
+    """The text of the card.
+
+    Args:
+        manifest: The repository's manifest.
+        texts: The repository's text files by path; `config.json` is read.
+        repo_id: The id, or the folder's name, for the usage examples.
+        existing: The card that is there: its metadata and everything outside the generated part are kept.
+        card_data: Metadata that wins over what is found.
+        token: For looking up the teacher's licence.
+    """
+    config = json.loads(texts["config.json"])
+    generated = _generated(manifest, config, repo_id, has_processor="preprocessor_config.json" in texts)
+    old = ModelCard(existing, ignore_metadata_errors=True) if existing else None
+    data: dict[str, Any] = {"license": _teacher_license(config.get("base_model"), token)}
+    data |= old.data.to_dict() if old else {}
+    data |= _metadata(manifest, config)
+    data["tags"] = [*_TAGS, *(t for t in data.get("tags", []) if t not in _TAGS)]
+    for key, value in (card_data or {}).items():
+        data[key] = [*data["tags"], *(t for t in value if t not in data["tags"])] if key == "tags" else value
+    metadata = ModelCardData(
+        model_name=repo_id.rpartition("/")[2],
+        eval_results=_eval_results(manifest) or None,
+        ignore_metadata_errors=True,
+        **{key: value for key, value in data.items() if value is not None and key not in ("model-index", "model_name")},
+    )
+    if old is None:
+        body = f"# {repo_id}\n\n{generated}\n"
+    elif _BEGIN in old.text and _END in old.text:
+        before, _, rest = old.text.partition(_BEGIN)
+        body = before + generated + rest.partition(_END)[2]
+    else:
+        body = f"{old.text.rstrip()}\n\n{generated}\n"
+    return f"---\n{metadata.to_yaml()}\n---\n\n{body.lstrip()}"
+
+
+def write_card(
+    directory: str | Path,
+    *,
+    repo_id: str | None = None,
+    card_data: Mapping[str, Any] | None = None,
+    token: str | bool | None = None,
+) -> Path:
+    """Write the card of a saved repository into its folder, keeping what people wrote in it.
+
+    Args:
+        directory: The repository's folder.
+        repo_id: The id it will have; the folder's name by default.
+        card_data: Metadata that wins over what is found, such as `{"license": "mit"}`.
+        token: For looking up the teacher's licence.
+
+    Raises:
+        RepositoryError: If the folder is no PWL repository, or its card is a link out of it.
+    """
+    root = Path(directory)
+    texts = {path.name: path.read_bytes() for path in root.glob("*.json")}
+    repository, card = Repository.open(root), root / CARD_FILE
+    repository.check_links([CARD_FILE])
+    text = render_card(
+        repository.manifest(),
+        texts,
+        repo_id=repo_id or root.resolve().name,
+        existing=card.read_text(encoding="utf-8") if card.is_file() else None,
+        card_data=card_data,
+        token=token,
+    )
+    write_text(card, text)
+    return card
+
+
+def stage_rows(manifest: Manifest) -> list[dict[str, Any]]:
+    """What each stage adds and reaches: one row a stage, for tables.
+
+    Returns:
+        `stage`, `sources`, `files`, `bytes` and `total_bytes`, `parameters` and `total_parameters` (of all
+        files fetched so far), and `metrics` (name -> value).
+    """
+    rows: list[dict[str, Any]] = []
+    total_bytes = total_parameters = 0
+    for stage in manifest.stages:
+        size, parameters = sum(f.bytes for f in stage.files), sum(f.parameters for f in stage.files)
+        total_bytes, total_parameters = total_bytes + size, total_parameters + parameters
+        rows.append(
+            {
+                "stage": stage.stage,
+                "sources": str(Sources.prefix(stage.stage, manifest.num_stages)),
+                "files": [f.path for f in stage.files],
+                "bytes": size,
+                "total_bytes": total_bytes,
+                "parameters": parameters,
+                "total_parameters": total_parameters,
+                "metrics": {metric.name: metric.value for metric in stage.metrics},
+            }
+        )
+    return rows
+
+
+def human_bytes(size: int) -> str:
+    """A size in decimal units: 12_345 -> '12.3 kB'."""
+    value, unit = float(size), "B"
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if value < 1000 or unit == "TB":
+            break
+        value /= 1000
+    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+
+
+def _generated(manifest: Manifest, config: Mapping[str, Any], repo_id: str, *, has_processor: bool) -> str:
+    environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False)
+    environment.filters["human_bytes"] = human_bytes
+    template = (
+        resources.files("pwl_hf.modeling.publishing")
+        .joinpath("templates/model_card.md.jinja")
+        .read_text(encoding="utf-8")
+    )
+    rows = stage_rows(manifest)
+    metrics = [metric for stage in manifest.stages for metric in stage.metrics]
+    text = environment.from_string(template).render(
+        repo_id=repo_id,
+        config=config,
+        rows=rows,
+        num_stages=manifest.num_stages,
+        dtype=manifest.dtype,
+        metric_names=list(dict.fromkeys(metric.name for metric in metrics)),
+        measured_on=list(dict.fromkeys((metric.dataset, metric.split, metric.n) for metric in metrics)),
+        has_processor=has_processor,
+        has_statistics=bool(manifest.masks),
+        needs_remote_code=config["teacher_config"]["model_type"].startswith("pwl_"),
+    )
+    return f"{_BEGIN}\n{text.strip()}\n{_END}"
+
+
+def _metadata(manifest: Manifest, config: Mapping[str, Any]) -> dict[str, Any]:
+    datasets = {metric.dataset for stage in manifest.stages for metric in stage.metrics}
+    return {
+        "library_name": "pwl-hf",
+        "pipeline_tag": "image-classification",
+        **({"base_model": config["base_model"]} if config.get("base_model") else {}),
+        # Only what can be an id on the Hub: other names stand in the text.
+        **({"datasets": ids} if (ids := sorted(d for d in datasets if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", d))) else {}),
+    }
+
+
+def _eval_results(manifest: Manifest) -> list[EvalResult]:
+    return [
+        EvalResult(
+            task_type="image-classification",
+            dataset_type=re.sub(r"[^\w./-]+", "-", metric.dataset),
+            dataset_name=metric.dataset,
+            dataset_split=metric.split,
+            metric_type=metric.name,
+            metric_name=f"{metric.name}, stage {stage.stage} ({Sources.prefix(stage.stage, manifest.num_stages)})",
+            metric_value=metric.value,
+        )
+        for stage in manifest.stages
+        for metric in stage.metrics
+    ]
+
+
+def _teacher_license(base_model: str | None, token: str | bool | None) -> str | None:
+    """The licence that the teacher's own card names; a PWL repository contains the teacher."""
+    if base_model is None:
+        return None
+    try:
+        card = ModelCard.load(base_model, token=token, ignore_metadata_errors=True)  # type: ignore[arg-type]
+    except (HfHubHTTPError, OSError):
+        return None
+    found: str | None = card.data.get("license")
+    return found

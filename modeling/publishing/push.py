@@ -1,0 +1,316 @@
+"""Publishing a repository on the Hub: one commit, that sends only what the Hub does not have.
+
+A weight file that the Hub has already, in this repository or in the one the model came from, is never sent
+again: at the same path it is left alone, elsewhere it is copied on the server. Weight files that the manifest on
+the Hub lists and the new one does not are removed in the same commit; nothing else ever is. Files of a repository
+that is no PWL repository are written over only if that was asked for.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationCopy, CommitOperationDelete, HfApi
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
+from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
+
+from ..errors import FetchError, OverwriteError, PublishError, RepositoryError
+from ..repository.manifest import MANIFEST_FILE, FileEntry, Manifest
+from ..repository.retrying import RetryPolicy, is_passing
+from ..repository.source import Repository
+from ..repository.verification import check_file, git_hashes
+from .endpoints import HANDLER_FILE, PROCESSOR_FILE, REQUIREMENTS_FILE, endpoint_files, is_our_handler
+from .model_card import CARD_FILE, render_card
+from .remote_code import STANDALONE, with_code
+
+if TYPE_CHECKING:
+    from ..modeling_pwl import PWLPreTrainedModel
+
+# What travels in a folder besides weights, manifest and card.
+_TEXT_FILES = ("*.json", "*.py", "teacher/*.json", "teacher/*.py")
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where and how to publish, in transformers' terms.
+
+    Args:
+        repo_id: The Hub id; without a namespace, the token's user's.
+        commit_message: The commit's title.
+        commit_description: The commit's text.
+        private: Make a new repository private; an existing one stays as it is.
+        token: As in huggingface_hub.
+        revision: The branch, made if it does not exist.
+        create_pr: Open a pull request rather than commit to the branch.
+        card_data: Metadata for the model card, such as `{"license": "mit"}`, over what is found.
+        retry: How long to try when the network fails.
+        inference_handler: Add what Inference Endpoints look for: `handler.py` and its `requirements.txt`.
+        remote_code: `"standalone"`, `"none"`, or None for as it is (see `save_pretrained`).
+        overwrite: Write over files of a repository that is no PWL repository, and over a `handler.py` of another's
+            making.
+    """
+
+    repo_id: str
+    commit_message: str = "Upload PWL model"
+    commit_description: str | None = None
+    private: bool | None = None
+    token: str | bool | None = None
+    revision: str | None = None
+    create_pr: bool = False
+    card_data: Mapping[str, Any] | None = None
+    retry: RetryPolicy = field(default_factory=RetryPolicy)
+    inference_handler: bool = False
+    remote_code: str | None = None
+    overwrite: bool = False
+
+    @property
+    def code(self) -> str | None:
+        """What code the repository is to carry: a handler runs where the package is not installed."""
+        return STANDALONE if self.inference_handler and self.remote_code is None else self.remote_code
+
+
+def push_model(model: PWLPreTrainedModel, target: Target) -> CommitInfo:
+    """Publish a model from whatever stage it is at.
+
+    Shards that were never pulled are copied on the server; where it refuses, they are downloaded and sent.
+
+    Raises:
+        RepositoryError: If a file that must be sent is not what the manifest says, or is a link out of its folder.
+        OverwriteError: If files of a repository that is no PWL repository would be written over.
+        PublishError: If the network or the Hub fails in every try.
+        huggingface_hub.errors.HfHubHTTPError: If the Hub refuses.
+    """
+    from ..parts.saving import new_manifest, plan_files, stored_processor, text_files, write_tensors
+
+    with tempfile.TemporaryDirectory() as folder:
+        # What is published is of one stage; it is sent when the model may go on.
+        with model._lock:
+            source = model._store.repository if model._store is not None else None
+            entries: list[FileEntry] = []
+            written: dict[str, Path] = {}
+            for planned in plan_files(model):
+                if planned.tensors is None and planned.entry is not None:
+                    if source is not None:
+                        source.check_links([planned.path])
+                    entries.append(planned.entry)
+                    continue
+                if planned.tensors is None:
+                    raise RuntimeError(f"{planned.path!r} was planned without contents")
+                target_path = written[planned.path] = Path(folder, planned.path)
+                entries.append(write_tensors(target_path, planned.path, planned.tensors(), planned.parameters))
+            manifest = new_manifest(model, entries)
+            found = {**text_files(model, manifest, target.code), **stored_processor(model)}
+            texts = {path: text.encode() for path, text in found.items()}
+        return _commit(target, manifest, written, texts, source)
+
+
+def push_folder(directory: str | Path, target: Target) -> CommitInfo:
+    """Publish a saved repository as it is, after checking every weight file against the manifest.
+
+    Raises:
+        RepositoryError: If the folder is not a whole PWL repository, or a file in it is a link out of it.
+        OverwriteError: If files of a repository that is no PWL repository would be written over.
+        PublishError: If the network or the Hub fails in every try.
+        huggingface_hub.errors.HfHubHTTPError: If the Hub refuses.
+    """
+    source = Repository.open(directory)
+    manifest = source.manifest()
+    found = {path for pattern in _TEXT_FILES for path in Path(directory).glob(pattern) if path.is_file()}
+    paths = sorted(path.relative_to(directory).as_posix() for path in found)
+    source.check_links([*paths, *(entry.path for entry in manifest.files)])
+    files = source.fetch_verified(manifest.files)
+    texts = {path: source.fetch_text(path) for path in paths if path != MANIFEST_FILE}
+    if target.code is not None:
+        texts = with_code(texts, target.code)
+    return _commit(target, manifest, files, texts, source)
+
+
+def _commit(
+    target: Target,
+    manifest: Manifest,
+    files: Mapping[str, Path],
+    texts: Mapping[str, bytes],
+    source: Repository | None,
+) -> CommitInfo:
+    # From the start in each try: what went through before is found to be there, and not sent again.
+    def attempt() -> CommitInfo:
+        try:
+            return _commit_once(target, manifest, files, texts, source)
+        except (httpx.TransportError, HfHubHTTPError) as error:
+            if not target.create_pr or not _may_have_committed(error):
+                raise
+            # The same commit again would find itself on a branch; a pull request would be opened twice.
+            raise PublishError(
+                f"{target.repo_id}: the Hub's answer about the pull request was lost; look there whether it was "
+                f"opened, and push again if not ({type(error).__name__}: {error})"
+            ) from error
+
+    try:
+        return target.retry.run(attempt)
+    except Exception as error:
+        if not is_passing(error) and not isinstance(error, FetchError):
+            raise
+        raise PublishError(
+            f"{target.repo_id} could not be pushed to: the network or the Hub failed in every try; the same call "
+            f"later goes on from here ({type(error).__name__}: {error})"
+        ) from error
+
+
+def _may_have_committed(error: Exception) -> bool:
+    """Whether a commit was asked for, and nobody knows what became of it."""
+    if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout):
+        return False
+    if isinstance(error, HfHubHTTPError):
+        # A gateway that lost the server behind it.
+        return error.response.status_code in (502, 504) and "/commit/" in error.response.request.url.path
+    return isinstance(error, httpx.RequestError) and "/commit/" in error.request.url.path
+
+
+def _commit_once(
+    target: Target,
+    manifest: Manifest,
+    files: Mapping[str, Path],
+    texts: Mapping[str, bytes],
+    source: Repository | None,
+) -> CommitInfo:
+    api = HfApi(token=target.token)
+    repo_id = api.create_repo(target.repo_id, private=target.private, exist_ok=True).repo_id
+    if target.revision is not None and not target.revision.startswith("refs/pr/"):
+        api.create_branch(repo_id, branch=target.revision, exist_ok=True)
+    remote = _remote_files(api, repo_id, target.revision)
+    known = _read_remote(repo_id, target, remote)
+    card = render_card(
+        manifest,
+        texts,
+        repo_id=repo_id,
+        existing=known[CARD_FILE].decode("utf-8") if CARD_FILE in known else None,
+        card_data=target.card_data,
+        token=target.token,
+    )
+    contents = {**texts, CARD_FILE: card.encode(), MANIFEST_FILE: manifest.to_json().encode()}
+    if target.inference_handler:
+        contents |= _endpoint_contents(repo_id, target, {**known, **texts}, {*texts, *remote})
+    listed = _listed(known)
+    if not target.overwrite and not target.create_pr:
+        _refuse_to_overwrite(repo_id, manifest, texts, remote, listed)
+    stale = sorted(path for path in listed if path in remote and manifest.get(path) is None)
+    others: list[Any] = [CommitOperationAdd(path, content) for path, content in contents.items()]
+    others += [CommitOperationDelete(path) for path in stale]
+    weights = [
+        _weight_operation(entry, files.get(entry.path), source, repo_id)
+        for entry in manifest.files
+        if remote.get(entry.path) != entry.sha256
+    ]
+    options: dict[str, Any] = {
+        "commit_message": target.commit_message,
+        "commit_description": target.commit_description,
+        "revision": target.revision,
+        "create_pr": target.create_pr,
+    }
+    try:
+        return api.create_commit(repo_id, [*weights, *others], **options)
+    except (HfHubHTTPError, EntryNotFoundError, ValueError) as error:
+        # The server cannot copy between these two repositories: send the files instead.
+        has_copies = any(isinstance(operation, CommitOperationCopy) for operation in weights)
+        if source is None or not has_copies or is_passing(error):
+            raise
+        by_path = {entry.path: entry for entry in manifest.files}
+        weights = [
+            CommitOperationAdd(operation.path_in_repo, _fetched(source, by_path[operation.path_in_repo]))
+            for operation in weights
+        ]
+        return api.create_commit(repo_id, [*weights, *_renewed(others)], **options)
+
+
+def _weight_operation(
+    entry: FileEntry, local: Path | None, source: Repository | None, repo_id: str
+) -> CommitOperationAdd | CommitOperationCopy:
+    if local is not None:
+        return CommitOperationAdd(entry.path, local)
+    if source is None:
+        raise RuntimeError(f"{entry.path!r} is neither written nor in a repository")
+    cached = source.local(entry.path)
+    if cached is not None:
+        check_file(cached, entry, str(source))
+        return CommitOperationAdd(entry.path, cached)
+    elsewhere: dict[str, Any] = {} if source.name == repo_id else {"src_repo_id": source.name, "src_repo_type": "model"}
+    return CommitOperationCopy(source.path_in_repo(entry.path), entry.path, src_revision=source.commit, **elsewhere)
+
+
+def _fetched(source: Repository, entry: FileEntry) -> Path:
+    return source.fetch_verified([entry])[entry.path]
+
+
+def _renewed(operations: list[Any]) -> list[Any]:
+    # An operation remembers what was done with it; a second commit needs new ones.
+    return [
+        CommitOperationAdd(o.path_in_repo, o.path_or_fileobj) if isinstance(o, CommitOperationAdd) else o
+        for o in operations
+    ]
+
+
+def _remote_files(api: HfApi, repo_id: str, revision: str | None) -> dict[str, str]:
+    """Path -> hash of what is there: sha256 of large files, git's of those that git itself keeps."""
+    tree = api.list_repo_tree(repo_id, recursive=True, revision=revision)
+    return {item.path: item.lfs.sha256 if item.lfs else item.blob_id for item in tree if isinstance(item, RepoFile)}
+
+
+def _read_remote(repo_id: str, target: Target, remote: Mapping[str, str]) -> dict[str, bytes]:
+    """The files on the Hub that a push builds upon, compared with their hashes."""
+    names = [CARD_FILE, MANIFEST_FILE]
+    names += [HANDLER_FILE, REQUIREMENTS_FILE] if target.inference_handler else []
+    wanted = [name for name in names if name in remote]
+    if not wanted:
+        return {}
+    opened = Repository.open(repo_id, revision=target.revision, token=target.token, retry=target.retry)
+    return {name: opened.fetch_text(name) for name in wanted}
+
+
+def _listed(known: Mapping[str, bytes]) -> set[str]:
+    """The weight files that the Hub's manifest lists; without a readable one, nothing there is known to be ours."""
+    try:
+        return {entry.path for entry in Manifest.from_json(known[MANIFEST_FILE]).files}
+    except (KeyError, RepositoryError):
+        return set()
+
+
+def _endpoint_contents(repo_id: str, target: Target, known: Mapping[str, bytes], there: set[str]) -> dict[str, bytes]:
+    if PROCESSOR_FILE not in there:
+        raise ValueError(
+            f"the inference handler needs an image processor, and there is no {PROCESSOR_FILE}: save one into the "
+            f"folder, or push one to {repo_id}, first"
+        )
+    if HANDLER_FILE in known and not target.overwrite and not is_our_handler(known[HANDLER_FILE]):
+        raise OverwriteError(
+            f"{repo_id}: there is a {HANDLER_FILE} that is not this library's: move it away, leave out "
+            "inference_handler, or give overwrite=True (--overwrite) to write over it"
+        )
+    requirements = known.get(REQUIREMENTS_FILE, b"").decode("utf-8")
+    return {path: text.encode() for path, text in endpoint_files(requirements).items()}
+
+
+def _refuse_to_overwrite(
+    repo_id: str, manifest: Manifest, texts: Mapping[str, bytes], remote: Mapping[str, str], listed: set[str]
+) -> None:
+    """Let a push take the place of a PWL repository's own files alone.
+
+    Where the Hub has a manifest, config and code are the repository's own. So are the weights that it lists; if it
+    cannot be read, all are: a push is how it is mended.
+    """
+    taken = {entry.path for entry in manifest.files if remote.get(entry.path) not in (None, entry.sha256)}
+    if MANIFEST_FILE in remote:
+        taken = taken - listed if listed else set()
+        reason = f"which its {MANIFEST_FILE} does not list"
+    else:
+        taken |= {path for path, text in texts.items() if path in remote and remote[path] not in git_hashes(text)}
+        reason = f"and is no PWL repository: it has no {MANIFEST_FILE}"
+    if taken:
+        raise OverwriteError(
+            f"{repo_id} holds {', '.join(sorted(taken))}, {reason}; nothing was pushed: push to another repository, or "
+            "give overwrite=True (--overwrite on the command line) to write over them"
+        )

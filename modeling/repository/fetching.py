@@ -1,0 +1,184 @@
+"""Downloading one file of a pinned commit, again and again if need be, and saying why it did not come (no torch)."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from pathlib import Path
+from threading import Event
+from typing import TYPE_CHECKING, Any
+
+from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, is_offline_mode
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+)
+from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
+
+from ..errors import FetchError, MissingFileError
+from .files import temporary_name
+from .interrupting import interruptible
+from .retrying import is_passing, root_cause
+from .verification import pointer_of
+
+if TYPE_CHECKING:
+    from .source import Repository
+
+# A class of progress bars, as huggingface_hub takes it: it sees every chunk.
+Watch = type[Any]
+
+FAULTS = (HfHubHTTPError, httpx.HTTPError, OSError)
+
+
+def download(
+    repository: Repository,
+    path: str,
+    *,
+    anew: bool = False,
+    watch: Watch | None = None,
+    cancelled: Event | None = None,
+) -> Path:
+    """The local path of a file of a Hub repository, downloaded if it is not in the cache.
+
+    Args:
+        repository: The pinned commit.
+        path: The file's path, within the repository's subfolder.
+        anew: Download it in any case.
+        watch: A progress bar class.
+        cancelled: Ends it: the waiting between tries, and requests under way.
+
+    Raises:
+        MissingFileError: If the repository has no such file.
+        FetchError: If it could not be had, after all tries.
+        Interrupted: If it was cancelled.
+    """
+    try:
+        with interruptible(cancelled):
+            return repository.retry.run(lambda: _try(repository, path, anew, watch), cancelled)
+    except LocalEntryNotFoundError as error:
+        raise FetchError(_explain(repository, path, error)) from error
+    except EntryNotFoundError as error:
+        raise MissingFileError(f"{repository} has no file {path!r}") from error
+    except FAULTS as error:
+        raise FetchError(_explain(repository, path, error)) from error
+
+
+def download_again(
+    repository: Repository,
+    path: str,
+    *,
+    force: bool,
+    watch: Watch | None = None,
+    cancelled: Event | None = None,
+) -> Path:
+    """Ask the Hub for a file that is in the cache; if it cannot be had, the cache stays as it was.
+
+    huggingface_hub leaves a pointer that exists as it is, whatever it downloads: a link to somewhere else, or a plain
+    file in a cache without links, would be found again and again. So it is moved out of the way first.
+
+    Args:
+        repository: The pinned commit.
+        path: The file's path, within the repository's subfolder.
+        force: Download it in any case; otherwise only if the cache has no file of the Hub's ETag.
+        watch: As in `download`.
+        cancelled: As in `download`.
+
+    Raises:
+        MissingFileError: If the repository has no such file.
+        FetchError: If it could not be had, after all tries.
+        Interrupted: If it was cancelled.
+    """
+    cached = repository.local(path)
+    if cached is None:
+        return download(repository, path, anew=force, watch=watch, cancelled=cancelled)
+    pointer = pointer_of(cached)
+    aside = temporary_name(pointer)
+    try:
+        os.replace(pointer, aside)
+    except OSError as error:
+        raise FetchError(_explain(repository, path, error)) from error
+    try:
+        return download(repository, path, anew=force, watch=watch, cancelled=cancelled)
+    finally:
+        # Another process may have fetched it meanwhile.
+        if os.path.lexists(pointer):
+            aside.unlink(missing_ok=True)
+        else:
+            os.replace(aside, pointer)
+
+
+def etag_of(repository: Repository, path: str) -> str | None:
+    """What the Hub says that a file is: the git hash of a small file, the sha256 of a large one, elsewhere anything.
+
+    Returns:
+        The ETag; None if the Hub does not tell now.
+    """
+    url = hf_hub_url(repository.name, repository.path_in_repo(path), revision=repository.commit)
+    try:
+        return repository.retry.run(lambda: get_hf_file_metadata(url, token=repository.token)).etag
+    except FAULTS:
+        return None
+
+
+def _try(repository: Repository, path: str, anew: bool, watch: Watch | None) -> Path:
+    try:
+        return Path(
+            hf_hub_download(
+                repository.name,
+                path,
+                subfolder=repository.subfolder or None,
+                revision=repository.commit,
+                token=repository.token,
+                cache_dir=repository.cache_dir,
+                local_files_only=repository.local_files_only,
+                force_download=repository.force_download or anew,
+                tqdm_class=watch,
+            )
+        )
+    except HfHubHTTPError:
+        raise
+    except ValueError as error:
+        # "Force download failed due to the above error."
+        if isinstance(error.__cause__, FAULTS):
+            raise error.__cause__ from None
+        raise
+    except RuntimeError as error:
+        # Whatever went wrong on the way of a file that comes through Xet; also a connection pool that another
+        # thread has closed.
+        number = re.search(r"os error (\d+)", str(error))
+        raise (OSError(int(number[1]), str(error)) if number else ConnectionError(str(error))) from error
+
+
+def _explain(repository: Repository, path: str, error: Exception) -> str:
+    cause = root_cause(error)
+    message = str(cause).strip().splitlines()
+    return (
+        f"{repository}: {path!r} could not be fetched: {_advice(repository, cause)} "
+        f"({type(cause).__name__}: {message[0] if message else 'no message'})"
+    )
+
+
+def _advice(repository: Repository, error: BaseException) -> str:
+    number = error.errno if isinstance(error, OSError) else None
+    if isinstance(error, LocalEntryNotFoundError | OfflineModeIsEnabled):
+        if repository.local_files_only or is_offline_mode():
+            return "it is not in the local cache, and the Hub is not to be asked; fetch it first with `pwl-hf download`"
+        return "it is not in the local cache, and the Hub is out of reach; the same call later goes on from here"
+    if isinstance(error, GatedRepoError):
+        return "the repository is gated; ask for access on its page, and give a token that has it"
+    if isinstance(error, RepositoryNotFoundError):
+        return "the repository is gone, or the token may no longer read it"
+    if isinstance(error, HfHubHTTPError) and error.response is not None and error.response.status_code in (401, 403):
+        return "the token may not read it; log in anew or give another token"
+    if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return "the disk of the cache is full; make room or give another cache_dir"
+    if number in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return "the cache may not be written to; give another cache_dir"
+    if not is_passing(error):
+        return "another try would not change that; see the cause"
+    return "the network or the Hub failed in every try; the same call later goes on from here"

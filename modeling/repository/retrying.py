@@ -1,0 +1,142 @@
+"""Asking the Hub again when the network failed: which faults pass, how long to wait, when to give up.
+
+huggingface_hub retries some faults and not others: a closed connection is resumed, a reset one and a 5xx
+answer to GET are not. What it leaves is retried here.
+"""
+
+from __future__ import annotations
+
+import errno
+import random
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from typing import TypeVar
+
+from huggingface_hub.errors import (
+    LocalEntryNotFoundError,
+    LocalTokenNotFoundError,
+    OfflineModeIsEnabled,
+    RevisionResolutionError,
+)
+from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
+
+from ..errors import PWLError
+
+Outcome = TypeVar("Outcome")
+
+# Answers that another try may change: time-out, too early, too many requests, and the server's own errors.
+_PASSING = {408, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529}
+# Causes on this machine that another try will not change.
+_LASTING = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG}
+_LASTING_ERRORS = (
+    # What this library raises was tried already.
+    PWLError,
+    OfflineModeIsEnabled,
+    LocalTokenNotFoundError,
+    FileNotFoundError,
+    PermissionError,
+    NotADirectoryError,
+    IsADirectoryError,
+    # Requests that were wrong from the start.
+    httpx.UnsupportedProtocol,
+    httpx.LocalProtocolError,
+    httpx.TooManyRedirects,
+)
+# Beyond it every wait is the longest.
+_MAX_DOUBLINGS = 60
+
+
+@dataclass(frozen=True)
+class RetryPolicy:
+    """How long to try, with exponential back-off and full jitter.
+
+    Args:
+        tries: How often at most.
+        max_seconds: No try begins after this, counted from the first.
+        first_wait: The longest wait before the second try, in seconds; it doubles from try to try.
+        max_wait: The longest wait of all, also where the Hub asks for more (`Retry-After`).
+    """
+
+    tries: int = 5
+    max_seconds: float = 300.0
+    first_wait: float = 0.5
+    max_wait: float = 60.0
+
+    def __post_init__(self) -> None:
+        if self.tries < 1 or min(self.max_seconds, self.first_wait, self.max_wait) < 0:
+            raise ValueError(f"a retry policy needs at least one try and no negative times, got {self}")
+
+    def run(self, attempt: Callable[[], Outcome], cancelled: threading.Event | None = None) -> Outcome:
+        """Call `attempt` until it succeeds, fails for good, or the policy ends.
+
+        Args:
+            attempt: What to do.
+            cancelled: Ends the waiting; the last error is raised.
+
+        Raises:
+            Exception: The last error of `attempt`.
+        """
+        started = time.monotonic()
+        count = 0
+        while True:
+            count += 1
+            try:
+                return attempt()
+            except Exception as error:
+                wait = self.wait_after(error, count)
+                over = time.monotonic() - started + wait > self.max_seconds
+                if count == self.tries or over or not is_passing(error):
+                    raise
+                if cancelled is None:
+                    time.sleep(wait)
+                elif cancelled.wait(wait):
+                    raise
+
+    def wait_after(self, error: Exception, count: int) -> float:
+        """Seconds to wait after the `count`-th failure: what the Hub asks for, or a random part of the back-off."""
+        asked = _retry_after(error)
+        if asked is not None:
+            return min(asked, self.max_wait)
+        longest = min(self.first_wait * 2.0 ** min(count - 1, _MAX_DOUBLINGS), self.max_wait)
+        # Not from the process's own generator: a seeded program must not depend on the weather of the network.
+        return random.SystemRandom().uniform(0, longest)
+
+
+def is_passing(error: BaseException) -> bool:
+    """Whether another try may succeed."""
+    error = root_cause(error)
+    if isinstance(error, _LASTING_ERRORS):
+        return False
+    response = getattr(error, "response", None)
+    if response is not None:
+        return response.status_code in _PASSING
+    # Of the rest of OSError: huggingface_hub's own complaint about a file of the wrong length, and the system's
+    # about connections.
+    return isinstance(error, httpx.HTTPError) or (isinstance(error, OSError) and error.errno not in _LASTING)
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """What really happened, where huggingface_hub only says that it found nothing, or that an upload failed."""
+    wrappers = LocalEntryNotFoundError | RevisionResolutionError | RuntimeError
+    while isinstance(error, wrappers) and not isinstance(error, PWLError) and error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def _retry_after(error: Exception) -> float | None:
+    """Seconds that the Hub asks to wait, which it says as a number or as a date."""
+    response = getattr(root_cause(error), "response", None)
+    value = response.headers.get("Retry-After") if response is not None else None
+    if value is None:
+        return None
+    try:
+        seconds = float(value)
+    except ValueError:
+        try:
+            seconds = parsedate_to_datetime(value).timestamp() - time.time()
+        except ValueError:
+            return None
+    return max(0.0, seconds)

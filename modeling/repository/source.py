@@ -1,0 +1,385 @@
+"""Where the files of a model come from: a folder, or one commit of a Hub repository (no torch)."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from operator import attrgetter
+from pathlib import Path
+from threading import Event
+from typing import Any, TypeVar
+
+from huggingface_hub import constants, is_offline_mode, resolve_revision, try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
+
+from ..errors import FetchError, MissingFileError, RepositoryError
+from .background import from_both_ends
+from .fetching import Watch, download, download_again, etag_of
+from .files import leads_out, write_text
+from .manifest import MANIFEST_FILE, FileEntry, Manifest
+from .retrying import RetryPolicy, is_passing
+from .verification import Stamp, blob_of, check_file, discard, is_as_named, is_named, stamp_of
+
+Verified = tuple[Path, Stamp]
+Parsed = TypeVar("Parsed")
+
+
+@dataclass(frozen=True)
+class Repository:
+    """A folder or a pinned commit. Every file of a model is fetched through the one it was opened with.
+
+    Args:
+        name: The folder's path, or the Hub id.
+        commit: The 40-hex commit for a Hub repository, None for a folder.
+        subfolder: Where in it the model lies.
+        token: As in huggingface_hub; never shown, saved or pickled.
+        cache_dir: As in huggingface_hub.
+        local_files_only: As in huggingface_hub.
+        force_download: As in huggingface_hub.
+        retry: How long to try when the network fails.
+    """
+
+    name: str
+    commit: str | None = None
+    subfolder: str = ""
+    token: str | bool | None = field(default=None, repr=False, compare=False)
+    cache_dir: str | Path | None = None
+    local_files_only: bool = False
+    force_download: bool = False
+    retry: RetryPolicy = field(default_factory=RetryPolicy, repr=False)
+
+    @classmethod
+    def open(
+        cls,
+        name: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        **options: Any,
+    ) -> Repository:
+        """Open a folder, or resolve a branch, tag or commit of a Hub repository once and for all.
+
+        Args:
+            name: A folder or a Hub id.
+            revision: The branch, tag or commit; ignored for a folder.
+            token: As in huggingface_hub.
+            options: The other fields.
+
+        Raises:
+            RepositoryError: If the name is neither a folder nor a possible Hub id.
+            huggingface_hub.errors.HfHubHTTPError: If the repository or revision cannot be had.
+        """
+        if os.path.isdir(name):
+            # Later stages are read from there too, also after a change of the working directory.
+            return cls(os.path.abspath(name), token=token, **options)
+        if "/" not in os.fspath(name):
+            # A Hub id has a namespace: asking a Hub, which may be out of reach, would only take time.
+            raise RepositoryError(f"there is no folder {os.fspath(name)!r}, and a Hub id has the form 'org/name'")
+        retry: RetryPolicy = options.get("retry", RetryPolicy())
+        try:
+            resolved = retry.run(
+                lambda: resolve_revision(
+                    os.fspath(name),
+                    revision=revision,
+                    token=token,
+                    cache_dir=options.get("cache_dir"),
+                    local_files_only=options.get("local_files_only", False),
+                )
+            )
+        except HFValidationError as error:
+            raise RepositoryError(f"{os.fspath(name)!r} is neither a folder nor a Hub id: {error}") from error
+        except Exception as error:
+            if not is_passing(error):
+                raise
+            raise FetchError(
+                f"{os.fspath(name)}@{revision or 'main'}: there is no such folder, the Hub did not answer in any try, "
+                f"and the commit is not known locally; call again later ({type(error).__name__}: {error})"
+            ) from error
+        return cls(os.fspath(name), commit=resolved.resolved, token=token, **options)
+
+    def __str__(self) -> str:
+        place = f"{self.name}@{self.commit}" if self.commit else self.name
+        return f"{place}/{self.subfolder}" if self.subfolder else place
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"token": None}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Repository:
+        # It never changes, and a copy of a model needs the token for its later stages.
+        return self
+
+    def fetch(
+        self, path: str, *, anew: bool = False, watch: Watch | None = None, cancelled: Event | None = None
+    ) -> Path:
+        """The local path of a file, downloaded if it is not in the cache.
+
+        Args:
+            path: Its path in the repository.
+            anew: Download it in any case.
+            watch: A progress bar class for the download.
+            cancelled: Ends it: the waiting between tries, and requests under way.
+
+        Raises:
+            MissingFileError: If the repository has no such file.
+            FetchError: If it could not be had, after all tries of the retry policy.
+            Interrupted: If it was cancelled.
+        """
+        if self.commit is None:
+            local = Path(self.name, self.subfolder, path)
+            if not local.is_file():
+                raise MissingFileError(f"{self} has no file {path!r}")
+            return local
+        if anew or self.force_download:
+            return download_again(self, path, force=True, watch=watch, cancelled=cancelled)
+        return download(self, path, watch=watch, cancelled=cancelled)
+
+    def fetch_all(self, entries: Iterable[FileEntry], fetch: Callable[[FileEntry, Event], Path]) -> dict[str, Path]:
+        """The local paths of files. Of a Hub's, small ones come beside large ones: their requests take no time.
+
+        Args:
+            entries: The files.
+            fetch: Fetches one, until the event is set; called in two threads.
+
+        Returns:
+            Path in the repository -> local path.
+
+        Raises:
+            Exception: What `fetch` raised; what came is in the cache.
+        """
+        largest_first = sorted(entries, key=attrgetter("bytes"), reverse=True)
+        if self.commit is None:
+            return {entry.path: fetch(entry, Event()) for entry in largest_first}
+        return {entry.path: local for entry, local in from_both_ends(largest_first, fetch).items()}
+
+    def fetch_text(self, path: str) -> bytes:
+        """The contents of a small file, fetched once more if it was damaged on the way.
+
+        Raises:
+            MissingFileError: If there is no such file.
+            RepositoryError: If it is damaged each time.
+            FetchError: If it could not be had.
+        """
+        local = self.fetch(path)
+        if self._is_the_hubs(path, local) is False:
+            if not self._may_ask:
+                raise RepositoryError(
+                    f"{self}: {path!r} is corrupt in the cache: its contents are not those of its ETag; load it once "
+                    "with the Hub in reach, and it is fetched anew"
+                )
+            # What was noted may be wrong as well.
+            with suppress(OSError):
+                self._etag_note(path).unlink(missing_ok=True)
+            local = self.fetch(path, anew=True)
+            if self._is_the_hubs(path, local) is False:
+                discard(local)
+                raise RepositoryError(
+                    f"{self}: {path!r} is corrupt: its contents are not those of its ETag, twice in a row; the same "
+                    "call later fetches it once more"
+                )
+        return local.read_bytes()
+
+    def parse(self, path: str, parse: Callable[[bytes], Parsed]) -> Parsed:
+        """What is read from a small file; if it cannot be, the Hub is asked once whether it has another one now.
+
+        Args:
+            path: Its path in the repository.
+            parse: Reads its contents, or raises a RepositoryError.
+
+        Raises:
+            RepositoryError: If there is no such file, it is damaged each time, or `parse` refuses it.
+            FetchError: If it could not be had.
+        """
+        try:
+            return parse(self.fetch_text(path))
+        except MissingFileError:
+            raise
+        except RepositoryError:
+            if not self.refresh(path):
+                raise
+        return parse(self.fetch_text(path))
+
+    def refresh(self, path: str) -> bool:
+        """Ask the Hub whether a file in the cache is still what it has, and fetch it if not.
+
+        For files that are what they were served as, and still cannot be right: a proxy may have answered with another
+        file, or with one of another time. If the Hub does not answer, the cache stays as it was.
+
+        Returns:
+            Whether the file is another now.
+        """
+        before = self.local(path)
+        if before is None or not self._may_ask:
+            return False
+        try:
+            old = stamp_of(before)
+            if blob_of(before) is None:
+                # A plain name, or a stranger's, tells nothing, and a download would be in vain.
+                etag = etag_of(self, path)
+                if etag is None or is_named(before, etag):
+                    return False
+                self._etag_note(path).unlink(missing_ok=True)
+            return stamp_of(download_again(self, path, force=False)) != old
+        except (FetchError, MissingFileError, OSError):
+            return False
+
+    def _is_the_hubs(self, path: str, local: Path) -> bool | None:
+        """Whether a small file is what the Hub has; None if that cannot be told."""
+        # A snapshot that is opened as a folder names its files as the cache does.
+        named = is_as_named(local) if blob_of(local) is not None else None
+        if named is not None or self.commit is None:
+            return named
+        # A cache without links has plain names: the Hub says once what the commit's file is.
+        note = self._etag_note(path)
+        try:
+            return is_named(local, note.read_text(encoding="ascii"))
+        except (OSError, ValueError):
+            etag = etag_of(self, path) if self._may_ask else None
+        if etag is None:
+            return None
+        with suppress(OSError):
+            write_text(note, etag)
+        return is_named(local, etag)
+
+    def _etag_note(self, path: str) -> Path:
+        name = f"{constants.ENDPOINT} {self.name}@{self.commit}/{self.path_in_repo(path)}"
+        return Path(constants.HF_HOME, "pwl", "etags", hashlib.sha256(name.encode()).hexdigest())
+
+    @property
+    def _may_ask(self) -> bool:
+        return self.commit is not None and not self.local_files_only and not is_offline_mode()
+
+    def check_links(self, paths: Iterable[str]) -> None:
+        """Refuse to hand on files of a folder that are not in it.
+
+        A cloned repository may hold links to anything that its reader can read. What they lead to is loaded if it is
+        what the manifest says, but neither copied nor published.
+
+        Raises:
+            RepositoryError: With the first link that leads out of the folder, and where it leads.
+        """
+        if self.commit is not None:
+            return
+        for path in paths:
+            if leads_out(Path(self.name), self.path_in_repo(path)):
+                found = Path(self.name, self.subfolder, path)
+                raise RepositoryError(
+                    f"{self}: {path!r} is a link to {found.resolve()}, out of the folder, and is neither copied nor "
+                    "published: put the file itself in its place"
+                )
+
+    def path_in_repo(self, path: str) -> str:
+        """A file's path from the root of the Hub repository."""
+        return f"{self.subfolder}/{path}" if self.subfolder else path
+
+    def local(self, path: str) -> Path | None:
+        """The local path of a file that is here already; None without asking the Hub."""
+        if self.commit is None:
+            found = Path(self.name, self.subfolder, path)
+            return found if found.is_file() else None
+        cached = try_to_load_from_cache(
+            self.name, self.path_in_repo(path), cache_dir=self.cache_dir, revision=self.commit
+        )
+        return Path(cached) if isinstance(cached, str) else None
+
+    def manifest(self) -> Manifest:
+        """Read the manifest.
+
+        Raises:
+            RepositoryError: If there is none or it is malformed.
+        """
+        try:
+            return self.parse(MANIFEST_FILE, self._read_manifest)
+        except MissingFileError as error:
+            raise MissingFileError(f"{self} is not a PWL repository: it has no {MANIFEST_FILE}") from error
+
+    def _read_manifest(self, content: bytes) -> Manifest:
+        try:
+            return Manifest.from_json(content)
+        except RepositoryError as error:
+            raise RepositoryError(f"{self}: {error}") from error
+
+    def fetch_verified(self, entries: Collection[FileEntry]) -> dict[str, Path]:
+        """Fetch weight files and compare each with its size and sha256.
+
+        Returns:
+            Path in the repository -> local path.
+
+        Raises:
+            RepositoryError: If a file is not the one of the manifest.
+        """
+        return {path: local for path, (local, _) in self.verify(entries).items()}
+
+    def verify(
+        self,
+        entries: Collection[FileEntry],
+        fetched: Mapping[str, Path] | None = None,
+        *,
+        watch: Watch | None = None,
+        cancelled: Event | None = None,
+    ) -> dict[str, Verified]:
+        """Fetch weight files and compare each with its size and sha256.
+
+        huggingface_hub keeps a file that was damaged on the way in its cache for ever; such a file is
+        downloaded once more, and dropped from the cache if it is damaged again.
+
+        Args:
+            entries: The files.
+            fetched: Local paths of those that were fetched just now.
+            watch: A progress bar class for what is downloaded.
+            cancelled: As in `fetch`.
+
+        Returns:
+            Path in the repository -> local path, and the stamp of the file that was compared.
+
+        Raises:
+            RepositoryError: If a file is not the one of the manifest.
+            FetchError: If it could not be had.
+            Interrupted: If it was cancelled.
+        """
+        fetch = partial(self.fetch, watch=watch, cancelled=cancelled)
+        local = dict(fetched or {})
+        missing = [entry for entry in entries if entry.path not in local]
+        local |= self.fetch_all(missing, lambda entry, ended: fetch(entry.path, cancelled=cancelled or ended))
+        return {entry.path: self._verify(entry, local[entry.path], fetch) for entry in entries}
+
+    def _verify(self, entry: FileEntry, local: Path, fetch: Callable[..., Path]) -> Verified:
+        try:
+            return local, check_file(local, entry, str(self))
+        except RepositoryError:
+            if not self._may_ask:
+                raise
+            # 1. A file that is what it was served as: a request without contents tells if the Hub has another now.
+            if self._is_as_served(entry.path, local):
+                if not self.refresh(entry.path):
+                    self._suspect_manifest()
+                    raise
+                local = self.fetch(entry.path)
+            # 2. One that was damaged on the way, or may have been: it is downloaded again, once.
+            else:
+                local = fetch(entry.path, anew=True)
+        try:
+            return local, check_file(local, entry, str(self))
+        except RepositoryError as error:
+            if is_as_named(local):
+                self._suspect_manifest()
+            else:
+                discard(local)
+            raise RepositoryError(f"{error}; it came so twice in a row, the same call later fetches it anew") from error
+
+    def _is_as_served(self, path: str, local: Path) -> bool:
+        if blob_of(local) is not None:
+            return is_as_named(local) is True
+        etag = etag_of(self, path)
+        return etag is not None and is_named(local, etag) is True
+
+    def _suspect_manifest(self) -> None:
+        """Before a file is refused that is the Hub's: ask whether the manifest is, too."""
+        if self.refresh(MANIFEST_FILE):
+            raise RepositoryError(
+                f"{self}: the Hub has another {MANIFEST_FILE} now than the one that the model was loaded by; it was "
+                "fetched: load the model again"
+            )

@@ -1,0 +1,183 @@
+"""Comparing files with what they must be, and remembering which were right (no torch).
+
+A hash is computed once for each file on disk. What is remembered is tied to the file's identity in the file
+system (device, inode, size, times of its last change), so a file that was written to is hashed again. And it holds
+until the machine starts anew: after a loss of power a file may have lost what was read from it before. Where the
+system does not tell its starts apart, nothing is remembered.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from huggingface_hub import constants
+
+from ..errors import RepositoryError
+from .files import sha256_of, storage_of, write_text
+from .manifest import MANIFEST_FILE, FileEntry
+
+# Longer than the tick of any file system's clock: a change after it cannot carry the same times.
+_TICK = 0.02
+
+# Names this start of the system, on Linux.
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+# Device, inode, size, and the times of the last change of content and of anything: the file as it is now.
+Stamp = tuple[int, int, int, int, int]
+
+
+def stamp_of(local: Path) -> Stamp:
+    """What the file system says of a file; another one as soon as it is written to or replaced."""
+    found = local.stat()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+def check_file(local: Path, entry: FileEntry, where: str) -> Stamp:
+    """Compare a weight file with its entry in the manifest of `where`.
+
+    Returns:
+        The stamp of the file that was compared.
+
+    Raises:
+        RepositoryError: If its size or sha256 is another, or it cannot be read.
+    """
+    try:
+        memory = _Memory(local)
+        size = memory.stamp[2]
+        if size != entry.bytes:
+            raise RepositoryError(
+                f"{where}: {entry.path!r} has {size} bytes, {MANIFEST_FILE} says {entry.bytes}; it is truncated or of "
+                "another commit"
+            )
+        if memory.recalls(entry.sha256):
+            _read_ahead(local)
+            return memory.stamp
+        digest = sha256_of(local)
+    except OSError as error:
+        raise RepositoryError(f"{where}: {entry.path!r} cannot be read: {error}") from error
+    if digest != entry.sha256:
+        raise RepositoryError(
+            f"{where}: {entry.path!r} has sha256 {digest}, {MANIFEST_FILE} says {entry.sha256}; it is corrupt or of "
+            "another commit"
+        )
+    memory.keep(digest)
+    return memory.stamp
+
+
+def _read_ahead(local: Path) -> None:
+    """Have the system begin to read a file that is about to be used, if it can be told so."""
+    if hasattr(os, "posix_fadvise"):
+        descriptor = os.open(local, os.O_RDONLY)
+        try:
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_WILLNEED)
+        finally:
+            os.close(descriptor)
+
+
+def is_as_named(cached: Path) -> bool | None:
+    """Whether a file in the Hub's cache is what its name says; None if its name says nothing.
+
+    The cache names files by their ETag: the git hash of a small file, the sha256 of a large one.
+    huggingface_hub itself never compares them. Where the cache keeps files under plain names, there is
+    nothing to compare with.
+    """
+    # One link only: what it names may lead on to a store that many repositories share, under other names.
+    return is_named(cached, Path(os.readlink(cached)).name if cached.is_symlink() else cached.name)
+
+
+def is_named(local: Path, etag: str) -> bool | None:
+    """Whether a file is what an ETag of the Hub says; None if that is no hash.
+
+    Args:
+        local: The file.
+        etag: The git hash of a small file, the sha256 of a large one.
+    """
+    try:
+        if re.fullmatch(r"[0-9a-f]{40}", etag):
+            return etag in git_hashes(local.read_bytes())
+        if re.fullmatch(r"[0-9a-f]{64}", etag):
+            return sha256_of(local) == etag
+    except OSError:
+        return False
+    return None
+
+
+def git_hashes(content: bytes) -> list[str]:
+    """Git's name for a content, and the one that mirrors give it that leave out git's prefix."""
+    # Names, not a safeguard against people.
+    return [
+        hashlib.sha1(prefix + content, usedforsecurity=False).hexdigest()
+        for prefix in (b"blob %d\0" % len(content), b"")
+    ]
+
+
+def pointer_of(cached: Path) -> Path:
+    """What stands in the Hub's cache for a file: the file, its link, or the first link among the folders above it."""
+    storage = storage_of(cached)
+    if storage is None:
+        return cached
+    commit, *parts = cached.relative_to(storage / "snapshots").parts
+    place = storage / "snapshots" / commit
+    for part in parts:
+        place /= part
+        if place.is_symlink():
+            break
+    return place
+
+
+def blob_of(cached: Path) -> Path | None:
+    """The blob that the pointer of a file leads to; None if there is no link, or it leads to another place."""
+    pointer, storage = pointer_of(cached), storage_of(cached)
+    if storage is None or not pointer.is_symlink():
+        return None
+    # One link only, as above: a blob may itself be a link to the store that repositories share.
+    blob = Path(os.path.normpath(pointer.parent.resolve() / os.readlink(pointer)))
+    return blob if blob.parent == storage.resolve() / "blobs" else None
+
+
+def discard(cached: Path) -> None:
+    """Take a damaged file out of the Hub's cache, so that it is not found there again.
+
+    Removed is the pointer, and the blob that it leads to if that is one of this repository's own. What any other link
+    leads to is not the cache's: it stays.
+    """
+    blob = blob_of(cached)
+    for path in (pointer_of(cached), blob):
+        if path is not None:
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
+
+
+class _Memory:
+    """What is known of one file as it is on disk now."""
+
+    def __init__(self, local: Path) -> None:
+        self.real = local.resolve()
+        changed = self.real.stat().st_ctime
+        # Were it hashed within the tick of its last change, a later change in that tick would go unnoticed.
+        time.sleep(min(_TICK, max(0.0, changed + _TICK - time.time())))
+        self.stamp = stamp_of(self.real)
+        name = hashlib.sha256(os.fsencode(self.real)).hexdigest()
+        self.note = Path(constants.HF_HOME, "pwl", "verified", name)
+
+    def recalls(self, digest: str) -> bool:
+        try:
+            return self.note.read_text(encoding="ascii") == self._text(digest)
+        except (OSError, ValueError):
+            return False
+
+    def keep(self, digest: str) -> None:
+        try:
+            if stamp_of(self.real) == self.stamp:
+                write_text(self.note, self._text(digest))
+        except OSError:
+            pass  # Nothing to tell starts by, or nowhere to write: the file is hashed again next time.
+
+    def _text(self, digest: str) -> str:
+        boot = _BOOT_ID.read_text(encoding="ascii").strip()
+        return f"{digest} {' '.join(map(str, self.stamp))} {boot}\n"

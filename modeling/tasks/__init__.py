@@ -1,0 +1,1 @@
+"""One class a task: its signature and its output."""

@@ -1,0 +1,126 @@
+"""Image classification: images in, class labels out.
+
+Notation: N blocks; stage k takes blocks 1..k from the teacher. B images of C channels, H x W pixels.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from transformers.modeling_outputs import ImageClassifierOutput
+
+from ..loading import refuse_attentions
+from ..modeling_pwl import PWLPreTrainedModel
+from ..routes.shared_paths import SharedPaths
+from ..streaming.warming import Seen
+
+
+class PWLForImageClassification(PWLPreTrainedModel):
+    """An image classifier that answers as its student and grows into its teacher, block by block.
+
+    Loaded with `from_pretrained`, only the current route is in memory: a change of stage fetches what it
+    needs and releases the rest. Built from a config or from two networks, both are in memory.
+
+    The teacher is frozen: it is always in eval mode, and its parameters do not require gradients.
+
+    Args:
+        config: The configuration.
+        teacher: The teacher, if it exists already; of `config.teacher_config`.
+        student: The student, if it exists already; of `config.student_config`.
+        vacant: Build it with nothing in it, to be filled from a repository.
+
+    Example:
+
+        >>> import torch
+        >>> from transformers import ViTConfig
+        >>> from pwl_hf import PWLConfig, PWLForImageClassification
+        >>> size = dict(image_size=8, patch_size=4, num_attention_heads=2)
+        >>> model = PWLForImageClassification(PWLConfig(
+        ...     teacher_config=ViTConfig(hidden_size=16, intermediate_size=32, num_hidden_layers=4, **size),
+        ...     student_config=ViTConfig(hidden_size=8, intermediate_size=16, num_hidden_layers=2, **size),
+        ...     num_stages=2,
+        ... )).eval()
+        >>> model.stage, model.sources
+        (0, 'SS')
+        >>> model.load_next_stage(), model.sources
+        (1, 'TS')
+        >>> model(torch.zeros(1, 3, 8, 8)).logits.shape
+        torch.Size([1, 2])
+    """
+
+    # The folders of the networks that it was joined from, which it is never saved into.
+    _joined_from: tuple[str, ...] = ()
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        interpolate_pos_encoding: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        sources: str | None = None,
+    ) -> ImageClassifierOutput | tuple[torch.Tensor | tuple[torch.Tensor, ...], ...]:
+        """Classify images along the current route.
+
+        Args:
+            pixel_values: (B, C, H, W), floating.
+            labels: For a loss, which is transformers' own for the config's `problem_type`: (B,) class numbers, int64;
+                of several labels or a regression (B, num_labels), floating.
+            interpolate_pos_encoding: Interpolate position embeddings to the images' size, where the family
+                has that (ViT, DeiT, Swin).
+            output_hidden_states: Also return the output of each block.
+            return_dict: Return a `ModelOutput` rather than a tuple; the config's choice by default.
+            sources: Take the path of this mask, once; all it needs must be resident.
+
+        Returns:
+            `loss` (scalar, with labels), `logits` (B, num_labels) and, if asked for, `hidden_states`: N
+            tensors, the output of each block in that block's own width.
+
+        Raises:
+            StageError: If `sources` needs what is not resident.
+            ValueError: If `sources` is malformed, or the family cannot interpolate.
+        """
+        refuse_attentions(self.config)
+        route = self._current_route() if sources is None else self._route_for(sources)
+        if interpolate_pos_encoding and not self._blueprints["teacher"].family.interpolates:
+            raise ValueError(
+                f"interpolate_pos_encoding=True does not apply to model_type "
+                f"{self.config.teacher_config.model_type!r}; leave it out"
+            )
+        logits, outputs = route(pixel_values, interpolate_pos_encoding)
+        if not torch.compiler.is_compiling():
+            # After the pass: what failed here would fail in the warm-up too.
+            self._seen = Seen.of(route.sources, pixel_values, interpolate_pos_encoding, outputs)
+        # A copy: without a problem type, transformers' loss enters one, and later answers would go by it.
+        loss = None if labels is None else self.loss_function(labels, logits, copy.copy(self.config))
+        wants_hidden = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        hidden_states = tuple(features.tensor for features in outputs) if wants_hidden else None
+        output = ImageClassifierOutput(loss=loss, logits=logits, hidden_states=hidden_states)
+        return_dict = self.config.return_dict if return_dict is None else return_dict
+        return output if return_dict else output.to_tuple()
+
+    def shared_paths(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool | None = None) -> SharedPaths:
+        """Paths of several masks over the same images, each run when asked for, common blocks once.
+
+        Args:
+            pixel_values: (B, C, H, W), floating.
+            interpolate_pos_encoding: As in `forward`.
+
+        Returns:
+            A callable: `paths("TTSS")` gives the `logits` and `hidden_states` of that mask.
+
+        Example:
+
+            >>> paths = model.shared_paths(pixel_values)  # doctest: +SKIP
+            >>> {mask: paths(mask).logits for mask in ("TTTT", "TSSS", "STTS")}  # doctest: +SKIP
+        """
+        return SharedPaths(
+            self._route_for,
+            pixel_values,
+            self.num_stages,
+            batch_statistics=self.training,
+            # In training the student's own pass alone updates its running statistics.
+            leader="S" * self.num_stages if self.training else None,
+            interpolate_pos_encoding=interpolate_pos_encoding,
+        )
