@@ -160,7 +160,7 @@ class PWLPreTrainedModel(StagedModel):
             part.dtype = floating
         model.eval()
         model._store, model._keep_all = store, keep_all
-        model._bring(target, model._all_pieces() if keep_all else target.pieces, device, floating)
+        model._switch_to(target, model._all_pieces() if keep_all else target.pieces, device, floating)
         if adapter is not None:
             model.load_adapter(os.fspath(adapter), adapter_name, adapter_kwargs={**options, **adapter_kwargs})
         if stream:

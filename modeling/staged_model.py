@@ -181,7 +181,7 @@ class StagedModel(PiecedModel):
         """The stream's step to a stage whose files are there and checked."""
         target = Sources.prefix(stage, self.num_stages)
         with self._lock:
-            self._bring(target, target.pieces, self.device, self.dtype, warm=True)
+            self._switch_to(target, target.pieces, self.device, self.dtype, warm=True)
 
     def _move_to(self, target: Sources) -> None:
         with self._lock:
@@ -189,9 +189,9 @@ class StagedModel(PiecedModel):
             if self._store is None or self._keep_all:
                 self._route = self._build_route(target)
             else:
-                self._bring(target, target.pieces, self.device, self.dtype)
+                self._switch_to(target, target.pieces, self.device, self.dtype)
 
-    def _bring(
+    def _switch_to(
         self,
         target: Sources,
         wanted: frozenset[Piece],
