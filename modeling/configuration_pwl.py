@@ -139,10 +139,12 @@ class PWLConfig(PreTrainedConfig):
                 f"teacher and student must be of one family, got model_type {teacher.model_type!r} for the teacher "
                 f"and {student.model_type!r} for the student"
             )
-        if teacher.num_channels != student.num_channels:
+        # A family of the user's own may have no such field.
+        channels, of_student = (getattr(network, "num_channels", None) for network in (teacher, student))
+        if channels != of_student:
             raise ValueError(
-                f"teacher and student must take the same images, got num_channels {teacher.num_channels} for the "
-                f"teacher and {student.num_channels} for the student"
+                f"teacher and student must take the same images, got num_channels {channels} for the teacher and "
+                f"{of_student} for the student"
             )
         self._check_labels(teacher, student)
         self._check_problem(teacher, student)

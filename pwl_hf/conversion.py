@@ -10,7 +10,7 @@ from PIL import Image
 from transformers import AutoImageProcessor, BaseImageProcessor
 
 from pwl_hf.data.errors import DataError
-from pwl_hf.data.processing import check_channels, process, upright
+from pwl_hf.data.processing import channels_of, check_channels, process, upright
 from pwl_hf.model import PWLForImageClassification
 from pwl_hf.model_card import write_card
 from pwl_hf.modeling.output_folder import check_output, paths_of_save
@@ -84,7 +84,7 @@ def convert_pair(
     if images is not None:
         if processor is None:
             raise ValueError(f"{teacher} has no image processor, so images cannot be read for it: leave images out")
-        channels = model.config.teacher_config.num_channels
+        channels = channels_of(model.config.teacher_config)
         batches = list(_batches(Path(images), processor, channels, max_images, batch_size))
         model.fit_converters(batches)
         model.estimate_statistics(batches, [Sources.prefix(k, num_stages).mask for k in range(1, num_stages)])

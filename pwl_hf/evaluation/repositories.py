@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from transformers import AutoImageProcessor, BaseImageProcessor
 
 from pwl_hf.data import DataSource, open_split
-from pwl_hf.data.processing import check_channels
+from pwl_hf.data.processing import channels_of, check_channels
 from pwl_hf.data.source import DIGITS
 from pwl_hf.endpoints import PROCESSOR_FILE
 from pwl_hf.evaluation.labels import check_one_label, class_numbers
@@ -94,7 +94,7 @@ def evaluate_repository(
     # What cannot be measured is refused before data and weights are loaded.
     config: Any = read_config(opened, PWLForImageClassification.config_class, {})
     check_one_label(config, str(opened))
-    check_channels(config.teacher_config.num_channels)
+    check_channels(channels_of(config.teacher_config))
     data = open_split(source, split)
     data = data.renumbered(class_numbers(data.label_names, config.id2label, data=data.title, model=str(opened)))
     in_steps = orders == "prefix" and not data.streaming
@@ -107,7 +107,7 @@ def evaluate_repository(
         subfolder=subfolder,
         token=token,
     )
-    images = _images(data, _processor(opened), config.teacher_config.num_channels, keep=in_steps)
+    images = _images(data, _processor(opened), channels_of(config.teacher_config), keep=in_steps)
     measure = evaluate_stages if in_steps else partial(evaluate_masks, masks=masks_of(orders, model.num_stages))
     evaluation = measure(
         model,

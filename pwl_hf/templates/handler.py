@@ -38,7 +38,7 @@ class EndpointHandler:
         self.model = AutoModelForImageClassification.from_pretrained(
             folder, trust_remote_code=True, stream=True, device_map="auto"
         )
-        self._channels = self.model.config.teacher_config.num_channels
+        self._channels = getattr(self.model.config.teacher_config, "num_channels", 3)
         if self._channels not in _MODES:
             raise ValueError(f"the model takes images of {self._channels} channels, which no image has")
         self._failure: BaseException | None = None
