@@ -28,7 +28,7 @@ from .repository import Repository
 from .route import Route
 from .sources import ROLE_OF, Piece, Sources
 from .streaming import OnStage, StageStream
-from .structure import hooked_module
+from .structure import has_accelerate_hooks
 from .transferring import SideStream, beside_requests, side_stream
 from .warming import first_call, touch_pages
 from .weights import WeightStore
@@ -163,7 +163,7 @@ class PWLPreTrainedModel(PiecedModel):
             )
 
     def _refuse_hooks(self) -> None:
-        if hooked_module(self) is not None:
+        if has_accelerate_hooks(self):
             raise StageError(
                 "accelerate's hooks run the model and may keep its weights elsewhere, so no block can be attached or "
                 "released: call accelerate.hooks.remove_hook_from_submodules(model) first, or load the model "
