@@ -25,7 +25,7 @@ from PIL import Image
 from transformers import AutoImageProcessor
 
 from pwl_hf import PWLForImageClassification
-from pwl_hf.data.processing import check_channels, process, upright
+from pwl_hf.data.processing import channels_of, check_channels, process, upright
 
 WORKERS = int(os.environ.get("PWL_WORKERS", "2"))
 FIRST_PAUSE, LONGEST_PAUSE = float(os.environ.get("PWL_RETRY_SECONDS", "30")), 600.0
@@ -38,7 +38,7 @@ class Classifier:
     def __init__(self, repo: str) -> None:
         self.processor = AutoImageProcessor.from_pretrained(repo)
         self.model = PWLForImageClassification.from_pretrained(repo, stream=True)
-        self.channels = self.model.config.teacher_config.num_channels
+        self.channels = channels_of(self.model.config.teacher_config)
         check_channels(self.channels)
         self.streams, self.stopped = [self.model.stream], threading.Event()
 

@@ -20,7 +20,7 @@ from .errors import RepositoryError, StageError, StateDictError
 from .loading import sources_of
 from .parts.adapters import read_adapter, refuse_vacancies, undone_on_error
 from .parts.locking import SWAPPING, exclusive
-from .parts.structure import hooked_module
+from .parts.structure import has_accelerate_hooks
 from .parts.weights import WeightStore
 from .pieces import PiecedModel
 from .repository.manifest import file_of, statistics_file
@@ -163,7 +163,7 @@ class StagedModel(PiecedModel):
             )
 
     def _refuse_hooks(self) -> None:
-        if hooked_module(self) is not None:
+        if has_accelerate_hooks(self):
             raise StageError(
                 "accelerate's hooks run the model and may keep its weights elsewhere, so no block can be attached or "
                 "released: call accelerate.hooks.remove_hook_from_submodules(model) first, or load the model "

@@ -13,7 +13,7 @@ from pwl_hf.data.errors import DataError
 from pwl_hf.data.processing import check_channels, process, upright
 from pwl_hf.modeling import PWLForImageClassification
 from pwl_hf.modeling.parts.saving import processor_files, save_repository
-from pwl_hf.modeling.publishing.model_card import write_card
+from pwl_hf.modeling.publishing.model_card import card_of, write_card
 from pwl_hf.modeling.repository.output_folder import check_output, paths_of_save
 from pwl_hf.modeling.sources import Sources
 
@@ -65,12 +65,14 @@ def convert_pair(
     Raises:
         OverwriteError: If files would be written over that are not a PWL repository's, before anything is loaded.
         huggingface_hub.errors.StrictDataclassError: If the two cannot be joined, with the reason.
-        RepositoryError: If a checkpoint lacks tensors of its network, or holds others or NaN; nothing is saved.
+        RepositoryError: If a checkpoint lacks tensors of its network, or holds others or NaN, or `output` has a card
+            that cannot be kept; nothing is saved.
         ValueError: If `images` holds no images, or they cannot be made into what the networks take: the teacher has no
             image processor, or one of other channels.
         DataError: If an image cannot be read, with its file.
     """
     # What cannot be written is refused before anything is loaded or fitted.
+    card_of(output)
     check_output(output, paths_of_save(num_stages), inputs=[teacher, student], overwrite=overwrite)
     model = PWLForImageClassification.from_teacher_student(
         teacher,

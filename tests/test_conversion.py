@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from transformers import PreTrainedConfig, ViTImageProcessorPil
 
-from pwl_hf import PWLForImageClassification
+from pwl_hf import PWLForImageClassification, RepositoryError
 from pwl_hf.cli import main
 from pwl_hf.conversion import convert_pair
 from pwl_hf.data import DataError
@@ -121,3 +121,13 @@ def test_pairs_that_would_fail_later_are_refused_in_one_line(
     assert line.startswith("pwl-hf: teacher and student")
     assert re.search(message, line)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"---\n: [no yaml\n---\nwords", None])
+def test_a_card_that_could_not_be_kept_is_refused_before_anything_is_written(content, tmp_path):
+    card = tmp_path / "out" / "README.md"
+    card.parent.mkdir()
+    card.mkdir() if content is None else card.write_bytes(content)
+    with pytest.raises(RepositoryError, match=r"README.md.*move it away"):
+        convert_pair("no/teacher", "no/student", tmp_path / "out")
+    assert [path.name for path in card.parent.iterdir()] == ["README.md"]

@@ -17,6 +17,7 @@ from transformers.trainer import TRAINING_ARGS_NAME
 
 from pwl_hf.data import ImageSplit
 from pwl_hf.data.names import numbers_of
+from pwl_hf.data.processing import channels_of
 from pwl_hf.evaluation.labels import check_one_label
 from pwl_hf.modeling.parts.construction import load_network
 from pwl_hf.training.data_arguments import DataArguments
@@ -103,7 +104,7 @@ def fit_teacher(
     check_one_label(model.config, "the network")
     train, evaluation = _as_named(model, teacher.model or "the network", train, evaluation)
     processor = image_processor(teacher.model, model.config, teacher.image_size)
-    images = partial(pixels, processor=processor, data=data, num_channels=model.config.num_channels, seed=args.seed)
+    images = partial(pixels, processor=processor, data=data, num_channels=channels_of(model.config), seed=args.seed)
     trainer = SupervisedTrainer(
         model=model,
         args=args,

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from pwl_hf import PWLError, PWLForImageClassification
+from pwl_hf.data.processing import channels_of
 from pwl_hf.modeling.repository.output_folder import check_output, paths_of_save
 from pwl_hf.training.assembly import assemble, checkpoint_of
 from pwl_hf.training.command_line import CommandLine, Parsed, write_options
@@ -78,7 +79,7 @@ def train(parsed: Parsed) -> list[float]:
     name = checkpoint or networks.model or networks.teacher or "the model"
     train_split, numbered, _ = numbered_as(model.config, name, train_split, eval_split)
     images = partial(
-        pixels, processor=processor, data=data, num_channels=model.config.teacher_config.num_channels, seed=args.seed
+        pixels, processor=processor, data=data, num_channels=channels_of(model.config.teacher_config), seed=args.seed
     )
     train_dataset = images(train_split, training=True)
     if networks.fit_converters == "before" and checkpoint is None:

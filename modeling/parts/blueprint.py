@@ -157,7 +157,8 @@ class Blueprint:
         # The paths of the units themselves, without embedder and head.
         self.units = frozenset(path for unit in range(cuts[-1]) for path in self.family.unit_paths(config, unit))
         self._specs: tuple[dict[str, TensorSpec], ...] | None = None
-        self._structure: Structure | None = None
+        # Of each block, as it is built: kept, for its modules are used.
+        self._structures: tuple[Structure, ...] = ()
         # Modules on the meta device, left over from building; each is used once.
         self._spare: dict[str, nn.Module] = {}
         # The network that the specs were read from, until it is wanted.
@@ -199,10 +200,10 @@ class Blueprint:
             The first difference in words, such as an adapter's tensor; None if there is none.
         """
         if block is not None:
-            if self._structure is None:
+            if not self._structures:
                 self._skeleton = self._build_meta()
-            paths, known = self.paths(block), self._structure
-            difference = known.within(paths).difference(Structure.of(network, paths))  # type: ignore[union-attr]
+            paths = self.paths(block)
+            difference = self._structures[block - 1].difference(Structure.of(network, paths))
             return difference or special_tensor(network, paths)
         # By the config as it is now: one that was edited since would be saved with modules of another.
         expected = Structure.of(build_skeleton(self.family, self.config))
@@ -274,7 +275,7 @@ class Blueprint:
         network = build_skeleton(self.family, self.config)
         if self._specs is None:
             self._specs = self._read_specs(network)
-            self._structure = Structure.of(network)
+            self._structures = tuple(Structure.of(network, paths) for paths in self._paths)
         self._spare = {path: network.get_submodule(path) for paths in self._paths for path in paths}
         return network
 

@@ -45,7 +45,7 @@ from ..repository.output_folder import (
 )
 from ..repository.source import Repository
 from ..sources import Piece, Sources
-from .structure import hooked_module
+from .structure import has_accelerate_hooks
 from .weights import STUDENT_PREFIX, Tensors, WeightStore, statistics_names
 
 if TYPE_CHECKING:
@@ -353,7 +353,7 @@ class _Planner:
                 how = (
                     "is kept elsewhere by accelerate's hooks: call accelerate.hooks.remove_hook_from_submodules(model)"
                 )
-                if hooked_module(self.model) is None:
+                if not has_accelerate_hooks(self.model):
                     how = "has no values, it is on the meta device: load the model on another one"
                 raise SaveError(f"{name} cannot be saved: it {how} first")
 

@@ -7,7 +7,7 @@ saved repository.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 
@@ -33,25 +33,16 @@ class Structure:
         classes: dict[str, str] = {}
         shapes: dict[str, tuple[int, ...]] = {}
         for path in paths:
-            module = network.get_submodule(path)
-            classes |= {
-                name: type(part).__name__ for name, part in module.named_modules(prefix=path, remove_duplicate=False)
-            }
-            shapes |= {name: tuple(tensor.shape) for name, tensor in _tensors(module, path)}
+            for name, part in _modules(network, path):
+                classes[name] = type(part).__name__
+                shapes |= {full: tuple(tensor.shape) for full, tensor in _tensors(name, part)}
         return cls(classes, shapes)
 
-    def within(self, paths: tuple[str, ...]) -> Structure:
-        """The part that lies at or below some paths."""
-        return self._part(lambda name: _lies_within(name, paths))
-
     def without(self, paths: tuple[str, ...]) -> Structure:
-        """The part that does not."""
-        return self._part(lambda name: not _lies_within(name, paths))
-
-    def _part(self, belongs: Callable[[str], bool]) -> Structure:
+        """The part that lies neither at nor below some paths."""
         return Structure(
-            {path: name for path, name in self.classes.items() if belongs(path)},
-            {name: shape for name, shape in self.shapes.items() if belongs(name)},
+            {path: name for path, name in self.classes.items() if not _lies_within(path, paths)},
+            {name: shape for name, shape in self.shapes.items() if not _lies_within(name, paths)},
         )
 
     def difference(self, found: Structure) -> str | None:
@@ -75,18 +66,15 @@ class Structure:
 def special_tensor(network: nn.Module, paths: tuple[str, ...] = ("",)) -> str | None:
     """The first tensor that is more than its values, such as a quantised or a distributed one, in words, or None."""
     for path in paths:
-        for name, tensor in _tensors(network.get_submodule(path), path):
+        for name, tensor in chain.from_iterable(_tensors(*found) for found in _modules(network, path)):
             if type(tensor) not in (nn.Parameter, torch.Tensor):
                 return f"{name!r} is a {type(tensor).__name__}"
     return None
 
 
-def hooked_module(network: nn.Module) -> str | None:
-    """The path of the first module that accelerate's hooks run, None if there is none.
-
-    They keep weights elsewhere, and move them when the module is called.
-    """
-    return next((path for path, module in network.named_modules() if hasattr(module, "_hf_hook")), None)
+def has_accelerate_hooks(network: nn.Module) -> bool:
+    """Whether accelerate's hooks run a module: they may keep its weights elsewhere, and move them when it is called."""
+    return any("_hf_hook" in vars(module) for module in network.modules())
 
 
 def hooked_by_others(modules: Iterable[nn.Module]) -> str | None:
@@ -96,6 +84,8 @@ def hooked_by_others(modules: Iterable[nn.Module]) -> str | None:
     """
     for module in chain.from_iterable(root.modules() for root in modules):
         kinds = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+        if not any(kinds) and "forward" not in vars(module):
+            continue
         hooks = chain.from_iterable(kind.values() for kind in kinds)
         makers = [str(getattr(getattr(hook, "func", hook), "__module__", "")).partition(".")[0] for hook in hooks]
         if "forward" in vars(module) or any(maker not in ("torch", "transformers") for maker in makers):
@@ -103,11 +93,16 @@ def hooked_by_others(modules: Iterable[nn.Module]) -> str | None:
     return None
 
 
-def _tensors(module: nn.Module, path: str) -> Iterator[tuple[str, torch.Tensor]]:
-    # The layers of a skeleton share their tensors, and each counts.
-    return chain(
-        module.named_parameters(path, remove_duplicate=False), module.named_buffers(path, remove_duplicate=False)
-    )
+def _modules(network: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
+    # The layers of a skeleton share what is in them, and each counts.
+    return network.get_submodule(path).named_modules(prefix=path, remove_duplicate=False)
+
+
+def _tensors(path: str, module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """The parameters and buffers of a module itself, by full name."""
+    for name, tensor in chain(module._parameters.items(), module._buffers.items()):
+        if tensor is not None:
+            yield f"{path}.{name}" if path else name, tensor
 
 
 def _lies_within(name: str, paths: tuple[str, ...]) -> bool:

@@ -16,7 +16,9 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.errors import HfHubHTTPError
 from jinja2 import Environment, StrictUndefined
+from yaml import YAMLError  # type: ignore[import-untyped]
 
+from ..errors import RepositoryError
 from ..repository.files import write_text
 from ..repository.manifest import Manifest
 from ..repository.source import Repository
@@ -71,6 +73,50 @@ def render_card(
     return f"---\n{metadata.to_yaml()}\n---\n\n{body.lstrip()}"
 
 
+def read_card(content: bytes, where: str) -> str:
+    """The text of a card that is there.
+
+    Args:
+        content: The file's.
+        where: What the error calls it.
+
+    Raises:
+        RepositoryError: If it is no text, or its metadata are no YAML: they could not be kept.
+    """
+    try:
+        text = content.decode("utf-8")
+        ModelCard(text, ignore_metadata_errors=True)
+    except (ValueError, YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise RepositoryError(
+            f"{where} is no model card that can be kept: {reason}; mend it or move it away"
+        ) from error
+    return text
+
+
+def card_of(directory: str | Path) -> str | None:
+    """The card in a repository's folder; None if there is none.
+
+    Raises:
+        RepositoryError: If it is a link out of the folder, or cannot be read.
+    """
+    card = Path(directory, CARD_FILE)
+    if not card.exists():
+        return None
+    Repository.open(directory).check_links([CARD_FILE])
+    try:
+        return read_card(card.read_bytes(), str(card))
+    except OSError as error:
+        raise RepositoryError(f"{card} cannot be read: {error}; move it away") from error
+
+
+def own_words(card: str) -> str:
+    """What people wrote in a card: its text without the generated part."""
+    text = ModelCard(card, ignore_metadata_errors=True).text
+    before, _, rest = text.partition(_BEGIN)
+    return f"{before.strip()}\n{rest.partition(_END)[2].strip()}"
+
+
 def write_card(
     directory: str | Path,
     *,
@@ -87,17 +133,16 @@ def write_card(
         token: For looking up the teacher's licence.
 
     Raises:
-        RepositoryError: If the folder is no PWL repository, or its card is a link out of it.
+        RepositoryError: If the folder is no PWL repository, or its card is a link out of it, or cannot be read.
     """
     root = Path(directory)
     texts = {path.name: path.read_bytes() for path in root.glob("*.json")}
-    repository, card = Repository.open(root), root / CARD_FILE
-    repository.check_links([CARD_FILE])
+    card = root / CARD_FILE
     text = render_card(
-        repository.manifest(),
+        Repository.open(root).manifest(),
         texts,
         repo_id=repo_id or root.resolve().name,
-        existing=card.read_text(encoding="utf-8") if card.is_file() else None,
+        existing=card_of(root),
         card_data=card_data,
         token=token,
     )

@@ -8,6 +8,7 @@ that is no PWL repository are written over only if that was asked for.
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -25,11 +26,13 @@ from ..repository.retrying import RetryPolicy, is_passing
 from ..repository.source import Repository
 from ..repository.verification import check_file, git_hashes
 from .endpoints import HANDLER_FILE, PROCESSOR_FILE, REQUIREMENTS_FILE, endpoint_files, is_our_handler
-from .model_card import CARD_FILE, render_card
+from .model_card import CARD_FILE, card_of, own_words, read_card, render_card
 from .remote_code import STANDALONE, with_code
 
 if TYPE_CHECKING:
     from ..modeling_pwl import PWLPreTrainedModel
+
+logger = logging.getLogger(__name__)
 
 # What travels in a folder besides weights, manifest and card.
 _TEXT_FILES = ("*.json", "*.py", "teacher/*.json", "teacher/*.py")
@@ -112,6 +115,8 @@ def push_model(model: PWLPreTrainedModel, target: Target) -> CommitInfo:
 def push_folder(directory: str | Path, target: Target) -> CommitInfo:
     """Publish a saved repository as it is, after checking every weight file against the manifest.
 
+    Its card goes with it, unless the Hub has one: that keeps what people wrote there.
+
     Raises:
         RepositoryError: If the folder is not a whole PWL repository, or a file in it is a link out of it.
         OverwriteError: If files of a repository that is no PWL repository would be written over.
@@ -127,7 +132,7 @@ def push_folder(directory: str | Path, target: Target) -> CommitInfo:
     texts = {path: source.fetch_text(path) for path in paths if path != MANIFEST_FILE}
     if target.code is not None:
         texts = with_code(texts, target.code)
-    return _commit(target, manifest, files, texts, source)
+    return _commit(target, manifest, files, texts, source, card_of(directory))
 
 
 def _commit(
@@ -136,11 +141,12 @@ def _commit(
     files: Mapping[str, Path],
     texts: Mapping[str, bytes],
     source: Repository | None,
+    own_card: str | None = None,
 ) -> CommitInfo:
     # From the start in each try: what went through before is found to be there, and not sent again.
     def attempt() -> CommitInfo:
         try:
-            return _commit_once(target, manifest, files, texts, source)
+            return _commit_once(target, manifest, files, texts, source, own_card)
         except (httpx.TransportError, HfHubHTTPError) as error:
             if not target.create_pr or not _may_have_committed(error):
                 raise
@@ -177,6 +183,7 @@ def _commit_once(
     files: Mapping[str, Path],
     texts: Mapping[str, bytes],
     source: Repository | None,
+    own_card: str | None,
 ) -> CommitInfo:
     api = HfApi(token=target.token)
     repo_id = api.create_repo(target.repo_id, private=target.private, exist_ok=True).repo_id
@@ -184,11 +191,17 @@ def _commit_once(
         api.create_branch(repo_id, branch=target.revision, exist_ok=True)
     remote = _remote_files(api, repo_id, target.revision)
     known = _read_remote(repo_id, target, remote)
+    if own_card is not None and source is not None:
+        # Its title is the folder's name.
+        own_card = own_card.replace(f"\n# {Path(source.name).name}\n", f"\n# {repo_id}\n", 1)
+    there = read_card(known[CARD_FILE], f"{repo_id}: {CARD_FILE}") if CARD_FILE in known else None
+    if there is not None and own_card is not None and own_words(there) != own_words(own_card):
+        logger.warning("%s keeps its own %s: what the folder's says otherwise is not pushed", repo_id, CARD_FILE)
     card = render_card(
         manifest,
         texts,
         repo_id=repo_id,
-        existing=known[CARD_FILE].decode("utf-8") if CARD_FILE in known else None,
+        existing=there if there is not None else own_card,
         card_data=target.card_data,
         token=target.token,
     )

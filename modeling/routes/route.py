@@ -152,8 +152,9 @@ def build_route(
             *above, last_name = path.split(".")
             parent: nn.Module = network
             for step in above:
-                note(parent, step, parent.get_submodule(step))
-                parent = parent.get_submodule(step)
+                child: nn.Module = parent._modules[step]  # type: ignore[assignment]
+                note(parent, step, child)
+                parent = child
             note(parent, last_name, module)
             other = module
             if statistics is not None and block in sources.converted_blocks:

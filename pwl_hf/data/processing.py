@@ -6,6 +6,7 @@ Notation: B images of C channels, H x W pixels.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from PIL import Image, ImageOps
@@ -13,6 +14,12 @@ from transformers import BaseImageProcessor
 
 # What an image becomes for a network of so many input channels.
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+
+
+def channels_of(config: Any) -> int:
+    """The input channels of a network, by its config; 3 if that does not say, as a family of one's own need not."""
+    channels: int = getattr(config, "num_channels", 3)
+    return channels
 
 
 def check_channels(num_channels: int) -> None:

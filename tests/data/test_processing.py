@@ -10,11 +10,11 @@ import torch
 from datasets import Dataset, Features
 from datasets import Image as ImageFeature
 from PIL import Image
-from transformers import ViTImageProcessorPil
+from transformers import PreTrainedConfig, ViTConfig, ViTImageProcessorPil
 from transformers.image_utils import load_image
 
 from pwl_hf.data import DataError, DataSource, open_split
-from pwl_hf.data.processing import to_tensor, upright
+from pwl_hf.data.processing import channels_of, to_tensor, upright
 from tests.data.odd_pictures import ODD, noise, turned
 
 GREY = {"size": {"height": 8, "width": 8}, "image_mean": [0.5], "image_std": [0.5]}
@@ -103,3 +103,8 @@ def test_image_that_cannot_be_read_is_named_by_its_row(tmp_path):
     items = open_split(DataSource(str(tmp_path / "train.parquet")), "train").pixels(ViTImageProcessorPil(**GREY))
     with pytest.raises(DataError, match="row 1"):
         items[1]
+
+
+def test_channels_are_the_config_s_and_three_if_it_has_no_such_field():
+    assert channels_of(ViTConfig(num_channels=1)) == 1
+    assert channels_of(PreTrainedConfig()) == 3

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 
 from pwl_hf import OverwriteError, RepositoryError
+from pwl_hf.modeling.publishing.model_card import write_card
 from pwl_hf.modeling.publishing.push import Target, push_folder
 from tests.hub import Fault
 from tests.tiny import tiny_model
@@ -151,3 +154,49 @@ def test_card_that_is_a_link_out_is_not_copied(folder, tmp_path):
     with pytest.raises(RepositoryError, match=r"'README\.md' is a link to .*secret"):
         write_card(folder)
     assert (folder / "README.md").is_symlink()
+
+
+# --- The card -------------------------------------------------------------------------------------------------------
+
+
+def written(folder, words):
+    card = write_card(folder, card_data={"license": "mit"})
+    card.write_text(f"{card.read_text(encoding='utf-8')}\n{words}\n", encoding="utf-8")
+
+
+def test_the_card_of_a_folder_goes_with_it(hub, repo_id, folder):
+    written(folder, "What I found.")
+    push_folder(folder, Target(repo_id))
+    card = hub.store.files(repo_id)["README.md"].decode()
+    assert "What I found." in card
+    assert "license: mit" in card
+    assert f"\n# {repo_id}\n" in card
+    assert f'from_pretrained("{repo_id}"' in card
+
+
+def test_the_card_of_the_hub_stays_and_what_is_not_pushed_is_said(hub, repo_id, folder, caplog):
+    written(folder, "First words.")
+    push_folder(folder, Target(repo_id))
+    with caplog.at_level(logging.WARNING, "pwl_hf"):
+        push_folder(folder, Target(repo_id))
+        assert "keeps its own" not in caplog.text
+        written(folder, "Second words.")
+        push_folder(folder, Target(repo_id))
+    assert f"{repo_id} keeps its own README.md" in caplog.text
+    card = hub.store.files(repo_id)["README.md"].decode()
+    assert "First words." in card
+    assert "Second words." not in card
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"---\n: [no yaml\n---\nwords"])
+def test_a_card_that_could_not_be_kept_is_refused_here_and_on_the_hub(hub, repo_id, folder, model, content):
+    hub.store.create_repo(repo_id)
+    hub.store.commit(repo_id, {"README.md": content})
+    with pytest.raises(RepositoryError, match=f"{repo_id}: README.md is no model card that can be kept"):
+        model.push_to_hub(repo_id)
+    assert hub.store.files(repo_id)["README.md"] == content
+    (folder / "README.md").write_bytes(content)
+    for use in (lambda: push_folder(folder, Target(f"{repo_id}-2")), lambda: write_card(folder)):
+        with pytest.raises(RepositoryError, match=r"README.md is no model card that can be kept: .*move it away"):
+            use()
+    assert (folder / "README.md").read_bytes() == content

@@ -141,8 +141,9 @@ def test_teacher_is_not_trained_over_a_pwl_repository_its_own_folder_or_another_
     own, other = save_network(tmp_path / "own"), save_network(tmp_path / "other")
     before = tree(tmp_path)
     for folder, reason in ((tmp_path / "pwl", "is a PWL repository"), (own, "made from"), (other, "holds config.json")):
-        with pytest.raises(SystemExit, match=reason):
+        with pytest.raises(SystemExit, match=reason) as ended:
             teacher_script.main(["--model", str(own), *SHORT, "--output_dir", str(folder)])
+        assert isinstance(ended.value.__context__, OverwriteError)
     assert tree(tmp_path) == before
 
 

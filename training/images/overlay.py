@@ -22,6 +22,7 @@ from accelerate.utils import tqdm
 from torch.utils.data import DataLoader
 from transformers import BaseImageProcessor, PreTrainedModel
 
+from pwl_hf.data.processing import channels_of
 from pwl_hf.training.images.augmentation import Augmentation
 from pwl_hf.training.images.gradient_arguments import GradientArguments
 from pwl_hf.training.images.gradient_maps import GradientMaps, GradientMapsError, MapSettings, compute_maps
@@ -158,7 +159,7 @@ def gradient_overlay(
     folder = Path(arguments.ig_maps or folder)
     target = arguments.ig_target or ("label" if uses_labels else "prediction")
     settings = MapSettings(fingerprint(teacher), title, target, arguments.ig_steps)
-    pixels = pixel_range(processor, teacher.config.num_channels)
+    pixels = pixel_range(processor, channels_of(teacher.config))
     loader: DataLoader[Any] = DataLoader(dataset, arguments.ig_batch_size, num_workers=num_workers)
     start = time.perf_counter()
     count = compute_maps(

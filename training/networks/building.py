@@ -29,7 +29,7 @@ from transformers.utils.constants import (
     IMAGENET_STANDARD_STD,
 )
 
-from pwl_hf.data.processing import check_channels, to_tensor
+from pwl_hf.data.processing import channels_of, check_channels, to_tensor
 from pwl_hf.evaluation.labels import check_one_label
 from pwl_hf.modeling.families.registry import family_of
 from pwl_hf.modeling.parts import construction
@@ -203,10 +203,10 @@ def image_processor(name: str | None, config: PreTrainedConfig, image_size: int 
         ValueError: If the network has a processor and `image_size` is another, or its channels are; if there is no
             size, or no image has so many channels.
     """
-    check_channels(config.num_channels)
+    check_channels(channels_of(config))
     if name is not None and (own := _own_processor(name)) is not None:
         # Before training, rather than at its first image.
-        to_tensor([Image.new("RGB", (64, 64))], own, config.num_channels)
+        to_tensor([Image.new("RGB", (64, 64))], own, channels_of(config))
         if image_size is not None and not _gives(own, image_size):
             raise ValueError(f"image_size={image_size}, but {name!r} has an image processor of its own: leave it out")
         return own
@@ -214,15 +214,15 @@ def image_processor(name: str | None, config: PreTrainedConfig, image_size: int 
     if size is None:
         raise ValueError(f"networks of model_type {config.model_type!r} take images of any size: give image_size")
     height, width = (size, size) if isinstance(size, int) else size
-    if config.num_channels != 3:
-        mean, std = [IMAGENET_STANDARD_MEAN[0]] * config.num_channels, [IMAGENET_STANDARD_STD[0]] * config.num_channels
+    if channels_of(config) != 3:
+        mean, std = [IMAGENET_STANDARD_MEAN[0]] * channels_of(config), [IMAGENET_STANDARD_STD[0]] * channels_of(config)
     elif config.model_type == "vit":
         mean, std = IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD
     else:
         mean, std = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
     return ViTImageProcessorPil(
         size={"height": height, "width": width},
-        do_convert_rgb=config.num_channels == 3,
+        do_convert_rgb=channels_of(config) == 3,
         image_mean=mean,
         image_std=std,
     )
