@@ -97,7 +97,7 @@ class Repository:
                 raise
             raise FetchError(
                 f"{os.fspath(name)}@{revision or 'main'}: there is no such folder, the Hub did not answer in any try, "
-                f"and the commit is not known locally; call again later ({type(error).__name__}: {error})"
+                f"and the commit is not known here; the same call later may succeed ({type(error).__name__}: {error})"
             ) from error
         return cls(os.fspath(name), commit=resolved.resolved, token=token, **options)
 

@@ -243,7 +243,7 @@ def test_forced_download_without_an_answer_is_explained(hub, pushed, cache, quic
 # --- Saving ---------------------------------------------------------------------------------------------------------
 
 # Which function of ours writes, and after how many calls the disk is full.
-WRITERS = [("save_file", 0), ("save_file", 3), ("copy_file", 0), ("copy_file", 5), ("write_text", 0), ("write_text", 9)]
+WRITERS = [("save_file", 0), ("save_file", 3), ("copy_file", 0), ("copy_file", 5), ("write_text", 0), ("write_text", 3)]
 
 
 @pytest.mark.parametrize(("writer", "n"), WRITERS)
@@ -315,5 +315,5 @@ def test_size_limit_of_the_system_is_a_save_error_that_names_the_file(tmp_path):
 def test_save_into_a_folder_that_is_a_file_says_so(saved, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "teacher").write_text("in the way")
-    with pytest.raises(SaveError, match=r"teacher/.* could not be written"):
+    with pytest.raises(SaveError, match=r"teacher is a file, and saving needs a folder of that name"):
         load(saved).save_pretrained(tmp_path / "out")

@@ -26,9 +26,10 @@ import torch
 from safetensors.torch import load as load_bytes
 
 from pwl_hf import Manifest, PWLConfig, PWLForImageClassification, RepositoryError
-from pwl_hf.modeling import verification, weights
 from pwl_hf.modeling.loading import read_config
+from pwl_hf.modeling.parts import weights
 from pwl_hf.modeling.parts.weights import WeightStore
+from pwl_hf.modeling.repository import verification
 from pwl_hf.modeling.repository.manifest import FileEntry
 from pwl_hf.modeling.repository.source import Repository
 from pwl_hf.modeling.sources import Piece

@@ -204,7 +204,8 @@ def test_temporary_files_stay_where_a_folder_cannot_be_locked(saved, tmp_path, d
 
 KILLED = """
 import os, sys
-from pwl_hf.modeling import files, saving
+from pwl_hf.modeling.parts import saving
+from pwl_hf.modeling.repository import files
 from tests.tiny import tiny_model
 
 left, replace = int(sys.argv[2]), os.replace

@@ -14,8 +14,9 @@ import pytest
 import torch
 
 from pwl_hf import Metric, RepositoryError, SaveError
-from pwl_hf.modeling import output_folder, saving
+from pwl_hf.modeling.parts import saving
 from pwl_hf.modeling.parts.saving import write_metrics
+from pwl_hf.modeling.repository import output_folder
 from pwl_hf.modeling.repository.manifest import Manifest
 from tests.repository.helpers import INDEX, STUDENT, contents, load, logits, tree
 from tests.tiny import tiny_model
