@@ -171,7 +171,7 @@ def read_repository(
             break
     raise RepositoryError(
         f"{repository}: config.json is of fingerprint {found.fingerprint}, pwl_index.json of "
-        f"{manifest.fingerprint}: the files are of different saves; save or download the repository anew"
+        f"{manifest.fingerprint}: the files are of different saves; save or download the repository again"
     )
 
 
@@ -220,7 +220,7 @@ def _parsed(text: bytes, repository: Repository, config_class: type[Config], ove
         if overrides:
             config, unused = config_class.from_dict(data, return_unused_kwargs=True, **overrides)
         else:
-            # The same, without its log of the whole config, which is formatted even if nobody reads it.
+            # The same without its debug log, which formats the whole config even when logging is off.
             config, unused = config_class(**data), {}
     except Exception as error:
         # Of arbitrary values the config classes raise whatever they run into.

@@ -374,13 +374,13 @@ class PiecedModel(PreTrainedModel):
         return routes[sources]
 
     def _reroute(self) -> None:
-        """Build the current route anew: modules, statistics or modes have changed."""
+        """Rebuild the current route: modules, statistics or modes have changed."""
         self._routes = {}
         if self._route is not None:
             self._route = self._build_route(self._route.sources)
 
 
-# Whoever goes through a model's modules in another thread goes on through the old dict.
+# A new dict: another thread may be iterating over the old one.
 def _add(parent: nn.Module, modules: Mapping[str, nn.Module]) -> None:
     parent._modules = {**parent._modules, **modules}
 

@@ -223,7 +223,7 @@ class StagedModel(PiecedModel):
         # 2. New modules beside the model. What they follow is read first: afterwards it may be gone.
         self._note_trainable()
         made, statistics = self._make_new(store, missing, masks, device, dtype, side)
-        # 3. The route over both, which nobody takes yet.
+        # 3. The route over both, not in use yet.
         route = self._build_route(target, made, statistics)
         if warm:
             with beside_requests(side):
@@ -384,7 +384,7 @@ class StagedModel(PiecedModel):
 
         A change of stage compiles nothing but new blocks; in a stream it does so before the swap, off the
         serving path. Units of one class and shape share their code. `torch.compile(model)` compiles the whole
-        forward pass instead, anew at each stage that is new to it.
+        forward pass instead, again at each stage that it has not seen.
 
         Args:
             args: As in `torch.compile`, after the model.

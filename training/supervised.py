@@ -57,7 +57,7 @@ class SupervisedTrainer(FiniteTrainer):
         return super().compute_loss(model, inputs, *args, **kwargs)
 
     # transformers writes checkpoints under the names of its files and reads them as those of its modules, without a
-    # word about what did not fit: a resumed ViT would begin anew.
+    # word about what did not fit: a resumed ViT would start from scratch.
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         network = self.accelerator.unwrap_model(self.model if model is None else model)
         network.load_state_dict(load_network("teacher", resume_from_checkpoint).state_dict())

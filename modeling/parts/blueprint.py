@@ -249,7 +249,7 @@ class Blueprint:
         self._refuse_saving_with_holes(network)
 
     def release(self, network: PreTrainedModel, block: int) -> None:
-        """Take a block out of the network; whoever still holds its modules keeps them."""
+        """Take a block out of the network; a route that still holds its modules keeps them."""
         for path in self.paths(block):
             mode = network.get_submodule(path).training
             _replace(network, path, Vacant(self.role, block, path).train(mode))

@@ -19,7 +19,7 @@ if hasattr(os, "register_at_fork"):
 
 
 class StateLock:
-    """A reentrant lock that a copied, pickled or forked owner gets anew, free.
+    """An RLock that comes back unlocked in copies, pickles and forks.
 
     A thread that held it does not exist in a forked child, and would never let go of it there.
     """

@@ -81,16 +81,16 @@ def build_skeleton(family: Family, config: PreTrainedConfig) -> PreTrainedModel:
     layers = network.get_submodule(family.layers)
     first = layers.get_submodule("0")
     for number in range(1, getattr(config, _DEPTH)):
-        layers.add_module(str(number), _likeness(first))
+        layers.add_module(str(number), _clone_layer(first))
     return network
 
 
-def _likeness(module: nn.Module) -> nn.Module:
+def _clone_layer(module: nn.Module) -> nn.Module:
     """Another module of the same class and settings, over the same tensors until it is given its own."""
     other = type(module).__new__(type(module))
     own = other.__dict__
     for key, value in vars(module).items():
         # Mostly hooks, of which there are none: a new empty container takes less time than a copy.
         own[key] = value if not isinstance(value, dict | list | set) else value.copy() if value else type(value)()
-    own["_modules"] = {name: child if child is None else _likeness(child) for name, child in module._modules.items()}
+    own["_modules"] = {name: child if child is None else _clone_layer(child) for name, child in module._modules.items()}
     return other

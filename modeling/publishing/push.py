@@ -168,7 +168,7 @@ def _commit(
 
 
 def _may_have_committed(error: Exception) -> bool:
-    """Whether a commit was asked for, and nobody knows what became of it."""
+    """Whether a commit was requested and its outcome is unknown."""
     if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout):
         return False
     if isinstance(error, HfHubHTTPError):

@@ -1,4 +1,4 @@
-"""Threads that nobody has to wait for: not who failed meanwhile, and not the end of the process (no torch)."""
+"""Background threads that neither a failed caller nor the end of the process waits for (no torch)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Item = TypeVar("Item", bound=Hashable)
 Result = TypeVar("Result")
 
 # How long a process that ends waits for each thread, in seconds.
-_FAREWELL = 5.0
+_JOIN_TIMEOUT = 5.0
 
 
 class Prefetch(Generic[Result]):
@@ -29,7 +29,7 @@ class Prefetch(Generic[Result]):
         self._cancelled = threading.Event()
         self._result: list[Result] = []
         self._error: BaseException | None = None
-        # Not an executor's, which whoever leaves waits for: a call that failed must not hang at the network.
+        # ThreadPoolExecutor would join at exit, and a failed call must not hang on the network.
         self._thread = threading.Thread(target=self._run, name="pwl-fetch", daemon=True)
 
     def __enter__(self) -> Prefetch[Result]:
@@ -62,7 +62,7 @@ class Prefetch(Generic[Result]):
         self._farewell.detach()
 
 
-def from_both_ends(items: Sequence[Item], work: Callable[[Item, threading.Event], Result]) -> dict[Item, Result]:
+def download_concurrently(items: Sequence[Item], work: Callable[[Item, threading.Event], Result]) -> dict[Item, Result]:
     """Work on items in two threads: this one begins at the front, another at the back, until they meet.
 
     Where the items are sorted, small ones are done beside large ones and need no time of their own. After a failure
@@ -111,7 +111,7 @@ def from_both_ends(items: Sequence[Item], work: Callable[[Item, threading.Event]
 def end_before_exit(
     owner: object, end: Callable[[], None], threads: list[threading.Thread]
 ) -> weakref.finalize[..., object]:
-    """End threads when their owner is gone, and before the interpreter is: amid C code they would take it down.
+    """End threads when their owner is gone, and before the interpreter is: one inside C code would crash it.
 
     Args:
         owner: Whose threads they are.
@@ -130,4 +130,4 @@ def _leave(process: int, end: Callable[[], None], threads: list[threading.Thread
     end()
     for thread in threads:
         if thread.is_alive() and thread is not threading.current_thread():
-            thread.join(_FAREWELL)
+            thread.join(_JOIN_TIMEOUT)

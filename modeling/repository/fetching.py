@@ -39,7 +39,7 @@ def download(
     repository: Repository,
     path: str,
     *,
-    anew: bool = False,
+    force: bool = False,
     watch: Watch | None = None,
     cancelled: Event | None = None,
 ) -> Path:
@@ -48,7 +48,7 @@ def download(
     Args:
         repository: The pinned commit.
         path: The file's path, within the repository's subfolder.
-        anew: Download it in any case.
+        force: Download it even if it is in the cache.
         watch: A progress bar class.
         cancelled: Ends it: the waiting between tries, and requests under way.
 
@@ -59,7 +59,7 @@ def download(
     """
     try:
         with interruptible(cancelled):
-            return repository.retry.run(lambda: _try(repository, path, anew, watch), cancelled)
+            return repository.retry.run(lambda: _try(repository, path, force, watch), cancelled)
     except LocalEntryNotFoundError as error:
         raise FetchError(_explain(repository, path, error)) from error
     except EntryNotFoundError as error:
@@ -95,7 +95,7 @@ def download_again(
     """
     cached = repository.local(path)
     if cached is None:
-        return download(repository, path, anew=force, watch=watch, cancelled=cancelled)
+        return download(repository, path, force=force, watch=watch, cancelled=cancelled)
     pointer = pointer_of(cached)
     aside = temporary_name(pointer)
     try:
@@ -103,7 +103,7 @@ def download_again(
     except OSError as error:
         raise FetchError(_explain(repository, path, error)) from error
     try:
-        return download(repository, path, anew=force, watch=watch, cancelled=cancelled)
+        return download(repository, path, force=force, watch=watch, cancelled=cancelled)
     finally:
         # Another process may have fetched it meanwhile.
         if os.path.lexists(pointer):
@@ -125,7 +125,7 @@ def etag_of(repository: Repository, path: str) -> str | None:
         return None
 
 
-def _try(repository: Repository, path: str, anew: bool, watch: Watch | None) -> Path:
+def _try(repository: Repository, path: str, force: bool, watch: Watch | None) -> Path:
     try:
         return Path(
             hf_hub_download(
@@ -136,7 +136,7 @@ def _try(repository: Repository, path: str, anew: bool, watch: Watch | None) -> 
                 token=repository.token,
                 cache_dir=repository.cache_dir,
                 local_files_only=repository.local_files_only,
-                force_download=repository.force_download or anew,
+                force_download=repository.force_download or force,
                 tqdm_class=watch,
             )
         )
@@ -174,7 +174,7 @@ def _advice(repository: Repository, error: BaseException) -> str:
     if isinstance(error, RepositoryNotFoundError):
         return "the repository is gone, or the token may no longer read it"
     if isinstance(error, HfHubHTTPError) and error.response is not None and error.response.status_code in (401, 403):
-        return "the token may not read it; log in anew or give another token"
+        return "the token may not read it; log in again or give another token"
     if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return "the disk of the cache is full; make room or give another cache_dir"
     if number in (errno.EROFS, errno.EACCES, errno.EPERM):

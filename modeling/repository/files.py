@@ -15,13 +15,13 @@ from ..errors import SaveError
 
 def write_text(target: Path, text: str) -> None:
     """Write a text file next to its place and move it there; line ends stay as they are."""
-    with beside(target) as temporary:
+    with atomic_write(target) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="")
 
 
 def write_bytes(target: Path, content: bytes) -> None:
     """Write a file next to its place and move it there."""
-    with beside(target) as temporary:
+    with atomic_write(target) as temporary:
         temporary.write_bytes(content)
 
 
@@ -38,7 +38,7 @@ def copy_file(source: Path, target: Path, sha256: str) -> None:
     """
     if target.exists() and source.samefile(target):
         return
-    with beside(target) as temporary:
+    with atomic_write(target) as temporary:
         shutil.copyfile(source, temporary)
         found = sha256_of(temporary)
         if found != sha256:
@@ -60,7 +60,7 @@ def temporary_name(target: Path) -> Path:
 
 
 @contextmanager
-def beside(target: Path) -> Iterator[Path]:
+def atomic_write(target: Path) -> Iterator[Path]:
     """A path next to `target` that takes its place when all went well, and is removed when not."""
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_name(target)

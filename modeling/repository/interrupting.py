@@ -1,4 +1,4 @@
-"""Ending downloads that nobody waits for any more (no torch).
+"""Ending downloads that are no longer wanted (no torch).
 
 Within one call huggingface_hub tries again by itself, for more than a minute where a connection stalls, and holds
 the file's lock all the while. It has no way to end that; a request of a thread that is `interruptible` ends when it
@@ -22,7 +22,7 @@ _ENDING: ContextVar[threading.Event | None] = ContextVar("pwl_ending", default=N
 
 
 class Interrupted(PWLError):
-    """Ends a download that nobody waits for any more."""
+    """Ends a download that is no longer wanted."""
 
 
 @contextmanager
@@ -47,7 +47,7 @@ def interruptible(cancelled: threading.Event | None) -> Iterator[None]:
 def _refuse(request: object = None) -> None:
     cancelled = _ENDING.get()
     if cancelled is not None and cancelled.is_set():
-        raise Interrupted("nobody waits for this download any more")
+        raise Interrupted("this download is no longer wanted")
 
 
 def _guard(response: Any) -> None:

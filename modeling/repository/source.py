@@ -17,7 +17,7 @@ from huggingface_hub import constants, is_offline_mode, resolve_revision, try_to
 from huggingface_hub.errors import HFValidationError
 
 from ..errors import FetchError, MissingFileError, RepositoryError
-from .background import from_both_ends
+from .background import download_concurrently
 from .fetching import Watch, download, download_again, etag_of
 from .files import leads_out, write_text
 from .manifest import MANIFEST_FILE, FileEntry, Manifest
@@ -113,13 +113,13 @@ class Repository:
         return self
 
     def fetch(
-        self, path: str, *, anew: bool = False, watch: Watch | None = None, cancelled: Event | None = None
+        self, path: str, *, force: bool = False, watch: Watch | None = None, cancelled: Event | None = None
     ) -> Path:
         """The local path of a file, downloaded if it is not in the cache.
 
         Args:
             path: Its path in the repository.
-            anew: Download it in any case.
+            force: Download it even if it is in the cache.
             watch: A progress bar class for the download.
             cancelled: Ends it: the waiting between tries, and requests under way.
 
@@ -133,12 +133,12 @@ class Repository:
             if not local.is_file():
                 raise MissingFileError(f"{self} has no file {path!r}")
             return local
-        if anew or self.force_download:
+        if force or self.force_download:
             return download_again(self, path, force=True, watch=watch, cancelled=cancelled)
         return download(self, path, watch=watch, cancelled=cancelled)
 
     def fetch_all(self, entries: Iterable[FileEntry], fetch: Callable[[FileEntry, Event], Path]) -> dict[str, Path]:
-        """The local paths of files. Of a Hub's, small ones come beside large ones: their requests take no time.
+        """The local paths of files. Small files of a Hub are fetched while large ones download.
 
         Args:
             entries: The files.
@@ -153,7 +153,7 @@ class Repository:
         largest_first = sorted(entries, key=attrgetter("bytes"), reverse=True)
         if self.commit is None:
             return {entry.path: fetch(entry, Event()) for entry in largest_first}
-        return {entry.path: local for entry, local in from_both_ends(largest_first, fetch).items()}
+        return {entry.path: local for entry, local in download_concurrently(largest_first, fetch).items()}
 
     def fetch_text(self, path: str) -> bytes:
         """The contents of a small file, fetched once more if it was damaged on the way.
@@ -165,15 +165,15 @@ class Repository:
         """
         local = self.fetch(path)
         if self._is_the_hubs(path, local) is False:
-            if not self._may_ask:
+            if not self._can_download:
                 raise RepositoryError(
                     f"{self}: {path!r} is corrupt in the cache: its contents are not those of its ETag; load it once "
-                    "with the Hub in reach, and it is fetched anew"
+                    "with the Hub in reach, and it is fetched again"
                 )
             # What was noted may be wrong as well.
             with suppress(OSError):
                 self._etag_note(path).unlink(missing_ok=True)
-            local = self.fetch(path, anew=True)
+            local = self.fetch(path, force=True)
             if self._is_the_hubs(path, local) is False:
                 discard(local)
                 raise RepositoryError(
@@ -212,7 +212,7 @@ class Repository:
             Whether the file is another now.
         """
         before = self.local(path)
-        if before is None or not self._may_ask:
+        if before is None or not self._can_download:
             return False
         try:
             old = stamp_of(before)
@@ -237,7 +237,7 @@ class Repository:
         try:
             return is_named(local, note.read_text(encoding="ascii"))
         except (OSError, ValueError):
-            etag = etag_of(self, path) if self._may_ask else None
+            etag = etag_of(self, path) if self._can_download else None
         if etag is None:
             return None
         with suppress(OSError):
@@ -249,7 +249,7 @@ class Repository:
         return Path(constants.HF_HOME, "pwl", "etags", hashlib.sha256(name.encode()).hexdigest())
 
     @property
-    def _may_ask(self) -> bool:
+    def _can_download(self) -> bool:
         return self.commit is not None and not self.local_files_only and not is_offline_mode()
 
     def check_links(self, paths: Iterable[str]) -> None:
@@ -350,7 +350,7 @@ class Repository:
         try:
             return local, check_file(local, entry, str(self))
         except RepositoryError:
-            if not self._may_ask:
+            if not self._can_download:
                 raise
             # 1. A file that is what it was served as: a request without contents tells if the Hub has another now.
             if self._is_as_served(entry.path, local):
@@ -360,7 +360,7 @@ class Repository:
                 local = self.fetch(entry.path)
             # 2. One that was damaged on the way, or may have been: it is downloaded again, once.
             else:
-                local = fetch(entry.path, anew=True)
+                local = fetch(entry.path, force=True)
         try:
             return local, check_file(local, entry, str(self))
         except RepositoryError as error:
@@ -368,7 +368,7 @@ class Repository:
                 self._suspect_manifest()
             else:
                 discard(local)
-            raise RepositoryError(f"{error}; it came so twice in a row, the same call later fetches it anew") from error
+            raise RepositoryError(f"{error}; it came so twice in a row; call again later to fetch it again") from error
 
     def _is_as_served(self, path: str, local: Path) -> bool:
         if blob_of(local) is not None:

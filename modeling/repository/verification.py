@@ -2,7 +2,7 @@
 
 A hash is computed once for each file on disk. What is remembered is tied to the file's identity in the file
 system (device, inode, size, times of its last change), so a file that was written to is hashed again. And it holds
-until the machine starts anew: after a loss of power a file may have lost what was read from it before. Where the
+until the machine restarts: after a loss of power a file may have lost what was read from it before. Where the
 system does not tell its starts apart, nothing is remembered.
 """
 

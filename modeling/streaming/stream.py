@@ -228,7 +228,7 @@ class StageStream:
                     self._room.notify_all()
                 self._attach(stage, size, fetched)
         except BaseException as error:
-            # Of a cancelled download nobody wants to know how it ended.
+            # How a cancelled download ended is of no interest.
             if not (self._cancelled.is_set() and isinstance(error, Interrupted | FetchError)):
                 _forget_locals(error)
                 self._exception = error

@@ -2,7 +2,7 @@
 
 Requests run on the device's default stream. What a background thread asks of that stream, they wait behind; and a
 copy from ordinary memory cannot overlap with anything. So weights go through pinned memory, on a stream of their
-own, and the thread waits on the host until they are there: whoever uses them afterwards has nothing to wait for.
+own, and the thread waits on the host until they are there: later users have nothing to wait for.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class SideStream:
         """Copy a module's tensors to the device; returns when they are there.
 
         Args:
-            module: One that nobody uses yet, in ordinary memory.
+            module: A module that is not in use yet, in ordinary memory.
         """
         module._apply(self.copy)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pwl_hf.evaluation.report import Report
 from pwl_hf.evaluation.results import MaskAccuracy
 from pwl_hf.modeling.errors import PWLError
-from pwl_hf.modeling.repository.files import beside
+from pwl_hf.modeling.repository.files import atomic_write
 
 try:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -60,7 +60,7 @@ def plot_report(report: Report, path: str | Path) -> Path:
     axes.grid(alpha=0.3)
     dataset = report.dataset
     axes.set_title(f"{Path(dataset.name).name}, split {dataset.split}, {dataset.n:,} images", fontsize="medium")
-    with beside(Path(path)) as temporary:
+    with atomic_write(Path(path)) as temporary:
         figure.savefig(temporary, format=Path(path).suffix[1:].lower(), dpi=150)
     return Path(path)
 

@@ -200,7 +200,7 @@ class _Reader:
 
     def batches(self, model: Model) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Images (B, C, H, W) of the model's dtype and their labels (B,) as the model numbers them."""
-        # A loader draws from the global generator otherwise, and an evaluation amid a training would change it.
+        # A loader draws from the global generator otherwise, and an evaluation during training would change it.
         loader: DataLoader[Any] = DataLoader(
             self.data, self.batch_size, num_workers=self.num_workers, generator=torch.Generator()
         )

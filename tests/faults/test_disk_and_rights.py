@@ -195,7 +195,7 @@ def test_token_that_lost_its_rights_is_said_and_not_called_a_failing_network(
     with (
         hub.faulty(Fault("status", method="HEAD", status=status, times=None)),
         hub.record() as requests,
-        pytest.raises(FetchError, match=f"the token may not read it; log in anew or give another.*{status}"),
+        pytest.raises(FetchError, match=f"the token may not read it; log in again or give another.*{status}"),
     ):
         model.load_next_stage()
     assert_asked_once_each(requests)

@@ -1,4 +1,4 @@
-"""Downloads that nobody waits for any more end soon, whatever the network does, and take no other download along."""
+"""Downloads that are no longer wanted end soon, whatever the network does, and take no other download along."""
 
 from __future__ import annotations
 
@@ -172,7 +172,7 @@ def test_what_the_work_raises_is_raised_by_its_result() -> None:
 
 
 def test_a_process_that_ends_waits_for_its_threads_but_not_for_ever(monkeypatch) -> None:
-    monkeypatch.setattr(background, "_FAREWELL", 0.2)
+    monkeypatch.setattr(background, "_JOIN_TIMEOUT", 0.2)
     free, ended = threading.Event(), threading.Event()
     deaf = threading.Thread(target=free.wait, daemon=True)
     deaf.start()

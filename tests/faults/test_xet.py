@@ -59,7 +59,7 @@ assert torch.equal(logits(model), logits(load(folder, stage=4)))
 model = load(repo_id, retry=retry, force_download=True, stage=4)
 assert torch.equal(logits(model), logits(load(folder, stage=4)))
 
-# A byte that changes on this disk is found, and the file is fetched anew.
+# A byte that changes on this disk is found, and the file is fetched again.
 from huggingface_hub import constants
 [cached] = [p for p in Path(constants.HF_HUB_CACHE).rglob("snapshots/**/model-00001-of-00004.safetensors")]
 content = cached.read_bytes()

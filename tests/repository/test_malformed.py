@@ -345,7 +345,7 @@ def test_manifest_and_config_of_different_saves_are_refused(copied):
     folder = copied("vit")
     edit_bytes(folder, shard(4), flip, honest=True)
     edit_json(folder / "config.json", lambda config: config.update(fingerprint="f" * 64))
-    refuses_to_load(folder, "of different saves; save or download the repository anew")
+    refuses_to_load(folder, "of different saves; save or download the repository again")
 
 
 def test_config_without_a_fingerprint_is_read(copied):

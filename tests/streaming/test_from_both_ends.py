@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from pwl_hf.modeling.repository.background import from_both_ends
+from pwl_hf.modeling.repository.background import download_concurrently
 from tests.streaming.helpers import own_threads, until
 
 
@@ -18,12 +18,12 @@ def test_each_item_is_done_once_and_has_its_own_result() -> None:
             done.append(item)
             return item * item
 
-        assert from_both_ends(range(count), square) == {item: item * item for item in range(count)}
+        assert download_concurrently(range(count), square) == {item: item * item for item in range(count)}
         assert sorted(done) == list(range(count))
 
 
 def test_one_item_needs_no_other_thread() -> None:
-    assert from_both_ends(["a"], lambda item, _: threading.current_thread()) == {"a": threading.current_thread()}
+    assert download_concurrently(["a"], lambda item, _: threading.current_thread()) == {"a": threading.current_thread()}
 
 
 def test_the_last_are_done_beside_the_first() -> None:
@@ -38,7 +38,7 @@ def test_the_last_are_done_beside_the_first() -> None:
             small.set()
         return threading.current_thread()
 
-    found = from_both_ends(["large", "small"], work)
+    found = download_concurrently(["large", "small"], work)
     assert found["large"] is threading.current_thread()
     assert found["small"] is not found["large"]
 
@@ -57,7 +57,7 @@ def test_after_a_failure_here_the_other_is_asked_to_end_and_nothing_is_begun() -
             was_asked.set()
 
     with pytest.raises(OSError, match="no more"):
-        from_both_ends(["first", "second", "third", "last"], work)
+        download_concurrently(["first", "second", "third", "last"], work)
     assert was_asked.wait(20)
     assert sorted(begun) == ["first", "last"]
 
@@ -75,7 +75,7 @@ def test_a_failure_beside_is_raised_when_the_work_here_is_done() -> None:
         until(lambda: not own_threads())
 
     with pytest.raises(OSError, match="no more"):
-        from_both_ends(["first", "second", "third", "last"], work)
+        download_concurrently(["first", "second", "third", "last"], work)
     assert sorted(begun) == ["first", "last"]
 
 
@@ -86,4 +86,4 @@ def test_where_every_item_fails_it_is_the_first_that_is_named() -> None:
         raise OSError(item)
 
     with pytest.raises(OSError, match="first"):
-        from_both_ends(["first", "second", "last"], work)
+        download_concurrently(["first", "second", "last"], work)

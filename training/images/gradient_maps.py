@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from pwl_hf.modeling.errors import PWLError
-from pwl_hf.modeling.repository.files import beside
+from pwl_hf.modeling.repository.files import atomic_write
 from pwl_hf.training.images.gradients import integrated_gradients
 
 _FORMAT = "pwl-gradient-maps/1"
@@ -120,7 +120,7 @@ class GradientMaps:
             raise GradientMapsError(
                 f"the gradient map of sample {int(ids[i])} in {self.folder} was made of another image: its mean was "
                 f"{float(stored[i]):.4f}, now it is {float(found[i]):.4f}; delete the folder, and the maps are "
-                "computed anew"
+                "computed again"
             )
         return places
 
@@ -210,7 +210,7 @@ def _to_do(
 
 
 def _read(path: Path, settings: MapSettings) -> dict[str, torch.Tensor]:
-    again = "delete it, and its maps are computed anew"
+    again = "delete it, and its maps are computed again"
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -234,7 +234,7 @@ def _write(folder: Path, settings: MapSettings, parts: dict[str, list[torch.Tens
     tensors = {name: torch.cat(found) for name, found in parts.items()}
     # Of a name that no other process chooses.
     path = folder / f"maps-{uuid.uuid4().hex}.safetensors"
-    with beside(path) as temporary:
+    with atomic_write(path) as temporary:
         save_file(tensors, temporary, metadata=settings.metadata())
     for found in parts.values():
         found.clear()

@@ -76,5 +76,5 @@ class Mixup:
         chance, part, place = uniforms(sample_ids, 3, seed, step, _PURPOSE)
         drawn = torch.from_numpy(betaincinv(self.alpha, self.alpha, part.double().cpu().numpy())).to(part)
         kept = torch.where(chance < self.probability, drawn, torch.ones_like(drawn))
-        # Once around in random order: nobody is mixed with itself.
+        # Once around in random order: no image is mixed with itself.
         return kept, ring(place.argsort(stable=True))

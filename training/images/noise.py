@@ -40,7 +40,7 @@ def uniforms(sample_ids: torch.Tensor, count: int, *keys: int) -> torch.Tensor:
 
 
 def ring(order: torch.Tensor) -> torch.Tensor:
-    """Another place for each of n: the one before it in an order whose ends are joined, so nobody has its own.
+    """Another place for each of n: the one before it in an order whose ends are joined, so none keeps its own.
 
     Args:
         order: All n places, (n,) int64, of any device.

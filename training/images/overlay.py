@@ -87,7 +87,7 @@ class GradientOverlay:
         if maps.shape[1:] != images.shape[2:]:
             raise GradientMapsError(
                 f"the gradient maps in {self.maps.folder} have {maps.shape[1]}x{maps.shape[2]} pixels, the images "
-                f"{images.shape[2]}x{images.shape[3]}: delete the folder, and the maps are computed anew"
+                f"{images.shape[2]}x{images.shape[3]}: delete the folder, and the maps are computed again"
             )
         grey = stretched(maps, power)[:, None]
         black, white = (value.to(images.device) for value in self.pixels)
@@ -111,7 +111,7 @@ def stretched(maps: torch.Tensor, power: torch.Tensor) -> torch.Tensor:
 
 
 def derangement(count: int, seed: int) -> torch.Tensor:
-    """Another place for each of `count` places, (count,) int64: all in one ring of random order, nobody at its own.
+    """Another place for each of `count` places, (count,) int64: all in one ring of random order, none at its own.
 
     Raises:
         ValueError: For fewer than two places.

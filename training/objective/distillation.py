@@ -76,7 +76,7 @@ class Distillation(nn.Module):
         model.isolate_statistics(not shared_statistics)
 
     def train(self, mode: bool = True) -> Distillation:
-        """As every module's; nothing if it is so already: Trainer asks at each step, and routes would be built anew."""
+        """As every module's; nothing if it is so already: Trainer asks at each step, and routes would be rebuilt."""
         if mode != self.training or mode != self.model.training:
             super().train(mode)
         return self

@@ -28,14 +28,14 @@ class ObjectiveArguments:
     prefix_weight: float = field(default=1.0, metadata={"help": "Weight of the mean loss of stages 1 to N-1."})
     prefix_share: int = field(
         default=4,
-        metadata={"help": "Each stage sees every so manieth image of a batch, another part at every step; saves time."},
+        metadata={"help": "Each stage sees every n-th image of a batch, another part at every step; saves time."},
     )
     prefix_every: int = field(default=1, metadata={"help": "Stages are trained at every such step."})
     mask_weight: float = field(default=2.0, metadata={"help": "Weight of the mean loss of the drawn masks."})
     mask_count: int = field(default=4, metadata={"help": "Masks drawn for a step."})
     mask_every: int = field(default=1, metadata={"help": "Masks are drawn at every such step."})
     mask_share: int = field(
-        default=4, metadata={"help": "Each drawn mask sees every so manieth image of a batch; saves time."}
+        default=4, metadata={"help": "Each drawn mask sees every n-th image of a batch; saves time."}
     )
     mask_distribution: str = field(
         default="suffix-scattered",
@@ -56,7 +56,7 @@ class ObjectiveArguments:
         default=1.0, metadata={"help": "Weight of the distance of features to themselves, converted there and back."}
     )
     feature_share: int = field(
-        default=4, metadata={"help": "sync and recon see every so manieth image of a batch; saves time."}
+        default=4, metadata={"help": "sync and recon see every n-th image of a batch; saves time."}
     )
     feature_every: int = field(default=1, metadata={"help": "sync and recon are trained at every such step."})
     normalize_features: bool = field(

@@ -101,7 +101,7 @@ class Passes:
         return slice((self.step + number) % share, None, share) if share > 1 else ALL
 
     def boundaries(self, share: int = 1) -> list[Boundary]:
-        """The boundaries 1 to N-1, for every so manieth image."""
+        """The boundaries 1 to N-1, for every n-th image."""
         if share not in self._boundaries:
             rows = self.part(share)
             features = zip(self.teacher.hidden_states[:-1], self.student.hidden_states[:-1], strict=True)

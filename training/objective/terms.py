@@ -36,7 +36,7 @@ class Periodic:
 
     Args:
         term: The term.
-        every: It is there at every so manieth step, from the first.
+        every: It is there at every n-th step, from the first.
     """
 
     term: Term
@@ -98,7 +98,7 @@ class PrefixLoss:
 
     Args:
         loss: Of each path.
-        share: Each stage sees every so manieth image of the batch, another part at every step.
+        share: Each stage sees every n-th image of the batch, another part at every step.
     """
 
     loss: PathLoss
@@ -120,7 +120,7 @@ class MaskLoss:
         loss: Of each path.
         groups: What the masks are drawn from.
         count: How many at once.
-        share: Each mask sees every so manieth image of the batch.
+        share: Each mask sees every n-th image of the batch.
     """
 
     loss: PathLoss
@@ -141,7 +141,7 @@ class Synchronisation:
 
     Args:
         normalize: See `feature_distance`.
-        share: Of every so manieth image of the batch, others at every step.
+        share: Of every n-th image of the batch, others at every step.
     """
 
     normalize: bool = False
@@ -163,7 +163,7 @@ class Reconstruction:
 
     Args:
         normalize: See `feature_distance`.
-        share: Of every so manieth image of the batch, others at every step.
+        share: Of every n-th image of the batch, others at every step.
     """
 
     normalize: bool = False

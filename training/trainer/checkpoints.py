@@ -20,7 +20,7 @@ from pwl_hf.modeling import Manifest, PWLConfig, PWLForImageClassification, Repo
 from pwl_hf.modeling.loading import read_config
 from pwl_hf.modeling.parts.saving import PlannedFile, save_repository
 from pwl_hf.modeling.parts.weights import WeightStore, same_bits
-from pwl_hf.modeling.repository.files import beside, leads_out
+from pwl_hf.modeling.repository.files import atomic_write, leads_out
 from pwl_hf.modeling.repository.manifest import FileEntry
 from pwl_hf.modeling.repository.source import Repository
 from pwl_hf.modeling.repository.verification import check_file
@@ -103,7 +103,7 @@ class CheckpointWriter:
         if target.exists() and copy.samefile(target):
             return entry
         try:
-            with beside(target) as temporary:
+            with atomic_write(target) as temporary:
                 os.link(copy, temporary)
         except OSError as error:
             logger.debug("%s is copied, not linked to %s: %s", target, copy, error)

@@ -74,7 +74,7 @@ def select_statistics(
 
     Batches are told apart: those at the end are measured on and play no part in the first estimate. A mask keeps
     statistics of its own if the cross entropy is lower with them: it tells more than the count of right answers, which
-    on some hundred images is off by points. What is kept is then estimated anew, from all images.
+    on some hundred images is off by points. What is kept is then estimated again, from all images.
 
     The model ends in the mode that it was in; networks, converters and other masks' statistics stay as they are.
 

@@ -123,7 +123,7 @@ class PWLTrainer(HubTrainer):
         self._writer = CheckpointWriter()
         self._step_log = StepLog()
         if args.torch_compile:
-            # The blocks, which every path is made of: paths change from step to step, and would be compiled anew.
+            # The blocks, which every path is made of: paths change from step to step, and would be compiled again.
             model.compile(backend=args.torch_compile_backend, mode=args.torch_compile_mode)
 
     # --- What runs ----------------------------------------------------------------------------------------------

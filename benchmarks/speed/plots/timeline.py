@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from benchmarks.speed.measures.alternatives import INT8_WAY, PWL_WAY, STUDENT_WAY, TEACHER_WAY
-from pwl_hf.modeling.repository.files import beside
+from pwl_hf.modeling.repository.files import atomic_write
 
 # By Okabe and Ito, told apart by all eyes; and each has its own dashes.
 _STYLES: Mapping[str, tuple[str, str, str]] = {
@@ -36,7 +36,7 @@ def draw(series: Mapping[str, Any], path: Path) -> None:
     """
     figure = picture(series)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with beside(path) as temporary:
+    with atomic_write(path) as temporary:
         figure.savefig(temporary, format=path.suffix[1:], dpi=_DOTS)
 
 
