@@ -368,7 +368,9 @@ class Repository:
                 self._suspect_manifest()
             else:
                 discard(local)
-            raise RepositoryError(f"{error}; it came so twice in a row; call again later to fetch it again") from error
+            raise RepositoryError(
+                f"{error}; it came so twice in a row; the same call later fetches it again"
+            ) from error
 
     def _is_as_served(self, path: str, local: Path) -> bool:
         if blob_of(local) is not None:
