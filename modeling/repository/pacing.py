@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from typing import Any
+from weakref import WeakSet
 
 from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
 
@@ -56,6 +57,9 @@ class Transfer:
         transfer = self
 
         class Watch(tqdm):  # type: ignore[misc]
+            # Not those of all progress bars: in a forked child, a lock that a thread of the parent held is never freed.
+            _lock, _instances = threading.RLock(), WeakSet[Any]()
+
             def __init__(self, *args: Any, **kwargs: Any) -> None:
                 # Xet reports from a thread of its own, which must neither wait nor fail.
                 self._is_receiving = kwargs.get("name") == "huggingface_hub.http_get"

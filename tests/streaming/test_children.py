@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from huggingface_hub.utils import tqdm
 from torch.utils.data import DataLoader
 
 from pwl_hf import PWLForImageClassification, StageError
@@ -257,3 +258,20 @@ def test_forks_under_load_answer_alike(load, answers) -> None:
             stream.wait()
             model.set_stage(0)
     assert wrong == []
+
+
+@forking
+def test_a_child_streams_though_a_thread_of_the_parent_held_the_lock_of_progress_bars(hub, pull, answers) -> None:
+    model, expected = pull(), answers()
+    lock, held = tqdm.get_lock(), threading.Event()
+
+    def hold() -> None:
+        with lock:
+            held.set()
+            time.sleep(1)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    assert held.wait(20)
+    assert in_fork(lambda: grow(model, expected), 30) == GROWN
+    holder.join()
