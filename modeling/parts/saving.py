@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -94,25 +94,28 @@ def check_savable(model: StagedModel) -> None:
     Raises:
         SaveError: With the first tensor or module of that kind.
     """
-    difference = None
-    for role, plan in model._blueprints.items():
-        if role in model._modules and (found := plan.difference(model._network(role))) is not None:
-            difference = f"of the {role}, {found}"
-        elif plan.config.num_labels != model.config.num_labels:
-            difference = f"config.num_labels is {model.config.num_labels}, the {role}'s {plan.config.num_labels}"
-    for piece in sorted(model._resident()):
-        if piece.kind in ("encoder", "decoder") and (found := model._difference(piece)) is not None:
-            difference = f"of {piece}, {found}"
-    own = ("teacher.", "student.", "encoders.", "decoders.")
-    for name in model.state_dict():
-        if not name.startswith(own):
-            difference = f"it holds the tensor {name!r}, which is none of its networks'"
+    difference = next(_differences(model), None)
     if difference is not None:
         raise SaveError(
             f"the model is not what its config describes, and would not be saved whole: {difference}; merge an adapter "
             "first (merge_and_unload) or save it alone (save_pretrained of the PeftModel), save before quantising, and "
             "take back what else was put in, or changed in the config"
         )
+
+
+def _differences(model: StagedModel) -> Iterator[str]:
+    for role, plan in model._blueprints.items():
+        if role in model._modules and (found := plan.difference(model._network(role))) is not None:
+            yield f"of the {role}, {found}"
+        elif plan.config.num_labels != model.config.num_labels:
+            yield f"config.num_labels is {model.config.num_labels}, the {role}'s {plan.config.num_labels}"
+    for piece in sorted(model._resident()):
+        if piece.kind in ("encoder", "decoder") and (found := model._difference(piece)) is not None:
+            yield f"of {piece}, {found}"
+    own = ("teacher.", "student.", "encoders.", "decoders.")
+    for name in model.state_dict():
+        if not name.startswith(own):
+            yield f"it holds the tensor {name!r}, which is none of its networks'"
 
 
 def save_repository(

@@ -118,19 +118,19 @@ def code_of(config: PWLConfig, remote_code: str) -> dict[str, str]:
         config: The model's config.
         remote_code: As `chosen_code` gives it.
     """
-    texts: dict[str, str] = {}
-    module = FAMILIES[config.teacher_config.model_type].code_module
-    if module is not None:
-        texts[f"{module}.py"] = join(f"families.{module}", _read, header=_header(_NETWORK_HEADER), absent=_ABSENT)
-    if remote_code == STANDALONE:
-        registry = _registry(_model_types(config))
-        texts[STANDALONE_FILE] = join(
-            "tasks.image_classification",
-            lambda name: registry if name == _REGISTRY else _read(name),
-            header=_header(_STANDALONE_HEADER),
-            absent=_ABSENT,
-        )
-    return texts
+    return {path: _code(config, path) for path in sorted(code_paths(config, remote_code))}
+
+
+def _code(config: PWLConfig, path: str) -> str:
+    if path != STANDALONE_FILE:
+        return join(f"families.{Path(path).stem}", _read, header=_header(_NETWORK_HEADER), absent=_ABSENT)
+    registry = _registry(_model_types(config))
+    return join(
+        "tasks.image_classification",
+        lambda name: registry if name == _REGISTRY else _read(name),
+        header=_header(_STANDALONE_HEADER),
+        absent=_ABSENT,
+    )
 
 
 def with_code(texts: Mapping[str, bytes], remote_code: str) -> dict[str, bytes]:
@@ -153,9 +153,11 @@ def with_code(texts: Mapping[str, bytes], remote_code: str) -> dict[str, bytes]:
             raise RepositoryError(f"{path} is missing or malformed: {type(error).__name__}: {error}") from error
     config = PWLConfig(**configs[CONFIG_FILE])
     chosen = chosen_code(config, remote_code)
-    for path, found in ((CONFIG_FILE, auto_map(chosen)), (f"teacher/{CONFIG_FILE}", _teacher_auto_map(config))):
+    of_teacher = network_auto_map(config.teacher_config.model_type)
+    for path, found in ((CONFIG_FILE, auto_map(chosen)), (f"teacher/{CONFIG_FILE}", of_teacher)):
         configs[path] |= {} if found is None else {"auto_map": found}
-    kept = {path: content for path, content in texts.items() if path not in code_in(texts)}
+    code = code_in(texts)
+    kept = {path: content for path, content in texts.items() if path not in code}
     written = {path: json.dumps(data, indent=2, sort_keys=True) + "\n" for path, data in configs.items()}
     return kept | {path: text.encode() for path, text in (written | code_of(config, chosen)).items()}
 
@@ -175,10 +177,6 @@ def code_in(texts: Mapping[str, bytes]) -> set[str]:
             imported = re.findall(rb"^\s*from \.(\w+) import", texts[path], flags=re.MULTILINE)
             waiting |= {f"{name.decode()}.py" for name in imported}
     return found
-
-
-def _teacher_auto_map(config: PWLConfig) -> dict[str, str] | None:
-    return network_auto_map(config.teacher_config.model_type)
 
 
 def _registry(model_types: list[str]) -> str:

@@ -1,4 +1,4 @@
-"""Files that come into place whole: written beside it and moved into it (pure Python)."""
+"""Files that come into place whole: written next to their place and moved into it (pure Python)."""
 
 from __future__ import annotations
 
