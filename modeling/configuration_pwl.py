@@ -23,7 +23,7 @@ else:
     Cuts = list[int] | tuple[int, ...] | None
 
 _NETWORKS = ("teacher_config", "student_config")
-_ALWAYS_SAVED = ("num_stages", "teacher_cuts", "student_cuts")
+_CUTS = ("teacher_cuts", "student_cuts")
 # What transformers' image-classification pipeline makes scores with, by problem type.
 _FUNCTIONS = {
     "single_label_classification": "softmax",
@@ -34,12 +34,12 @@ _FUNCTIONS = {
 
 @strict
 class PWLConfig(PreTrainedConfig):
-    """Configuration of `PWLForImageClassification`.
+    """Configuration of a PWL model.
 
     Args:
         teacher_config: The teacher's config, or its dict, of a `model_type` that has a family (`register_family`).
         student_config: The student's config; the teacher's `model_type`, of any depth and width.
-        num_stages: The number of blocks N, so there are stages 0 (the student) to N (the teacher).
+        num_blocks: The number of blocks N; `num_stages` is taken for it as well, and is its name in `config.json`.
         teacher_cuts: N block ends of the teacher, counted in its finest residual units: increasing, the
             last one its depth. Equal depth by default.
         student_cuts: The same for the student.
@@ -61,13 +61,15 @@ class PWLConfig(PreTrainedConfig):
         >>> config = PWLConfig(
         ...     teacher_config=ViTConfig(num_hidden_layers=12),
         ...     student_config=ViTConfig(num_hidden_layers=6, hidden_size=192, num_attention_heads=3),
-        ...     num_stages=3,
+        ...     num_blocks=3,
         ... )
         >>> config.teacher_cuts, config.student_cuts
         ([4, 8, 12], [2, 4, 6])
     """
 
     model_type = "pwl"
+    # Blocks and stages were once the same number.
+    attribute_map: ClassVar[dict[str, str]] = {"num_stages": "num_blocks"}
     sub_configs_defaults: ClassVar[dict[str, SubConfigSpec]] = {
         "teacher_config": SubConfigSpec(config_class=AutoConfig, model_type="vit"),
         "student_config": SubConfigSpec(
@@ -79,13 +81,15 @@ class PWLConfig(PreTrainedConfig):
 
     teacher_config: NetworkConfig = None
     student_config: NetworkConfig = None
-    num_stages: int = 4
+    num_blocks: int = 4
     teacher_cuts: Cuts = None  # type: ignore[assignment]
     student_cuts: Cuts = None  # type: ignore[assignment]
     base_model: str | None = None
     fingerprint: str | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
+        if "num_stages" in kwargs:
+            self.num_blocks = kwargs.pop("num_stages")
         check_claims("config", kwargs)
         for key in _NETWORKS:
             if isinstance(getattr(self, key), dict):
@@ -121,17 +125,17 @@ class PWLConfig(PreTrainedConfig):
 
     def _default_cuts(self, network: PreTrainedConfig) -> list[int] | None:
         # None where there are none: the validation below says why, after the checks that come before it.
-        if network.model_type not in FAMILIES or not isinstance(self.num_stages, int):
+        if network.model_type not in FAMILIES or not isinstance(self.num_blocks, int):
             return None
         try:
-            return default_cuts(FAMILIES[network.model_type].depths(network), self.num_stages)
+            return default_cuts(FAMILIES[network.model_type].depths(network), self.num_blocks)
         except ValueError:
             return None
 
     def validate_pwl(self) -> None:
         """Refuse values that cannot be, each by name; later checks rely on earlier ones."""
-        if self.num_stages < 1:
-            raise ValueError(f"num_stages must be at least 1, got {self.num_stages}")
+        if self.num_blocks < 1:
+            raise ValueError(f"num_blocks must be at least 1, got {self.num_blocks}")
         teacher, student = self.teacher_config, self.student_config
         family = family_of(teacher)
         if teacher.model_type != student.model_type:
@@ -139,26 +143,26 @@ class PWLConfig(PreTrainedConfig):
                 f"teacher and student must be of one family, got model_type {teacher.model_type!r} for the teacher "
                 f"and {student.model_type!r} for the student"
             )
-        channels = _num_channels(teacher), _num_channels(student)
-        if channels[0] != channels[1]:
-            raise ValueError(
-                f"teacher and student must take the same images, got num_channels {channels[0]} for the "
-                f"teacher and {channels[1]} for the student"
-            )
+        of_student = family.input_settings(student)
+        for name, value in family.input_settings(teacher).items():
+            if of_student[name] != value:
+                raise ValueError(
+                    f"teacher and student must take the same inputs, got {name} {value} for the teacher and "
+                    f"{of_student[name]} for the student"
+                )
         self._check_labels(teacher, student)
         self._check_problem(teacher, student)
         for key in _NETWORKS:
             network, cuts = getattr(self, key), key.replace("_config", "_cuts")
             if getattr(self, cuts) is None:
-                default_cuts(family.depths(network), self.num_stages)
-            check_cuts(cuts, getattr(self, cuts), family.num_units(network), self.num_stages)
+                default_cuts(family.depths(network), self.num_blocks)
+            check_cuts(cuts, getattr(self, cuts), family.num_units(network), self.num_blocks)
         for i, (units, student_units) in enumerate(zip(self.teacher_cuts, self.student_cuts, strict=True), start=1):
-            of_teacher = family.boundary(teacher, units).geometry
-            of_student = family.boundary(student, student_units).geometry
-            if of_teacher != of_student:
+            ends = family.boundary(teacher, units).geometry, family.boundary(student, student_units).geometry
+            if ends[0] != ends[1]:
                 raise ValueError(
-                    f"teacher and student cannot be joined after block {i}: the teacher has {of_teacher} after "
-                    f"{units} unit(s), the student has {of_student} after {student_units} unit(s)"
+                    f"teacher and student cannot be joined after block {i}: the teacher has {ends[0]} after "
+                    f"{units} unit(s), the student has {ends[1]} after {student_units} unit(s)"
                 )
 
     @staticmethod
@@ -193,7 +197,9 @@ class PWLConfig(PreTrainedConfig):
     @property
     def num_channels(self) -> int:
         """The channels of the images that both networks take."""
-        return _num_channels(self.teacher_config)
+        # Of a network of the user's own the config may not say it.
+        found: int = getattr(self.teacher_config, "num_channels", 3)
+        return found
 
     def align_labels(self) -> None:
         """Give both networks this config's labels, if their number was changed, and its problem type.
@@ -219,14 +225,11 @@ class PWLConfig(PreTrainedConfig):
         return super().from_dict(config_dict, **kwargs)
 
     def to_diff_dict(self) -> dict[str, Any]:
-        """As transformers' own, with the cuts always written: a repository outlives a default."""
-        return super().to_diff_dict() | {key: getattr(self, key) for key in _ALWAYS_SAVED}
-
-
-def _num_channels(config: Any) -> int:
-    # Of a network of the user's own the config may not say it.
-    found: int = getattr(config, "num_channels", 3)
-    return found
+        """As transformers' own, with blocks and cuts always written: a repository outlives a default."""
+        written = super().to_diff_dict()
+        written.pop("num_blocks", None)
+        # The name that format 1 has for the number of blocks.
+        return written | {"num_stages": self.num_blocks} | {key: getattr(self, key) for key in _CUTS}
 
 
 def _names_labels(config: Any) -> bool:

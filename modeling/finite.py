@@ -1,12 +1,16 @@
-"""Whether weights and images are finite."""
+"""Batches of a model's inputs, and whether weights and inputs are finite."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import torch
 
-Images = torch.Tensor | Iterable[torch.Tensor]
+# What a model is called with, by name, or its main input alone.
+Batch = torch.Tensor | Mapping[str, Any]
+# One batch, or several.
+Batches = Batch | Iterable[Batch]
 
 
 def first_not_finite(tensors: Iterable[tuple[str, torch.Tensor]]) -> str | None:
@@ -21,15 +25,36 @@ def first_not_finite(tensors: Iterable[tuple[str, torch.Tensor]]) -> str | None:
     return None
 
 
-def finite_batches(pixel_values: Images) -> Iterator[torch.Tensor]:
-    """Batches of images, one or several; empty ones are left out.
+def by_name(batch: Batch, main_input: str) -> dict[str, Any]:
+    """A batch by the names of its inputs.
+
+    Args:
+        batch: The batch.
+        main_input: What a batch that is a tensor is called.
+    """
+    return dict(batch) if isinstance(batch, Mapping) else {main_input: batch}
+
+
+def batches_of(inputs: Batches, main_input: str) -> Iterator[dict[str, Any]]:
+    """Batches of inputs by name, one or several; empty ones are left out.
+
+    Args:
+        inputs: The batches.
+        main_input: What a batch that is a tensor is called.
 
     Raises:
         ValueError: At a batch with a NaN or an infinity in it.
     """
-    batches = [pixel_values] if isinstance(pixel_values, torch.Tensor) else pixel_values
+    batches = [inputs] if isinstance(inputs, torch.Tensor | Mapping) else inputs
     for number, batch in enumerate(batches):
-        if first_not_finite([("pixel_values", batch)]) is not None:
-            raise ValueError(f"batch {number} of the images (from 0) holds NaN or infinity: leave such images out")
-        if len(batch):
-            yield batch
+        named = by_name(batch, main_input)
+        tensors = {name: value for name, value in named.items() if isinstance(value, torch.Tensor)}
+        if (name := first_not_finite(tensors.items())) is not None:
+            raise ValueError(f"batch {number} (from 0) holds NaN or infinity in {name}: leave such samples out")
+        if len(named[main_input]):
+            yield named
+
+
+def on_device(inputs: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    """The inputs of a batch with their tensors on a device."""
+    return {name: v.to(device) if isinstance(v, torch.Tensor) else v for name, v in inputs.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -14,7 +14,7 @@ from .errors import RepositoryError
 from .repository.manifest import CONFIG_FILE, MANIFEST_FILE, Manifest
 from .repository.source import Repository
 from .repository.verification import stamp_of
-from .sources import Sources
+from .sources import ROLE_OF, Role
 
 Config = TypeVar("Config", bound=PreTrainedConfig)
 
@@ -128,17 +128,15 @@ def dtype_of(dtype: Any, stored: torch.dtype) -> torch.dtype:
     return found
 
 
-def sources_of(stage: int | str, num_stages: int) -> Sources:
-    """The mask of a stage, which may be `"teacher"` for the last.
+def check_keep(keep: Collection[Role]) -> frozenset[Role]:
+    """The networks that `keep` names.
 
     Raises:
-        ValueError: If there is no such stage.
+        ValueError: For another name, or a string in place of a collection.
     """
-    if isinstance(stage, str):
-        if stage != "teacher":
-            raise ValueError(f"stage must be a whole number from 0 to {num_stages} or 'teacher', got {stage!r}")
-        stage = num_stages
-    return Sources.prefix(stage, num_stages)
+    if isinstance(keep, str) or set(keep) - set(ROLE_OF.values()):
+        raise ValueError(f'keep must be a collection of "student" and "teacher", such as ("student",), got {keep!r}')
+    return frozenset(keep)
 
 
 def read_repository(

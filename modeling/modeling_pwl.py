@@ -1,12 +1,12 @@
 """PWLPreTrainedModel: a model that answers as its student and grows into its teacher, whatever its task.
 
-Notation: N blocks; stage k takes blocks 1..k from the teacher. B images of C channels, H x W pixels.
+Notation: N blocks; a stage is a mask of the schedule, usually blocks 1..k from the teacher.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -16,14 +16,15 @@ from transformers import PreTrainedModel
 
 from .configuration_pwl import PWLConfig
 from .errors import RepositoryError
-from .finite import Images
-from .loading import check_arguments, device_of, dtype_of, read_repository, sources_of
+from .finite import Batch, Batches, batches_of, by_name
+from .loading import check_arguments, check_keep, device_of, dtype_of, read_repository
 from .parts.adapters import open_model
 from .parts.locking import exclusive
 from .parts.weights import WeightStore
 from .repository.background import Prefetch
 from .repository.retrying import RetryPolicy
-from .sources import Sources
+from .routes.shared_paths import SharedPaths
+from .sources import Role, Sources
 from .staged_model import StagedModel
 from .transformers_internals import choose_attention
 
@@ -49,6 +50,7 @@ class PWLPreTrainedModel(StagedModel):
         pretrained_model_name_or_path: str | os.PathLike[str],
         *,
         stage: int | str = 0,
+        keep: Collection[Role] = (),
         keep_all: bool = False,
         stream: bool = False,
         config: PWLConfig | None = None,
@@ -76,7 +78,8 @@ class PWLPreTrainedModel(StagedModel):
 
         Args:
             pretrained_model_name_or_path: A folder or a Hub id.
-            stage: 0 (the student) to N, or `"teacher"` for N.
+            stage: 0 (the student) to the last, or `"teacher"` for the last.
+            keep: Networks to keep in memory whole, beside the current route: `"student"`, `"teacher"`, or both.
             keep_all: Keep both networks and all converters in memory, for training and for `sources=`.
             stream: Start loading the later stages in the background at once (see `stream_stages`).
             config: A config to use in place of the repository's.
@@ -115,6 +118,7 @@ class PWLPreTrainedModel(StagedModel):
         adapter = adapter_kwargs.pop("_adapter_model_path", None)  # of an Auto class, which has looked for one
         overrides = check_arguments(kwargs)
         device = device_of(device_map)
+        kept = check_keep(keep)
         if ignore_mismatched_sizes and not keep_all:
             raise ValueError("ignore_mismatched_sizes=True resets both heads: load with keep_all=True as well")
         if stream and keep_all:
@@ -140,11 +144,11 @@ class PWLPreTrainedModel(StagedModel):
                 f"num_labels={config.num_labels}, but the heads have {config.teacher_config.num_labels} labels: give "
                 "ignore_mismatched_sizes=True and keep_all=True to reset both"
             )
-        target = sources_of(stage, config.num_stages)
+        target = manifest.schedule.mask(stage)
         config.align_labels()
         if attn_implementation is not None:
             choose_attention(config, attn_implementation)
-        entries = manifest.files if keep_all else manifest.files_for(target)
+        entries = manifest.files if keep_all else manifest.files_for(target, kept)
         # Waiting for the network and hashing leave the interpreter free: the modules are built meanwhile.
         with Prefetch(lambda cancelled: repository.verify(entries, cancelled=cancelled)) as fetched:
             try:
@@ -153,14 +157,15 @@ class PWLPreTrainedModel(StagedModel):
                 raise RepositoryError(
                     f"{repository}: no network can be built from config.json: {type(error).__name__}: {error}"
                 ) from error
-            store = WeightStore(repository, manifest, model._blueprints, ignore_mismatched_heads=resized)
+            store = WeightStore(repository, manifest, model.parts.inventory, ignore_mismatched_heads=resized)
             store.prepare([entry.path for entry in entries], fetched.result())
         floating = dtype_of(dtype if dtype is not None else torch_dtype, store.dtype)
         for part in (config, config.teacher_config, config.student_config):
             part.dtype = floating
         model.eval()
-        model._store, model._keep_all = store, keep_all
-        model._switch_to(target, model._all_pieces() if keep_all else target.pieces, device, floating)
+        model._schedule = manifest.schedule
+        model.parts.store, model.parts.keep, model.parts.keeps_all = store, kept, keep_all
+        model._swapper.move(target, device, floating)
         if adapter is not None:
             model.load_adapter(os.fspath(adapter), adapter_name, adapter_kwargs={**options, **adapter_kwargs})
         if stream:
@@ -180,6 +185,7 @@ class PWLPreTrainedModel(StagedModel):
         teacher: PreTrainedModel | str | os.PathLike[str],
         student: PreTrainedModel | str | os.PathLike[str],
         *,
+        num_blocks: int | None = None,
         num_stages: int | None = None,
         teacher_cuts: list[int] | None = None,
         student_cuts: list[int] | None = None,
@@ -193,7 +199,8 @@ class PWLPreTrainedModel(StagedModel):
         Args:
             teacher: A model (used, not copied), a folder or a Hub id.
             student: The same.
-            num_stages: The number of blocks N; 4, or as many as the cuts, by default.
+            num_blocks: The number of blocks N; 4, or as many as the cuts, by default.
+            num_stages: The same: with blocks from first to last there is a stage for each.
             teacher_cuts: See `PWLConfig`.
             student_cuts: See `PWLConfig`.
             dtype: The dtype of everything; needed if the two networks' dtypes differ. None or `"auto"`: their own.
@@ -207,13 +214,14 @@ class PWLPreTrainedModel(StagedModel):
             huggingface_hub.errors.StrictDataclassError: If the two cannot be joined, with the reason.
             RepositoryError: If a checkpoint lacks tensors of its network, which would be random, has some that would be
                 lost, or holds NaN or infinity; with their names.
+            TypeError: If `num_blocks` and `num_stages` are given.
             ValueError: If their dtypes differ and `dtype` is not given.
             RuntimeError: If it is called within `torch.device("meta")`.
 
         Example:
 
             >>> model = PWLForImageClassification.from_teacher_student(
-            ...     "google/vit-base-patch16-224", "WinKawaks/vit-tiny-patch16-224", num_stages=4
+            ...     "google/vit-base-patch16-224", "WinKawaks/vit-tiny-patch16-224", num_blocks=4
             ... )  # doctest: +SKIP
         """
         from .parts.construction import check_common_dtype, joined_config, load_network
@@ -224,20 +232,24 @@ class PWLPreTrainedModel(StagedModel):
         }
         common = {k: v for k, v in kwargs.items() if not k.startswith(("teacher_", "student_"))}
         common["allow_new_head"] = allow_new_head
-        loaded_teacher = load_network("teacher", teacher, **{**common, **of_role["teacher"]})
-        loaded_student = load_network("student", student, **{**common, **of_role["student"]})
+        if num_blocks is not None and num_stages is not None:
+            raise TypeError("num_blocks and num_stages are one thing: give num_blocks")
+        loaded_teacher = load_network("teacher", teacher, cls.task, **{**common, **of_role["teacher"]})
+        loaded_student = load_network("student", student, cls.task, **{**common, **of_role["student"]})
         if loaded_student.device.type != "meta":
             device_of(None)  # Not the meta device, where converters would have no values.
         floating = None if dtype in (None, "auto") else dtype_of(dtype, torch.float32)
         check_common_dtype(loaded_teacher, loaded_student, floating)
         cuts = {"teacher_cuts": teacher_cuts, "student_cuts": student_cuts}
-        if num_stages is None:
-            num_stages = next((len(given) for given in cuts.values() if given is not None), 4)
-        config = joined_config(loaded_teacher, loaded_student, num_stages=num_stages, problem_type=problem_type, **cuts)
+        num_blocks = num_stages if num_blocks is None else num_blocks
+        if num_blocks is None:
+            num_blocks = next((len(given) for given in cuts.values() if given is not None), 4)
+        options = {"num_blocks": num_blocks, "problem_type": problem_type, **cuts}
+        config = joined_config(loaded_teacher, loaded_student, cls.task, **options)
         model = cls(config, teacher=loaded_teacher, student=loaded_student)
         if floating is not None:
             model.to(dtype=floating)  # type: ignore[call-arg]
-        model._joined_from = tuple(
+        model.parts.joined_from = tuple(
             os.path.abspath(os.path.join(network, of_role[role].get("subfolder") or common.get("subfolder") or ""))
             for role, network in (("teacher", teacher), ("student", student))
             if isinstance(network, str | os.PathLike) and os.path.isdir(network)
@@ -299,7 +311,7 @@ class PWLPreTrainedModel(StagedModel):
         if self._hf_peft_config_loaded:
             if kwargs.pop("variant", None):
                 raise ValueError("variant does not apply to an adapter: it has one set of weights")
-            check_base_is_saved(self)
+            check_base_is_saved(self, self.parts)
             if not overwrite:
                 check_adapter_folder(save_directory)
             own = {name: kwargs.pop(name) for name in ("max_shard_size", "save_peft_format") if name in kwargs}
@@ -310,8 +322,15 @@ class PWLPreTrainedModel(StagedModel):
             for name in ("max_shard_size", "save_original_format", "safe_serialization", "save_peft_format"):
                 kwargs.pop(name, None)
             if is_main_process:
-                with self._lock:
-                    save_repository(self, save_directory, state_dict, remote_code=remote_code, overwrite=overwrite)
+                with self.parts.lock:
+                    save_repository(
+                        self.parts,
+                        self._schedule,
+                        save_directory,
+                        state_dict,
+                        remote_code=remote_code,
+                        overwrite=overwrite,
+                    )
         if push_to_hub and is_main_process:
             kwargs |= {"overwrite": True} if overwrite else {}
             kwargs |= {"remote_code": remote_code} if remote_code is not None else {}
@@ -382,7 +401,8 @@ class PWLPreTrainedModel(StagedModel):
             if card_data or inference_handler:
                 name = "card_data" if card_data else "inference_handler"
                 raise ValueError(f"{name} does not apply to an adapter, which alone would be pushed: leave it out")
-            check_adapter_push(self, repo_id, revision=revision, token=token, overwrite=overwrite or create_pr)
+            may_replace = overwrite or create_pr
+            check_adapter_push(self, self.parts, repo_id, revision=revision, token=token, overwrite=may_replace)
             pushed: CommitInfo = super().push_to_hub(  # type: ignore[call-arg]
                 repo_id=repo_id,
                 commit_message=commit_message,
@@ -413,35 +433,59 @@ class PWLPreTrainedModel(StagedModel):
             remote_code=remote_code,
             overwrite=overwrite,
         )
-        return push_model(self, target)
+        return push_model(self.parts, self._schedule, target)
 
-    # --- Converters and statistics from images ------------------------------------------------------------------
+    # --- Converters and statistics from data --------------------------------------------------------------------
+
+    def shared_paths(self, inputs: Batch) -> SharedPaths:
+        """Paths of several masks over the same inputs, each run when asked for, common blocks once.
+
+        Args:
+            inputs: What `forward` would be called with, by name, or a tensor: the main input.
+
+        Returns:
+            A callable: `paths("TTSS")` gives the `logits` and `hidden_states` of that mask.
+
+        Example:
+
+            >>> paths = model.shared_paths(pixel_values)  # doctest: +SKIP
+            >>> {mask: paths(mask).logits for mask in ("TTTT", "TSSS", "STTS")}  # doctest: +SKIP
+        """
+        return SharedPaths(
+            self._router.of,
+            by_name(inputs, self.main_input_name),
+            self.num_blocks,
+            batch_statistics=self.training,
+            # In training the student's own pass alone updates its running statistics.
+            leader="S" * self.num_blocks if self.training else None,
+        )
 
     @exclusive
     @torch.no_grad()
-    def fit_converters(self, pixel_values: Images, ridge: float = 1e-4) -> None:
-        """Fit every converter in closed form to the features of images.
+    def fit_converters(self, inputs: Batches, ridge: float = 1e-4) -> None:
+        """Fit every converter in closed form to the features of samples.
 
         For two **trained** networks; some hundred images do (SN-Net, arXiv 2302.06586). For an untrained
         student it is harmful: its features say nothing yet.
 
         Args:
-            pixel_values: (B, C, H, W), or an iterable of such batches.
+            inputs: A batch, or an iterable of batches. A batch is what `forward` would be called with, by name, or a
+                tensor: the main input, such as pixel values (B, C, H, W).
             ridge: The relative weight of the penalty (see `LeastSquares`).
 
         Raises:
             StageError: If not everything is resident.
-            ValueError: If there are no images; if images, features or what is fitted to them are not finite. The
+            ValueError: If there are no samples; if inputs, features or what is fitted to them are not finite. The
                 converters stay as they were.
         """
         from .parts.fitting import fit_converters
 
-        fit_converters(self, pixel_values, ridge)
+        fit_converters(self._router, batches_of(inputs, self.main_input_name), ridge)
 
     @exclusive
     @torch.no_grad()
-    def estimate_statistics(self, pixel_values: Images, sources: str | Iterable[str] | None = None) -> None:
-        """Re-estimate the BatchNorm statistics of a mask, or of several, from images.
+    def estimate_statistics(self, inputs: Batches, sources: str | Iterable[str] | None = None) -> None:
+        """Re-estimate the BatchNorm statistics of a mask, or of several, from samples.
 
         A block behind a converter sees other features than the ones its running statistics were gathered
         from. The mask gets statistics of its own, saved and loaded with it; parameters and the networks'
@@ -451,21 +495,21 @@ class PWLPreTrainedModel(StagedModel):
         2^(N+1) blocks a batch, whose outputs are kept until the batch is done.
 
         Args:
-            pixel_values: (B, C, H, W), or an iterable of such batches, of training images.
+            inputs: Training samples, as in `fit_converters`.
             sources: The mask, or masks; the current one by default.
 
         Raises:
             ValueError: If a mask takes all blocks from one network, whose own statistics are right; if
-                there are no images.
+                there are no samples.
             StageError: If a mask needs what is not resident.
         """
         from .parts.fitting import estimate_statistics
 
-        masks = [self._current]
+        masks = [self._router.sources]
         if sources is not None:
             named = [sources] if isinstance(sources, str) else sources
-            masks = [Sources.of(mask, self.num_stages) for mask in named]
-        estimate_statistics(self, pixel_values, masks)
+            masks = [Sources.of(mask, self.num_blocks) for mask in named]
+        estimate_statistics(self._router, batches_of(inputs, self.main_input_name), masks)
 
     @exclusive
     def discard_statistics(self, sources: str | None = None) -> None:
@@ -480,8 +524,9 @@ class PWLPreTrainedModel(StagedModel):
         Raises:
             ValueError: If there is no such mask.
         """
-        mask = self._current if sources is None else Sources.of(sources, self.num_stages)
-        self._discarded |= {mask.mask}
-        if mask.mask in self._statistics:
-            self._statistics = {other: found for other, found in self._statistics.items() if other != mask.mask}
-            self._reroute()
+        mask = self._router.sources if sources is None else Sources.of(sources, self.num_blocks)
+        parts = self.parts
+        parts.discarded |= {mask.mask}
+        if mask.mask in parts.statistics:
+            parts.statistics = {other: found for other, found in parts.statistics.items() if other != mask.mask}
+            self._router.reset()

@@ -12,30 +12,52 @@ from typing import Literal, NamedTuple
 
 Role = Literal["teacher", "student"]
 Direction = Literal["encoder", "decoder"]
+DIRECTIONS: tuple[Direction, Direction] = ("encoder", "decoder")
+
+
+class Letter(NamedTuple):
+    """What a letter of a mask stands for.
+
+    Args:
+        role: Whose block it is.
+        precision: How its weights are stored: as they are (`"exact"`).
+    """
+
+    role: Role
+    precision: Literal["exact"] = "exact"
+
+
+LETTERS: dict[str, Letter] = {"S": Letter("student"), "T": Letter("teacher")}
+ROLE_OF: dict[str, Role] = {letter: meaning.role for letter, meaning in LETTERS.items()}
 
 
 class Piece(NamedTuple):
     """A part of a model that is fetched, attached and released as one.
 
     Args:
-        kind: A block of the teacher or the student, or a converter.
-        number: The block's or the boundary's, from 1. A network's embedder belongs to its first
+        kind: A block of the teacher or the student, a converter, or tensors that blocks of one network share.
+        number: The block's or the boundary's, from 1; 0 for what is shared. A network's embedder belongs to its first
             block, its head to its last.
+        name: Of what is shared, the name of the tensor or module in its network.
+        network: Of what is shared, whose it is.
     """
 
-    kind: Literal["teacher", "student", "encoder", "decoder"]
+    kind: Literal["teacher", "student", "encoder", "decoder", "shared"]
     number: int
+    name: str = ""
+    network: Literal["teacher", "student", ""] = ""
 
     @property
-    def prefix(self) -> str:
-        """What stands before the names of its tensors in a model's state dict."""
-        return f"{self.kind}." if self.kind in ("teacher", "student") else f"{self.kind}s.{self.number}."
+    def role(self) -> Role | None:
+        """The network that it is of; None for a converter."""
+        if self.kind == "teacher" or self.kind == "student":
+            return self.kind
+        return self.network or None
 
     def __str__(self) -> str:
-        return f"{self.kind} {'block ' if self.kind in ('teacher', 'student') else ''}{self.number}"
-
-
-ROLE_OF: dict[str, Role] = {"S": "student", "T": "teacher"}
+        if self.kind == "shared":
+            return f"{self.network} {self.name}, which blocks share,"
+        return f"{self.kind} {'block ' if self.role else ''}{self.number}"
 
 
 @dataclass(frozen=True)
@@ -43,7 +65,7 @@ class Sources:
     """A sources mask, one letter a block: `Sources("TTSS")` takes blocks 1 and 2 from the teacher.
 
     Args:
-        mask: A non-empty string of the letters `S` and `T`.
+        mask: A non-empty string of letters of `LETTERS`.
 
     Raises:
         ValueError: If `mask` is empty or holds another letter.
@@ -52,41 +74,30 @@ class Sources:
     mask: str
 
     def __post_init__(self) -> None:
-        if not isinstance(self.mask, str) or not self.mask or set(self.mask) - set("ST"):
+        if not isinstance(self.mask, str) or not self.mask or set(self.mask) - LETTERS.keys():
             raise ValueError(
                 f"invalid sources mask {self.mask!r}: give one letter a block, 'T' for the teacher and "
                 "'S' for the student, such as 'TTSS'"
             )
 
     @classmethod
-    def prefix(cls, stage: int, num_stages: int) -> Sources:
-        """The mask of a stage: the first `stage` of `num_stages` blocks come from the teacher.
-
-        Raises:
-            ValueError: If `stage` is not in 0..`num_stages`.
-        """
-        if isinstance(stage, bool) or not isinstance(stage, int) or not 0 <= stage <= num_stages:
-            raise ValueError(f"stage must be a whole number from 0 to {num_stages}, got {stage!r}")
-        return cls("T" * stage + "S" * (num_stages - stage))
-
-    @classmethod
-    def of(cls, sources: str | Sources, num_stages: int) -> Sources:
-        """`sources` as a mask of `num_stages` letters.
+    def of(cls, sources: str | Sources, num_blocks: int) -> Sources:
+        """`sources` as a mask of `num_blocks` letters.
 
         Raises:
             ValueError: If it is malformed or of another length.
         """
         mask = sources if isinstance(sources, Sources) else cls(sources)
-        if len(mask.mask) != num_stages:
+        if len(mask.mask) != num_blocks:
             raise ValueError(
-                f"sources mask {mask.mask!r} has {len(mask.mask)} letters, but the model has {num_stages} blocks"
+                f"sources mask {mask.mask!r} has {len(mask.mask)} letters, but the model has {num_blocks} blocks"
             )
         return mask
 
     @classmethod
-    def all(cls, num_stages: int) -> list[Sources]:
+    def all(cls, num_blocks: int) -> list[Sources]:
         """All 2^N masks, the student's first and the teacher's last."""
-        return [cls("".join(letters)) for letters in product("ST", repeat=num_stages)]
+        return [cls("".join(letters)) for letters in product(LETTERS, repeat=num_blocks)]
 
     def __str__(self) -> str:
         return self.mask
@@ -95,10 +106,9 @@ class Sources:
         return len(self.mask)
 
     @cached_property
-    def stage(self) -> int | None:
-        """The stage, if the teacher's blocks are a prefix; None for any other mask."""
-        stage = self.mask.count("T")
-        return stage if self.mask.startswith("T" * stage) else None
+    def roles(self) -> tuple[Role, ...]:
+        """The network that each block comes from."""
+        return tuple(ROLE_OF[letter] for letter in self.mask)
 
     @cached_property
     def is_mixed(self) -> bool:

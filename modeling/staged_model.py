@@ -1,86 +1,269 @@
 """A model that goes from stage to stage, at once or in the background, and what torch does to it meanwhile.
 
-Notation: N blocks; stage k takes blocks 1..k from the teacher. A piece is a block or a converter.
+Notation: N blocks; a stage is a mask of the schedule, usually blocks 1..k from the teacher. A piece is a block or a
+converter.
 """
 
 from __future__ import annotations
 
 import copy
 import copyreg
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Set as AbstractSet
-from itertools import chain
-from typing import Any
+from functools import partial
+from types import MappingProxyType
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 from transformers.utils import logging
 
+from .configuration_pwl import PWLConfig
 from .errors import RepositoryError, StageError, StateDictError
-from .loading import sources_of
+from .families.base import Inputs
+from .loading import refuse_attentions
 from .parts.adapters import read_adapter, refuse_vacancies, undone_on_error
-from .parts.locking import SWAPPING, exclusive
-from .parts.structure import has_accelerate_hooks
-from .parts.weights import WeightStore
-from .pieces import PiecedModel
-from .repository.manifest import file_of, statistics_file
+from .parts.locking import exclusive
+from .parts.parts import Parts
+from .parts.router import Router
 from .repository.source import Repository
 from .routes.batchnorm import Statistics
+from .routes.block import Block
 from .routes.compiling import Compiling
-from .routes.route import Route
-from .sources import ROLE_OF, Piece, Sources
-from .streaming.stream import OnStage, StageStream
-from .streaming.transferring import SideStream, beside_requests, side_stream
-from .streaming.warming import first_call, touch_pages
+from .routes.route import RouteOutput
+from .schedule import Schedule
+from .sources import DIRECTIONS, Role, Sources
+from .streaming.stream import StageStream
+from .streaming.swapping import Swapper, loss_of, refuse_hooks
+from .streaming.warming import Seen
 
 logger = logging.get_logger(__name__)
 
+OnStage = Callable[[Any, int], None]
 
-class StagedModel(PiecedModel):
+
+class StagedModel(PreTrainedModel):
     """A teacher and a student cut into blocks: a model with stages.
 
     Built from a config or from two networks, everything is resident and changes of stage only re-route.
-    Filled from a repository, only the current route is resident, unless it was asked to keep all.
+    Filled from a repository, only the current route is resident, unless it was asked to keep more.
 
     Args:
         config: The configuration.
         teacher: The teacher, if it exists already; of `config.teacher_config`.
         student: The student, if it exists already; of `config.student_config`.
         vacant: Build it with nothing in it, to be filled from a repository.
+
+    Raises:
+        ValueError: If a given network is not what its config describes.
     """
+
+    config_class = PWLConfig
+    config: PWLConfig
+    base_model_prefix = "pwl"
+    # The Auto class of the task, which the networks' classes come from.
+    task: ClassVar[str]
+    # What the networks support is checked by the networks themselves.
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    # The loss does not depend on the number of items in a batch of several steps.
+    accepts_loss_kwargs = False
+
+    def __init__(
+        self,
+        config: PWLConfig,
+        teacher: PreTrainedModel | None = None,
+        student: PreTrainedModel | None = None,
+        *,
+        vacant: bool = False,
+    ) -> None:
+        refuse_attentions(config)
+        config.align_labels()
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.parts = Parts(self, config, self.task)
+        self._router = Router(self.parts)
+        self._swapper = Swapper(self.parts, self._router)
+        self._schedule = Schedule.prefixes(config.num_blocks)
+        self._stream: StageStream | None = None
+        plans = self.parts.networks.blueprints
+        self.supports_gradient_checkpointing = all(
+            plan.model_class.supports_gradient_checkpointing for plan in plans.values()
+        )
+        self.encoders = nn.ModuleDict()
+        self.decoders = nn.ModuleDict()
+        if vacant:
+            self.student = plans["student"].build_vacant()
+        else:
+            self._fill({"teacher": teacher, "student": student})
+        self.post_init()
+        if not vacant:
+            self._router.take(self._router.build(self._schedule.mask(0)))
+
+    def _fill(self, given: Mapping[Role, PreTrainedModel | None]) -> None:
+        """Take over given networks, make those that are not, and all converters."""
+        plans = self.parts.networks.blueprints
+        # Before anything is done to networks that are the caller's.
+        for role, network in given.items():
+            if network is not None and (difference := plans[role].difference(network)) is not None:
+                raise ValueError(
+                    f"the {role} is not what its config describes, and could not be saved as it is: {difference}; "
+                    "merge an adapter first (merge_and_unload), and let the config's labels be those of the head"
+                )
+        for role, network in given.items():
+            self._modules[role] = plans[role].build() if network is None else network
+        # In order, decoders first: a seed must give the same converters in every process.
+        for direction in sorted(DIRECTIONS):
+            for boundary in range(1, self.num_blocks):
+                converter = self.parts.networks.new_converter(direction, boundary)
+                self.parts.networks.converters(direction)[str(boundary)] = converter
+        # Once more: a seed goes on giving the converters that it always gave.
+        for made in (*self.encoders.values(), *self.decoders.values()):
+            made.reset_parameters()  # type: ignore[operator]
+        self.teacher.requires_grad_(False).eval()
+
+    def init_weights(self) -> None:
+        """Does nothing: networks and converters are made with their values, and what was put in since stays."""
+
+    def initialize_weights(self) -> None:
+        """Does nothing, as `init_weights`."""
+
+    # --- What it is made of -------------------------------------------------------------------------------------
+
+    @property
+    def teacher(self) -> PreTrainedModel:
+        """The teacher, a model of its original class; `Vacant` modules stand for blocks that are not resident."""
+        return self.parts.networks.of("teacher")
+
+    @property
+    def num_blocks(self) -> int:
+        """The number of blocks N."""
+        return self.config.num_blocks
+
+    @property
+    def num_stages(self) -> int:
+        """The last stage: stages go from 0, the student, to this one, the teacher."""
+        return self._schedule.num_stages
+
+    @property
+    def schedule(self) -> tuple[str, ...]:
+        """The mask of each stage, such as `("SS", "TS", "TT")`."""
+        return tuple(mask.mask for mask in self._schedule)
+
+    def set_schedule(self, sources: Iterable[str]) -> None:
+        """Let the stages be other masks, such as blocks in another order; it is saved with the model.
+
+        The model stays on its path, which may be no stage of the new schedule.
+
+        Args:
+            sources: The mask of each stage, from the student to the teacher, each with more blocks of the teacher's.
+
+        Raises:
+            StageError: If stages are being streamed.
+            ValueError: If they are no such masks, or not of N letters.
+        """
+        schedule = Schedule.of(Sources.of(mask, self.num_blocks) for mask in sources)
+        with self.parts.lock:
+            self._refuse_while_streaming(anyone=True)
+            self._schedule = schedule
+
+    @property
+    def sources(self) -> str:
+        """Where each block of the current route comes from, such as `"TTSS"`."""
+        return self._router.sources.mask
+
+    @property
+    def stage(self) -> int | None:
+        """The current stage; None if the path is no stage's."""
+        return self._schedule.stage_of(self._router.sources)
+
+    @property
+    def statistics(self) -> Mapping[str, Statistics]:
+        """BatchNorm statistics by mask: full name of a running statistic -> its values."""
+        return MappingProxyType(self.parts.statistics)
+
+    def run(self, inputs: Inputs, sources: str | None = None) -> RouteOutput:
+        """Run a route: the call has it from start to end, whatever becomes of the model's stage meanwhile.
+
+        Args:
+            inputs: What the networks take, by name.
+            sources: The route's mask; the current one by default. All of it must be resident.
+
+        Returns:
+            `logits`, and the `outputs` of the N blocks.
+
+        Raises:
+            StageError: If the mask needs what is not resident.
+            ValueError: If it is malformed.
+        """
+        refuse_attentions(self.config)
+        route = self._router.current() if sources is None else self._router.of(sources)
+        output = route(inputs)
+        if not torch.compiler.is_compiling():
+            # After the pass: what failed here would fail in the warm-up too.
+            self._swapper.seen = Seen.of(route.sources, inputs, output.outputs)
+        return output
+
+    def block(self, number: int, sources: str | None = None) -> Block:
+        """A block of a route as a module of its own, tensors in and tensors out, without the converter before it.
+
+        Args:
+            number: The block, from 1. The first takes the model's main input, the last gives logits.
+            sources: The route's mask; the current one by default. All of it must be resident.
+
+        Raises:
+            StageError: If the mask needs what is not resident.
+            ValueError: If there is no such block, or the mask is malformed.
+
+        Example:
+
+            >>> block = model.block(2)  # doctest: +SKIP
+            >>> features = block(features)  # doctest: +SKIP
+        """
+        if not 1 <= number <= self.num_blocks:
+            raise ValueError(f"blocks are numbered from 1 to {self.num_blocks}, got {number}")
+        route = self._router.current() if sources is None else self._router.of(sources)
+        plan = self.parts.networks.blueprints[route.sources.roles[number - 1]]
+        before = plan.family.boundary(plan.config, plan.cuts[number - 2]) if number > 1 else None
+        return Block(route, number, self.main_input_name, before)
 
     # --- Changes of stage ---------------------------------------------------------------------------------------
 
     def load_next_stage(self) -> int:
-        """Take the next block from the teacher.
+        """Take the next block from the teacher, or the next blocks.
 
         Returns:
             The new stage.
 
         Raises:
-            StageError: If the model is the teacher already, or its mask is no prefix; or if a block that
+            StageError: If the model is the teacher already, or its path is no stage's; or if a block that
                 would be released was changed.
             RepositoryError: If a file is not what the manifest says. The model stays at its stage.
         """
-        if self.stage is None:
+        stage = self.stage
+        if stage is None:
             raise StageError(f"sources {self.sources!r} is no stage, so it has no next one: call set_stage")
-        if self.stage == self.num_stages:
-            raise StageError(f"the model is at its last stage, {self.stage}: it is the teacher")
-        self.set_stage(self.stage + 1)
-        return self.stage
+        if stage == self.num_stages:
+            raise StageError(f"the model is at its last stage, {stage}: it is the teacher")
+        self.set_stage(stage + 1)
+        return stage + 1
 
     def set_stage(self, stage: int | str) -> None:
         """Go to a stage, up or down; stepping down brings the student's blocks back from the local file.
 
         Args:
-            stage: 0 (the student) to N, or `"teacher"`.
+            stage: 0 (the student) to `num_stages`, or `"teacher"`.
 
         Raises:
             ValueError: If there is no such stage.
             StageError: If a block that would be released was changed since it was loaded.
             RepositoryError: If a file is not what the manifest says. The model stays at its stage.
         """
-        self._move_to(sources_of(stage, self.num_stages))
+        self._move_to(self._schedule.mask(stage))
 
     def set_sources(self, sources: str) -> None:
         """Take the path of any mask, fetching what it needs and releasing what it does not.
@@ -93,7 +276,7 @@ class StagedModel(PiecedModel):
             StageError: If a block that would be released was changed since it was loaded.
             RepositoryError: If a file is not what the manifest says. The model stays as it was.
         """
-        self._move_to(Sources.of(sources, self.num_stages))
+        self._move_to(Sources.of(sources, self.num_blocks))
 
     def stream_stages(
         self,
@@ -130,20 +313,26 @@ class StagedModel(PiecedModel):
             >>> with model.stream_stages() as stream:  # doctest: +SKIP
             ...     answer = model(pixel_values)
         """
-        target = sources_of(until_stage, self.num_stages)
-        with self._lock:
+        until = self._schedule.stage_of(self._schedule.mask(until_stage))
+        parts, first = self.parts, self.stage
+        with parts.lock:
             self._refuse_while_streaming(anyone=True)
-            if self._store is None or self._keep_all:
+            if parts.is_whole:
                 raise StageError("everything is resident already, there is nothing to stream: call set_stage")
-            self._refuse_hooks()
+            if first is None or until is None:
+                raise StageError(f"sources {self.sources!r} is no stage: call set_stage first")
+            refuse_hooks(parts)
             # Values are compared when their block is released; what was put in is known now.
-            for piece in sorted(self._resident() - target.pieces):
-                if (difference := self._difference(piece)) is not None:
-                    raise self._loss_of(piece, difference)
+            for piece in sorted(parts.resident() - parts.wanted(self._schedule.mask(until))):
+                if (difference := parts[piece].difference()) is not None:
+                    raise loss_of(piece, self._router.sources, difference)
             stream = StageStream(
-                self,
-                len(target.blocks("teacher")),
-                on_stage=on_stage,
+                parts,
+                self._schedule,
+                first,
+                until,
+                self._advance,
+                on_stage=partial(on_stage, self) if on_stage is not None else None,
                 max_bytes_per_second=max_bytes_per_second,
                 lookahead_bytes=lookahead_bytes,
             )
@@ -162,124 +351,18 @@ class StagedModel(PiecedModel):
                 f"stages are being streamed, up to stage {stream.until_stage}: cancel the stream and wait for it first"
             )
 
-    def _refuse_hooks(self) -> None:
-        if has_accelerate_hooks(self):
-            raise StageError(
-                "accelerate's hooks run the model and may keep its weights elsewhere, so no block can be attached or "
-                "released: call accelerate.hooks.remove_hook_from_submodules(model) first, or load the model "
-                "with keep_all=True"
-            )
-
-    def _loss_of(self, piece: Piece, difference: str | None) -> StageError:
-        how = "" if difference is None else f" ({difference})"
-        return StageError(
-            f"{piece} was changed since it was loaded{how} and would be lost on leaving sources {self.sources!r}: save "
-            "the model first and load it again, or load it with keep_all=True"
-        )
-
     def _advance(self, stage: int) -> None:
         """The stream's step to a stage whose files are there and checked."""
-        target = Sources.prefix(stage, self.num_stages)
-        with self._lock:
-            self._switch_to(target, target.pieces, self.device, self.dtype, warm=True)
+        with self.parts.lock:
+            self._swapper.move(self._schedule.mask(stage), self.device, self.dtype, warm=True)
 
     def _move_to(self, target: Sources) -> None:
-        with self._lock:
+        with self.parts.lock:
             self._refuse_while_streaming()
-            if self._store is None or self._keep_all:
-                self._route = self._build_route(target)
+            if self.parts.is_whole:
+                self._router.take(self._router.build(target))
             else:
-                self._switch_to(target, target.pieces, self.device, self.dtype)
-
-    def _switch_to(
-        self,
-        target: Sources,
-        wanted: frozenset[Piece],
-        device: torch.device,
-        dtype: torch.dtype,
-        *,
-        warm: bool = False,
-    ) -> None:
-        """Make `wanted` the resident pieces and take the path of `target`: all of it, or nothing."""
-        store = self._store
-        if store is None:
-            raise StageError("the model was not loaded from a repository")
-        self._refuse_hooks()
-        resident = self._resident()
-        missing, surplus = sorted(wanted - resident), sorted(resident - wanted)
-        # In the background the device is asked for nothing that requests would wait behind.
-        side = side_stream(device) if warm else None
-        # 1. Everything that can fail: files, hashes, names, shapes, and changes that would be lost.
-        paths = {file_of(piece, self.num_stages) for piece in missing}
-        masks = store.manifest.masks if self._keep_all else [target]
-        paths |= {path for mask in masks if store.manifest.get(path := statistics_file(mask)) is not None}
-        store.prepare(sorted(paths))
-        for piece in surplus:
-            with beside_requests(side):
-                unchanged = self._is_unchanged(piece)
-            if not unchanged:
-                raise self._loss_of(piece, self._difference(piece))
-            self._tell_of_hooks(piece)
-        # 2. New modules beside the model. What they follow is read first: afterwards it may be gone.
-        self._note_trainable()
-        made, statistics = self._make_new(store, missing, masks, device, dtype, side)
-        # 3. The route over both, not in use yet.
-        route = self._build_route(target, made, statistics)
-        if warm:
-            with beside_requests(side):
-                self._warm(route, made, device, dtype)
-        # 4. The swap: forward passes under way keep their route and its modules.
-        with SWAPPING:
-            for piece, modules in made.items():
-                self._attach(piece, modules)
-            self._statistics = {**self._statistics, **statistics}
-            self._routes = {}
-            self._route = route
-            for piece in surplus:
-                self._release(piece)
-
-    def _make_new(
-        self,
-        store: WeightStore,
-        missing: Sequence[Piece],
-        masks: Sequence[Sources],
-        device: torch.device,
-        dtype: torch.dtype,
-        side: SideStream | None,
-    ) -> tuple[dict[Piece, Mapping[str, nn.Module]], dict[str, Statistics]]:
-        """Modules of pieces, and the statistics of masks that have none yet; over a side stream if there is one."""
-        built_on = device if side is None else torch.device("cpu")
-        made = {piece: self._make(piece, built_on, dtype) for piece in missing}
-        statistics: dict[str, Statistics] = {
-            mask.mask: {n: t.to(built_on, dtype, copy=True) for n, t in found.items()}
-            for mask in masks
-            if mask.mask not in self._statistics.keys() | self._discarded
-            and (found := store.statistics(mask)) is not None
-        }
-        if side is not None:
-            for module in chain.from_iterable(modules.values() for modules in made.values()):
-                side.move(module)
-            statistics = {mask: {n: side.copy(t) for n, t in found.items()} for mask, found in statistics.items()}
-        return made, statistics
-
-    @torch.no_grad()
-    def _warm(
-        self, route: Route, made: Mapping[Piece, Mapping[str, nn.Module]], device: torch.device, dtype: torch.dtype
-    ) -> None:
-        """Bring in the pages of new modules and pay for their first call, off the serving path."""
-        for modules in made.values():
-            for module in modules.values():
-                touch_pages(module)
-        # A pass in training mode would leave its mark on statistics and on the random state.
-        seen = self._seen
-        if seen is not None and not any(module.training for module in self.modules()):
-            blocks = [piece.number for piece in made if piece.kind in ROLE_OF.values()]
-            # What is compiled is so by module, also what stands in for a block behind with the mask's statistics.
-            last = self.num_stages if self._compiling is not None or not blocks else max(blocks)
-            seen_now = first_call(route, min(blocks, default=1), last, seen, device, dtype)
-            # What a request has left meanwhile counts for more.
-            if self._seen is seen:
-                self._seen = seen_now
+                self._swapper.move(target, self.device, self.dtype)
 
     # --- Adapters -----------------------------------------------------------------------------------------------
 
@@ -296,7 +379,7 @@ class StagedModel(PiecedModel):
             ValueError: As transformers', such as for a target that is not resident: load with `keep_all=True`.
         """
         self._refuse_while_streaming()
-        if self._store is None:
+        if self.parts.store is None:
             logger.warning(
                 "the model is in no repository, so its adapter cannot be saved: save and load the model first"
             )
@@ -336,7 +419,7 @@ class StagedModel(PiecedModel):
             repository = Repository.open(peft_model_id, **(adapter_kwargs or {}))
             found, adapter_state_dict = read_adapter(repository)
             peft_config = peft_config or found
-        refuse_vacancies(self, adapter_state_dict or ())
+        refuse_vacancies(self.parts, adapter_state_dict or ())
         with undone_on_error(self):
             info = super().load_adapter(
                 None, adapter_name, peft_config=peft_config, adapter_state_dict=adapter_state_dict, **kwargs
@@ -350,16 +433,16 @@ class StagedModel(PiecedModel):
 
     # --- What transformers and torch do to a model --------------------------------------------------------------
 
-    def train(self, mode: bool = True) -> StagedModel:
+    def train(self, mode: bool = True) -> Self:
         """Set the student and the converters to training or eval mode; the teacher stays in eval mode always.
 
         Its BatchNorm statistics would drift otherwise, and it would no longer be the teacher.
         """
-        with self._lock:
+        with self.parts.lock:
             self.training = mode
             for name, child in self.named_children():
                 child.train(mode and name != "teacher")
-            self._reroute()
+            self._router.reset()
         return self
 
     def isolate_statistics(self, isolate: bool = True) -> None:
@@ -368,13 +451,13 @@ class StagedModel(PiecedModel):
         They do unless told otherwise: the student's statistics fit its own features. The method's own code
         (arXiv 2509.22319) lets every pass update them; `isolate=False` is for comparisons with it.
         """
-        with self._lock:
-            self._isolates_statistics = isolate
-            self._reroute()
+        with self.parts.lock:
+            self._router.isolates_statistics = isolate
+            self._router.reset()
 
-    def requires_grad_(self, requires_grad: bool = True) -> StagedModel:
+    def requires_grad_(self, requires_grad: bool = True) -> Self:
         """Let the student and the converters require gradients, or not; the teacher never does."""
-        with self._lock:
+        with self.parts.lock:
             for name, child in self.named_children():
                 child.requires_grad_(requires_grad and name != "teacher")
         return self
@@ -390,24 +473,18 @@ class StagedModel(PiecedModel):
             args: As in `torch.compile`, after the model.
             kwargs: The same. Copies and pickles of the model are not compiled.
         """
-        with self._lock:
-            self._compiling = Compiling(args, kwargs)
-            for piece in self._resident():
-                if piece.kind == "teacher" or piece.kind == "student":
-                    plan, network = self._blueprints[piece.kind], self._network(piece.kind)
-                    for path in plan.units.intersection(plan.paths(piece.number)):
-                        self._compiling.apply(network.get_submodule(path))
-            self._reroute()
+        with self.parts.lock:
+            self.parts.compile(Compiling(args, kwargs))
 
     def set_attn_implementation(self, attn_implementation: str | dict[str, Any], *args: Any, **kwargs: Any) -> None:
         """As transformers', for both networks, also for blocks that come later."""
-        with self._lock:
+        with self.parts.lock:
             _ = self.teacher  # a network that does not exist could not check the request
             super().set_attn_implementation(attn_implementation, *args, **kwargs)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """The tensors of what is resident, all of one stage."""
-        with self._lock:
+        with self.parts.lock:
             return super().state_dict(*args, **kwargs)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
@@ -431,7 +508,7 @@ class StagedModel(PiecedModel):
             StateDictError: With `strict=False`, if names are not the model's, or if it is the whole student without the
                 converters that were trained with it. The model stays as it was.
         """
-        with self._lock:
+        with self.parts.lock:
             if not strict:
                 self._check_partial(state_dict.keys())
             return super().load_state_dict(state_dict, strict, assign)
@@ -467,23 +544,41 @@ class StagedModel(PiecedModel):
             "of model.state_dict(), with the same pieces resident; load the student alone by model.student"
         )
 
-    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> StagedModel:
-        with self._lock:
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
+        with self.parts.lock:
             super()._apply(fn, recurse)
-            self._statistics = {mask: {n: fn(t) for n, t in found.items()} for mask, found in self._statistics.items()}
-            self._reroute()
+            statistics = self.parts.statistics.items()
+            self.parts.statistics = {mask: {n: fn(t) for n, t in found.items()} for mask, found in statistics}
+            self._router.reset()
         return self
+
+    def _set_gradient_checkpointing(self, *args: Any, **kwargs: Any) -> None:
+        super()._set_gradient_checkpointing(*args, **kwargs)
+        with self.parts.lock:
+            self._router.reset()  # Routes of networks whose own forward drives hold copies of containers.
+
+    def _replicate_for_data_parallel(self) -> Self:
+        replica: Self = super()._replicate_for_data_parallel()
+        replica.parts = self.parts.over(replica)
+        replica._router = Router(replica.parts)
+        replica._router.take(self._router.current())  # Built anew on the replica's device when it is first asked.
+        replica._swapper = Swapper(replica.parts, replica._router)
+        return replica
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy carries no stream; it may start its own.
-        return super().__getstate__() | {"_stream": None, "_compiling": None}
+        return super().__getstate__() | {"_stream": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.parts.networks.model = self
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         # Copies and pickles are made of a snapshot: what is read from it later cannot change under the reader. Not
         # `__deepcopy__`, which a wrapper's `__getattr__` (PEFT, torch.compile) would find here and take for its own.
-        with self._lock:
-            tensors = [*self.parameters(), *self.buffers(), *(t for s in self._statistics.values() for t in s.values())]
-            memo = {id(tensor): _alias(tensor) for tensor in tensors}
+        with self.parts.lock:
+            statistics = (t for found in self.parts.statistics.values() for t in found.values())
+            memo = {id(tensor): _alias(tensor) for tensor in (*self.parameters(), *self.buffers(), *statistics)}
             state = copy.deepcopy(self.__getstate__(), {**memo, id(self): self})
         return copyreg.__newobj__, (type(self),), state  # type: ignore[attr-defined]
 

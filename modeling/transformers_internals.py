@@ -11,6 +11,7 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 import torch
+import transformers
 from transformers.configuration_utils import SubConfigSpec
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.initialization import kaiming_normal_, kaiming_uniform_, ones_, uniform_, zeros_
@@ -24,12 +25,14 @@ __all__ = [
     "attention_of",
     "checkpoint_names",
     "choose_attention",
+    "class_of_task",
     "copy_checkpointing",
     "fill_missing",
     "kaiming_normal_",
     "kaiming_uniform_",
     "mark_initialized",
     "ones_",
+    "tied_names",
     "uniform_",
     "zeros_",
 ]
@@ -49,6 +52,19 @@ def choose_attention(config: PreTrainedConfig, attn_implementation: str | dict[s
         attn_implementation: As in transformers' `from_pretrained`; a dict chooses for the configs within, by name.
     """
     config._attn_implementation = attn_implementation
+
+
+def class_of_task(config: PreTrainedConfig, task: str) -> type[PreTrainedModel]:
+    """The class that transformers has for a config and a task, which is named by its Auto class.
+
+    Raises:
+        ValueError: If it has none.
+    """
+    mapping = getattr(transformers, task)._model_mapping
+    if type(config) not in mapping:
+        raise ValueError(f"transformers has no network of model_type {config.model_type!r} for {task}")
+    found: type[PreTrainedModel] = mapping[type(config)]
+    return found
 
 
 def checkpoint_names(model: PreTrainedModel) -> dict[str, str]:
@@ -109,6 +125,12 @@ def _with_numbers(converted: str, known: str, name: str) -> str:
         return converted
     own = iter([place for place in name.split(".") if place.isdigit()])
     return ".".join(next(own) if part.isdigit() else part for part in parts)
+
+
+def tied_names(model: PreTrainedModel) -> dict[str, str]:
+    """The tied tensors of a model: the in-memory name of each place but the first -> that of the first."""
+    found: dict[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
+    return dict(found)
 
 
 def mark_initialized(tensor: torch.Tensor) -> None:

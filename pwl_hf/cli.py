@@ -44,7 +44,7 @@ def info(repo: Repo, revision: Revision = None, subfolder: Subfolder = "", token
 
     opened = Repository.open(repo, revision=revision, subfolder=subfolder, token=token)
     manifest = opened.manifest()
-    typer.echo(f"{opened}: {manifest.num_stages} blocks, {manifest.dtype}, fingerprint {manifest.fingerprint[:16]}")
+    typer.echo(f"{opened}: {manifest.num_blocks} blocks, {manifest.dtype}, fingerprint {manifest.fingerprint[:16]}")
     stage_table(manifest)
 
 
@@ -53,7 +53,7 @@ def convert(
     teacher: Annotated[str, typer.Argument(help="The teacher: a folder or a Hub id.")],
     student: Annotated[str, typer.Argument(help="The student: a folder or a Hub id, of the teacher's family.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write.")],
-    num_stages: Annotated[int, typer.Option(min=1, help="The number of blocks.")] = 4,
+    num_blocks: Annotated[int, typer.Option("--num-blocks", "--num-stages", min=1, help="The number of blocks.")] = 4,
     images: Annotated[
         Path | None,
         typer.Option(help="A folder of images to fit the converters to, if both networks are trained.", exists=True),
@@ -85,7 +85,7 @@ def convert(
         teacher,
         student,
         output,
-        num_stages=num_stages,
+        num_blocks=num_blocks,
         images=images,
         max_images=max_images,
         dtype=dtype,

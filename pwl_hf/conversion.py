@@ -15,7 +15,7 @@ from pwl_hf.modeling import PWLForImageClassification
 from pwl_hf.modeling.parts.saving import processor_files, save_repository
 from pwl_hf.modeling.publishing.model_card import card_of, write_card
 from pwl_hf.modeling.repository.output_folder import check_output, paths_of_save
-from pwl_hf.modeling.sources import Sources
+from pwl_hf.modeling.schedule import Schedule
 
 _IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff")
 
@@ -25,7 +25,7 @@ def convert_pair(
     student: str,
     output: str | Path,
     *,
-    num_stages: int = 4,
+    num_blocks: int = 4,
     images: str | Path | None = None,
     max_images: int = 256,
     batch_size: int = 16,
@@ -47,7 +47,7 @@ def convert_pair(
         teacher: A folder or a Hub id.
         student: The same, of the teacher's family.
         output: The folder to write.
-        num_stages: The number of blocks.
+        num_blocks: The number of blocks.
         images: A folder of images, searched in depth.
         max_images: How many of them to use.
         batch_size: Images a batch.
@@ -73,11 +73,11 @@ def convert_pair(
     """
     # What cannot be written is refused before anything is loaded or fitted.
     card_of(output)
-    check_output(output, paths_of_save(num_stages), inputs=[teacher, student], overwrite=overwrite)
+    check_output(output, paths_of_save(num_blocks), inputs=[teacher, student], overwrite=overwrite)
     model = PWLForImageClassification.from_teacher_student(
         teacher,
         student,
-        num_stages=num_stages,
+        num_blocks=num_blocks,
         dtype=dtype,
         allow_new_head=allow_new_head,
         problem_type=problem_type,
@@ -91,9 +91,11 @@ def convert_pair(
         channels = model.config.num_channels
         batches = list(_batches(Path(images), processor, channels, max_images, batch_size))
         model.fit_converters(batches)
-        model.estimate_statistics(batches, [Sources.prefix(k, num_stages).mask for k in range(1, num_stages)])
+        model.estimate_statistics(batches, model.schedule[1:-1])
     texts = processor_files(processor) if processor is not None else {}
-    save_repository(model, output, texts=texts, remote_code=remote_code, overwrite=overwrite)
+    save_repository(
+        model.parts, Schedule.of(model.schedule), output, texts=texts, remote_code=remote_code, overwrite=overwrite
+    )
     write_card(output, card_data={"license": license} if license else None, token=token)
     return model
 

@@ -11,7 +11,6 @@ from pwl_hf.modeling.repository.files import copy_file, sha256_of, write_bytes
 from pwl_hf.modeling.repository.manifest import CONFIG_FILE, MANIFEST_FILE
 from pwl_hf.modeling.repository.output_folder import check_output, exclusive_folder
 from pwl_hf.modeling.repository.source import Repository
-from pwl_hf.modeling.sources import Sources
 
 # Fetched if they are there: what a pipeline wants besides the model.
 _OPTIONAL = ("preprocessor_config.json",)
@@ -60,10 +59,7 @@ def download_stages(
     """
     opened = Repository.open(repo, revision=revision, subfolder=subfolder, token=token, cache_dir=cache_dir)
     manifest = opened.manifest()
-    last = manifest.num_stages if stage == "teacher" else stage
-    if not isinstance(last, int):
-        raise ValueError(f"stage must be a whole number from 0 to {manifest.num_stages} or 'teacher', got {stage!r}")
-    Sources.prefix(last, manifest.num_stages)
+    last = manifest.schedule.stage_of(manifest.schedule.mask(stage)) or 0
     entries = [entry for part in manifest.stages[: last + 1] for entry in part.files]
     # 1. Everything into the cache, compared with the manifest or with what the Hub says it is.
     weights = opened.fetch_verified(entries)

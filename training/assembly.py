@@ -77,7 +77,7 @@ def assemble(
     model = PWLForImageClassification.from_teacher_student(
         teacher,
         student,
-        num_stages=networks.num_stages,
+        num_blocks=networks.num_blocks,
         teacher_cuts=networks.teacher_cuts,
         student_cuts=networks.student_cuts,
     )

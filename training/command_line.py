@@ -83,6 +83,13 @@ class CommandLine:
             allow_abbrev=False,
         )
         self._actions = {action.dest: action for action in reversed(self.parser._actions) if action.dest != "help"}
+        # Further names of options, such as `num_stages`.
+        aliases = {word.lstrip("-"): action for action in self.parser._actions for word in action.option_strings}
+        self._aliases = {
+            name: action.dest
+            for name, action in aliases.items()
+            if name != action.dest and not name.startswith("no_") and self._actions.get(action.dest) is action
+        }
         self._mappings = {
             name
             for part in parts
@@ -104,9 +111,8 @@ class CommandLine:
             given: dict[str, list[str]] = {}
             for recipe in words[:count]:
                 path = self.find(recipe)
-                for key, value in read_recipe(path).items():
-                    given[key] = self._words(str(path), key, value)
-            given |= {key: self._words(origin, key, value) for key, value in (over or {}).items()}
+                given |= self._named_words(str(path), read_recipe(path))
+            given |= self._named_words(origin, over or {})
             recipe_words = [word for value in given.values() for word in value]
             namespace = vars(self.parser.parse_args([*recipe_words, *words[count:]]))
             for name in self.required:
@@ -141,6 +147,16 @@ class CommandLine:
 
     def _known_recipes(self) -> list[str]:
         return sorted(path.stem for path in self.recipes.glob("*") if path.suffix in _SUFFIXES)
+
+    def _named_words(self, path: str, recipe: Mapping[str, Any]) -> dict[str, list[str]]:
+        """By option, each key and its value as the command line would have them."""
+        found: dict[str, list[str]] = {}
+        for key, value in recipe.items():
+            name = self._aliases.get(key, key)
+            if name in found:
+                raise ValueError(f"{path}: {key} and another key are the one option {name}: give one")
+            found[name] = self._words(path, name, value)
+        return found
 
     def _words(self, path: str, key: str, value: Any) -> list[str]:
         """A key and its value as the command line would have them."""

@@ -19,6 +19,7 @@ from pwl_hf.data import ImageSplit
 from pwl_hf.data.names import numbers_of
 from pwl_hf.data.processing import channels_of
 from pwl_hf.evaluation.labels import check_one_label
+from pwl_hf.modeling import PWLForImageClassification
 from pwl_hf.modeling.parts.construction import load_network
 from pwl_hf.training.data_arguments import DataArguments
 from pwl_hf.training.images.augmentation import Augmentation
@@ -60,7 +61,9 @@ class SupervisedTrainer(FiniteTrainer):
     # word about what did not fit: a resumed ViT would start from scratch.
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         network = self.accelerator.unwrap_model(self.model if model is None else model)
-        network.load_state_dict(load_network("teacher", resume_from_checkpoint).state_dict())
+        network.load_state_dict(
+            load_network("teacher", resume_from_checkpoint, PWLForImageClassification.task).state_dict()
+        )
 
     def _load_best_model(self) -> None:
         self._load_from_checkpoint(str(self.state.best_model_checkpoint))

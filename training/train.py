@@ -69,7 +69,7 @@ def train(parsed: Parsed) -> list[float]:
     folder, checkpoint = Path(args.output_dir), checkpoint_of(args)
     # Before anything is loaded or trained: what could not be saved at the end.
     given = [name for name in (networks.teacher, networks.student) if name is not None]
-    check_output(folder, paths_of_save(networks.num_stages or 1), inputs=given, advice="give another output_dir")
+    check_output(folder, paths_of_save(networks.num_blocks or 1), inputs=given, advice="give another output_dir")
     pin_where_copied(args)
     train_split = open_training_split(data, args.hub_token)
     eval_split = open_eval_split(data, train_split.label_names, args.hub_token)

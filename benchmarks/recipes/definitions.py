@@ -59,9 +59,9 @@ class Pair:
     evaluate: Options = field(default_factory=dict)
 
     @property
-    def num_stages(self) -> int:
+    def num_blocks(self) -> int:
         """The number of blocks N."""
-        return int(self.training["num_stages"])
+        return int(self.training["num_blocks"])
 
     @property
     def schedule(self) -> str:
@@ -147,8 +147,8 @@ class Definitions:
     def __post_init__(self) -> None:
         for name, pair in self.pairs.items():
             _known(pair.data, self.data, f"pairs.{name}.data")
-            if "num_stages" not in pair.training:
-                raise ValueError(f"pairs.{name}.training needs num_stages")
+            if "num_blocks" not in pair.training:
+                raise ValueError(f"pairs.{name}.training needs num_blocks")
         for name, recipe in self.recipes.items():
             _known(recipe.orders, ORDERS, f"recipes.{name}.orders")
             for other in recipe.pairs:

@@ -36,10 +36,10 @@ def _above(runs: Accuracies, other: Accuracies, rows: Sequence[str], name: str) 
     return f"{goal}: {MISSED} on {len(smaller)} of {len(rows)} ({listed} points)."
 
 
-def no_prefix_dip(runs: Accuracies, num_stages: int) -> str:
+def no_prefix_dip(runs: Accuracies, num_blocks: int) -> str:
     """Whether every stage is at least as good as the one before it."""
     goal = "Every stage at least as good as the one before"
-    stages = masks.stages(num_stages)
+    stages = masks.stages(num_blocks)
     steps = {later: difference(runs, later, runs, earlier) for earlier, later in pairwise(stages)}
     known = {mask: step for mask, step in steps.items() if step is not None}
     if len(known) < len(steps):
@@ -56,12 +56,12 @@ def no_prefix_dip(runs: Accuracies, num_stages: int) -> str:
     return f"{goal}: {MISSED} ({listed} points)."
 
 
-def none_below_student(runs: Accuracies, num_stages: int) -> str:
+def none_below_student(runs: Accuracies, num_blocks: int) -> str:
     """Whether no mask of all 2^N is below the student by more than the spread of the difference over seeds."""
-    goal = f"No mask of all {2**num_stages} below the student beyond the spread"
-    student = masks.student(num_stages)
+    goal = f"No mask of all {2**num_blocks} below the student beyond the spread"
+    student = masks.student(num_blocks)
     measured = masks.mixed({mask for found in runs.values() for mask in found})
-    if accuracy(runs, student) is None or len(measured) < 2**num_stages - 2:
+    if accuracy(runs, student) is None or len(measured) < 2**num_blocks - 2:
         return f"{goal}: {UNKNOWN}."
     above = {mask: difference(runs, mask, runs, student) for mask in measured}
     known = {mask: estimate for mask, estimate in above.items() if estimate is not None}

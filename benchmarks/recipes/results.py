@@ -17,12 +17,12 @@ class Results:
     """The results of a section: those of the runs as they are defined now, whatever else the store holds.
 
     Args:
-        num_stages: The number of blocks N.
+        num_blocks: The number of blocks N.
         seeds: The seeds that are wanted.
         runs: The store's entries by recipe and seed; those that are missing are not in it.
     """
 
-    num_stages: int
+    num_blocks: int
     seeds: tuple[int, ...]
     runs: Mapping[str, Mapping[int, Entry]]
 
@@ -35,17 +35,17 @@ class Results:
         for recipe in section.recipes:
             keys = {seed: run_of(definitions, section.pair, recipe, seed).key for seed in seeds}
             runs[recipe] = {seed: stored[key] for seed, key in keys.items() if key in stored}
-        return cls(definitions.pairs[section.pair].num_stages, tuple(seeds), runs)
+        return cls(definitions.pairs[section.pair].num_blocks, tuple(seeds), runs)
 
     def accuracies(self, recipe: str) -> Accuracies:
         """The accuracy of each mask by seed.
 
         Of runs that measured the stages alone, only the student's: nobody trained their converters.
         """
-        student = masks.student(self.num_stages)
+        student = masks.student(self.num_blocks)
         found = {seed: entry["accuracy"] for seed, entry in self.runs[recipe].items()}
         return {
-            seed: measured if len(measured) == 2**self.num_stages else {student: measured[student]}
+            seed: measured if len(measured) == 2**self.num_blocks else {student: measured[student]}
             for seed, measured in found.items()
         }
 

@@ -41,7 +41,8 @@ class Training:
         """What the digest is of."""
         return {
             "script": self.script,
-            "options": self.options,
+            # The name that finished runs were filed under.
+            "options": {"num_stages" if name == "num_blocks" else name: v for name, v in self.options.items()},
             "files": self.files,
             "teacher": self.teacher.identity() if self.teacher else None,
         }

@@ -51,7 +51,7 @@ def render(
 def orders_section(definitions: Definitions, section: Section, results: Results) -> str:
     """A row for each mask of the three orders, a column for each recipe, and the goals of ours beneath."""
     accuracies = {recipe: results.accuracies(recipe) for recipe in section.recipes}
-    n = results.num_stages
+    n = results.num_blocks
     groups = masks.rows(n)
     titles = {recipe: definitions.recipes[recipe].title for recipe in section.recipes}
     lines = [_row(["order", "mask", *titles.values()]), _rule(2 + len(titles))]
@@ -81,7 +81,7 @@ def variants_section(definitions: Definitions, section: Section, results: Result
 
     The time is that of an image, relative to the base's, of the rounds in which both took turns.
     """
-    n = results.num_stages
+    n = results.num_blocks
     student = masks.student(n)
     stages = masks.mixed(masks.stages(n))
 

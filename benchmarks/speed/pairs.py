@@ -20,14 +20,14 @@ class Pair:
     Args:
         teacher: The teacher's config.
         student: The student's config.
-        num_stages: The number of blocks N.
+        num_blocks: The number of blocks N.
         size: Height and width of the images.
         trained: Whether its repository is the one that `pwl-hf demo` trains; all others have random weights.
     """
 
     teacher: PreTrainedConfig
     student: PreTrainedConfig
-    num_stages: int
+    num_blocks: int
     size: int
     trained: bool = False
 
@@ -84,7 +84,7 @@ def repository(pair: Pair, folder: Path) -> Path:
             model = PWLForImageClassification.from_pretrained(folder)
         else:
             torch.manual_seed(0)
-            config = PWLConfig(teacher_config=pair.teacher, student_config=pair.student, num_stages=pair.num_stages)
+            config = PWLConfig(teacher_config=pair.teacher, student_config=pair.student, num_blocks=pair.num_blocks)
             model = PWLForImageClassification(config).eval()
             model.save_pretrained(folder)
         model.student.save_pretrained(folder / "student")

@@ -1,20 +1,20 @@
 """What a family of networks must tell so that it can be cut into blocks.
 
-A family is one small file. It names the modules of the **original** transformers model by their paths,
-and says in which order to call them; it never builds a layer of its own. Everything it returns is a
-callable over modules fetched through `get`, so a path holds on to its modules whatever becomes of
-the model they came from.
+A family is one small file. It names the modules of the **original** transformers model by their paths. A hand-cut one
+(`Family`) says in which order to call them; in one that is data (`driven.DrivenFamily`) the network's own forward does.
+It never builds a layer of its own. Everything it returns is a callable over modules fetched through `get`, so a route
+holds on to its modules whatever becomes of the model they came from.
 
-Shapes: B images; a feature is (B, tokens, width) or (B, width, height, width) with channels first.
+Shapes: B samples; a feature is (B, tokens, width), or (B, width, height, width) with channels first.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     import torch
@@ -23,12 +23,90 @@ if TYPE_CHECKING:
 
     GetModule = Callable[[str], nn.Module]
 
+# What a model is called with, by the names of its `forward`: `pixel_values`, or `input_ids` and `attention_mask`.
+Inputs = Mapping[str, Any]
+
 
 class Features(NamedTuple):
     """What flows between units: the features, and for windowed attention the token grid (h, w)."""
 
     tensor: torch.Tensor
     grid: tuple[int, int] | None = None
+
+
+class SegmentOutput(NamedTuple):
+    """What a segment gives.
+
+    Args:
+        outputs: The output of each of its blocks, in the network's own width.
+        logits: What the network's head says of the last one, if the segment ends with the network.
+    """
+
+    outputs: tuple[Features, ...]
+    logits: torch.Tensor | None
+
+
+class Segment(Protocol):
+    """A run of blocks of one network, on a route."""
+
+    @property
+    def first(self) -> int:
+        """Its first block (from 1)."""
+        ...
+
+    @property
+    def last(self) -> int:
+        """Its last block."""
+        ...
+
+    @property
+    def modules(self) -> Mapping[str, nn.Module]:
+        """The modules that its blocks are made of, by their paths in the network."""
+        ...
+
+    def __call__(self, features: Features | None, inputs: Inputs) -> SegmentOutput:
+        """Run it.
+
+        Args:
+            features: What comes out of the block before it, in the network's own width; None where it begins.
+            inputs: What the model was called with.
+        """
+        ...
+
+    def block(self, number: int) -> Segment:
+        """One of its blocks (from 1) alone."""
+        ...
+
+
+@dataclass(frozen=True)
+class HandCutSegment:
+    """Blocks that a family's own callables run, one unit after the other; see `Segment`."""
+
+    first: int
+    last: int
+    embedder: Callable[[Inputs], Features] | None
+    blocks: tuple[tuple[Callable[[Features], Features], ...], ...]
+    head: Callable[[Features], torch.Tensor] | None
+    modules: Mapping[str, nn.Module] = field(default_factory=dict, repr=False)
+
+    def __call__(self, features: Features | None, inputs: Inputs) -> SegmentOutput:
+        """See `Segment`."""
+        if self.embedder is not None:
+            features = self.embedder(inputs)
+        outputs = []
+        for units in self.blocks:
+            for unit in units:
+                features = unit(features)  # type: ignore[arg-type]
+            outputs.append(features)
+        return SegmentOutput(tuple(outputs), self.head(features) if self.head is not None else None)  # type: ignore[arg-type]
+
+    def block(self, number: int) -> HandCutSegment:
+        """See `Segment`."""
+        if self.first == self.last:
+            return self
+        embedder = self.embedder if number == self.first else None
+        head = self.head if number == self.last else None
+        return HandCutSegment(number, number, embedder, (self.blocks[number - self.first],), head, self.modules)
 
 
 @dataclass(frozen=True)
@@ -39,31 +117,52 @@ class Boundary:
         width: Channels of the features.
         geometry: Everything that teacher and student must share, in words.
         channels_first: Whether the channels are dimension 1 rather than the last.
+        grid: The token grid (h, w) of inputs of the config's own size, where features carry one.
     """
 
     width: int
     geometry: str
     channels_first: bool
+    grid: tuple[int, int] | None = None
 
 
 class Family(ABC):
-    """How one architecture is cut. Subclasses are stateless: one instance serves every model.
+    """How one architecture is cut, by hand. Subclasses are stateless: one instance serves every model.
 
     Attributes:
         model_type: The `model_type` of its configs.
         interpolates: Whether its embedder takes `interpolate_pos_encoding`.
         code_module: The module with the network's code, where transformers lacks it: it is saved with the teacher.
         layers: The path of the list of all units, where the config's `num_hidden_layers` units are built alike.
+        has_optional_paths: Whether some of its paths are not there in every network, and are passed over there.
     """
 
     model_type: ClassVar[str]
     interpolates: ClassVar[bool] = False
     code_module: ClassVar[str | None] = None
     layers: ClassVar[str | None] = None
+    has_optional_paths: ClassVar[bool] = False
 
     @abstractmethod
     def model_class(self) -> type[PreTrainedModel]:
-        """The image-classification class of the family, imported when first asked for."""
+        """The class of its networks, imported when first asked for."""
+
+    def class_for(self, config: PreTrainedConfig, task: str) -> type[PreTrainedModel]:
+        """The class of the networks of a config for a task, which is named by its Auto class.
+
+        Raises:
+            ValueError: If there is none.
+        """
+        return self.model_class()
+
+    def input_settings(self, config: PreTrainedConfig) -> dict[str, Any]:
+        """What two networks must have in common to take the same inputs, by the names of the config."""
+        # Of a network of the user's own the config may not say it.
+        return {"num_channels": getattr(config, "num_channels", 3)}
+
+    def shared_paths(self, config: PreTrainedConfig) -> tuple[str, ...]:
+        """Paths of modules with tensors that every block needs, such as one bias table for all layers."""
+        return ()
 
     @abstractmethod
     def depths(self, config: PreTrainedConfig) -> tuple[int, ...]:
@@ -86,8 +185,8 @@ class Family(ABC):
         """Paths of the modules with tensors after the last unit."""
 
     @abstractmethod
-    def embedder(self, config: PreTrainedConfig, get: GetModule) -> Callable[[torch.Tensor, bool | None], Features]:
-        """A callable from pixel values (B, C, H, W) and `interpolate_pos_encoding` to features."""
+    def embedder(self, config: PreTrainedConfig, get: GetModule) -> Callable[[Inputs], Features]:
+        """A callable from the model's inputs, such as `pixel_values` (B, C, H, W), to features."""
 
     @abstractmethod
     def unit(self, config: PreTrainedConfig, unit: int, get: GetModule) -> Callable[[Features], Features]:
@@ -96,6 +195,41 @@ class Family(ABC):
     @abstractmethod
     def head(self, config: PreTrainedConfig, get: GetModule) -> Callable[[Features], torch.Tensor]:
         """A callable from the last features to logits (B, num_labels)."""
+
+    def segment(
+        self, config: PreTrainedConfig, cuts: Sequence[int], first: int, last: int, get: Callable[[int], GetModule]
+    ) -> Segment:
+        """The blocks `first` to `last` (from 1) of a network.
+
+        Args:
+            config: The network's config.
+            cuts: Its block ends in units.
+            first: The first block.
+            last: The last block.
+            get: For a block, what its modules are fetched through.
+        """
+        modules: dict[str, nn.Module] = {}
+
+        def noting(block: int) -> GetModule:
+            def get_once(path: str) -> nn.Module:
+                if path not in modules:
+                    modules[path] = get(block)(path)
+                return modules[path]
+
+            return get_once
+
+        ends = [0, *cuts]
+        return HandCutSegment(
+            first,
+            last,
+            self.embedder(config, noting(1)) if first == 1 else None,
+            tuple(
+                tuple(self.unit(config, unit, noting(block)) for unit in range(ends[block - 1], ends[block]))
+                for block in range(first, last + 1)
+            ),
+            self.head(config, noting(last)) if last == len(cuts) else None,
+            modules,
+        )
 
     def classifier_paths(self, config: PreTrainedConfig) -> tuple[str, ...]:
         """Those of `head_paths` whose tensors depend on the labels."""
@@ -120,7 +254,13 @@ def transformers_class(name: str) -> type[PreTrainedModel]:
     return found
 
 
-def in_dtype_of(module: nn.Module, pixel_values: torch.Tensor) -> torch.Tensor:
-    """Pixel values in the dtype of a module's parameters, as transformers' own models take them."""
+def pair(size: int | list[int] | tuple[int, int]) -> tuple[int, int]:
+    """A size of a config as (height, width)."""
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def pixels_of(inputs: Inputs, module: nn.Module) -> torch.Tensor:
+    """The images of a call, (B, C, H, W), in the dtype of a module's parameters, as transformers' own models do it."""
     parameters: Iterator[Any] = module.parameters()
+    pixel_values: torch.Tensor = inputs["pixel_values"]
     return pixel_values.to(next(parameters).dtype)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from .base import Boundary, Family, Features, in_dtype_of, transformers_class
+from .base import Boundary, Family, Features, Inputs, pixels_of, transformers_class
 
 if TYPE_CHECKING:
     import torch
@@ -44,7 +44,7 @@ class ConvNextFamily(Family):
     def head_paths(self, config: PreTrainedConfig) -> tuple[str, ...]:
         return ("convnext.layernorm", "classifier")
 
-    def embedder(self, config: PreTrainedConfig, get: GetModule) -> Callable[[torch.Tensor, bool | None], Features]:
+    def embedder(self, config: PreTrainedConfig, get: GetModule) -> Callable[[Inputs], Features]:
         return partial(_embed, get("convnext.embeddings"))
 
     def unit(self, config: PreTrainedConfig, unit: int, get: GetModule) -> Callable[[Features], Features]:
@@ -57,8 +57,8 @@ class ConvNextFamily(Family):
         return partial(_classify, get("convnext.layernorm"), get("classifier"))
 
 
-def _embed(embeddings: nn.Module, pixel_values: torch.Tensor, interpolate: bool | None) -> Features:
-    return Features(embeddings(in_dtype_of(embeddings, pixel_values)))
+def _embed(embeddings: nn.Module, inputs: Inputs) -> Features:
+    return Features(embeddings(pixels_of(inputs, embeddings)))
 
 
 def _run_modules(modules: tuple[nn.Module, ...], features: Features) -> Features:

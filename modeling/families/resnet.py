@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from .base import Boundary, Family, Features, in_dtype_of, transformers_class
+from .base import Boundary, Family, Features, Inputs, pixels_of, transformers_class
 
 if TYPE_CHECKING:
     import torch
@@ -45,7 +45,7 @@ class ResNetFamily(Family):
     def head_paths(self, config: PreTrainedConfig) -> tuple[str, ...]:
         return ("classifier",)
 
-    def embedder(self, config: PreTrainedConfig, get: GetModule) -> Callable[[torch.Tensor, bool | None], Features]:
+    def embedder(self, config: PreTrainedConfig, get: GetModule) -> Callable[[Inputs], Features]:
         return partial(_embed, get("resnet.embedder"))
 
     def unit(self, config: PreTrainedConfig, unit: int, get: GetModule) -> Callable[[Features], Features]:
@@ -55,8 +55,8 @@ class ResNetFamily(Family):
         return partial(_classify, get("resnet.pooler"), get("classifier"))
 
 
-def _embed(embedder: nn.Module, pixel_values: torch.Tensor, interpolate: bool | None) -> Features:
-    return Features(embedder(in_dtype_of(embedder, pixel_values)))
+def _embed(embedder: nn.Module, inputs: Inputs) -> Features:
+    return Features(embedder(pixels_of(inputs, embedder)))
 
 
 def _run_layer(layer: nn.Module, features: Features) -> Features:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from .base import Boundary, Family, Features, in_dtype_of, transformers_class
+from .base import Boundary, Family, Features, Inputs, pair, pixels_of, transformers_class
 
 if TYPE_CHECKING:
     import torch
@@ -33,7 +33,13 @@ class SwinFamily(Family):
         # After patch merging the features are already those of the next level.
         level += self._merges(config, level, place)
         geometry = f"1/{config.patch_size * 2**level} of an image of {config.image_size} pixels"
-        return Boundary(config.embed_dim * 2**level, geometry, channels_first=False)
+        height, width = pair(config.image_size)
+        patch_height, patch_width = pair(config.patch_size)
+        grid = -(-height // patch_height), -(-width // patch_width)
+        # Patch merging pads an odd side.
+        for _ in range(level):
+            grid = (grid[0] + 1) // 2, (grid[1] + 1) // 2
+        return Boundary(config.embed_dim * 2**level, geometry, channels_first=False, grid=grid)
 
     def embedder_paths(self, config: PreTrainedConfig) -> tuple[str, ...]:
         return ("swin.embeddings",)
@@ -47,7 +53,7 @@ class SwinFamily(Family):
     def head_paths(self, config: PreTrainedConfig) -> tuple[str, ...]:
         return ("swin.layernorm", "classifier")
 
-    def embedder(self, config: PreTrainedConfig, get: GetModule) -> Callable[[torch.Tensor, bool | None], Features]:
+    def embedder(self, config: PreTrainedConfig, get: GetModule) -> Callable[[Inputs], Features]:
         return partial(_embed, get("swin.embeddings"))
 
     def unit(self, config: PreTrainedConfig, unit: int, get: GetModule) -> Callable[[Features], Features]:
@@ -62,9 +68,9 @@ class SwinFamily(Family):
         return place == depths[level] - 1 and level < len(depths) - 1
 
 
-def _embed(embeddings: nn.Module, pixel_values: torch.Tensor, interpolate: bool | None) -> Features:
-    pixel_values = in_dtype_of(embeddings, pixel_values)
-    tensor, grid = embeddings(pixel_values, interpolate_pos_encoding=bool(interpolate))
+def _embed(embeddings: nn.Module, inputs: Inputs) -> Features:
+    interpolate = bool(inputs.get("interpolate_pos_encoding"))
+    tensor, grid = embeddings(pixels_of(inputs, embeddings), interpolate_pos_encoding=interpolate)
     return Features(tensor, grid)
 
 

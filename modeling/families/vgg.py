@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from .base import Boundary, Family, Features, in_dtype_of
+from .base import Boundary, Family, Features, Inputs, pixels_of
 
 if TYPE_CHECKING:
     import torch
@@ -44,7 +44,7 @@ class VGGFamily(Family):
     def head_paths(self, config: PreTrainedConfig) -> tuple[str, ...]:
         return ("classifier",)
 
-    def embedder(self, config: PreTrainedConfig, get: GetModule) -> Callable[[torch.Tensor, bool | None], Features]:
+    def embedder(self, config: PreTrainedConfig, get: GetModule) -> Callable[[Inputs], Features]:
         return partial(_embed, get("vgg.layers.0"))
 
     def unit(self, config: PreTrainedConfig, unit: int, get: GetModule) -> Callable[[Features], Features]:
@@ -54,9 +54,9 @@ class VGGFamily(Family):
         return partial(_classify, get("vgg.pooler"), get("classifier"))
 
 
-def _embed(first_layer: nn.Module, pixel_values: torch.Tensor, interpolate: bool | None) -> Features:
+def _embed(first_layer: nn.Module, inputs: Inputs) -> Features:
     # VGG has no embedder: its first unit takes the pixels.
-    return Features(in_dtype_of(first_layer, pixel_values))
+    return Features(pixels_of(inputs, first_layer))
 
 
 def _run_layer(layer: nn.Module, features: Features) -> Features:

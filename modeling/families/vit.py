@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from .base import Boundary, Family, Features, in_dtype_of, transformers_class
+from .base import Boundary, Family, Features, Inputs, pair, pixels_of, transformers_class
 
 if TYPE_CHECKING:
     from torch import nn
@@ -33,8 +33,8 @@ class ViTFamily(Family):
         return (config.num_hidden_layers,)
 
     def boundary(self, config: PreTrainedConfig, units: int) -> Boundary:
-        height, width = _pair(config.image_size)
-        patch_height, patch_width = _pair(config.patch_size)
+        height, width = pair(config.image_size)
+        patch_height, patch_width = pair(config.patch_size)
         # Without interpolation, images of another size are refused, also where they give the same grid.
         size = f" of an image of {height}x{width} pixels" if self.interpolates else ""
         geometry = (
@@ -52,7 +52,7 @@ class ViTFamily(Family):
     def head_paths(self, config: PreTrainedConfig) -> tuple[str, ...]:
         return (f"{self.model_type}.layernorm", "classifier")
 
-    def embedder(self, config: PreTrainedConfig, get: GetModule) -> Callable[[torch.Tensor, bool | None], Features]:
+    def embedder(self, config: PreTrainedConfig, get: GetModule) -> Callable[[Inputs], Features]:
         return partial(_embed, get(f"{self.model_type}.embeddings"))
 
     def unit(self, config: PreTrainedConfig, unit: int, get: GetModule) -> Callable[[Features], Features]:
@@ -79,23 +79,20 @@ class Dinov2Family(ViTFamily):
     class_name = "Dinov2ForImageClassification"
     layers: ClassVar[str] = "dinov2.encoder.layer"
 
-    def embedder(self, config: PreTrainedConfig, get: GetModule) -> Callable[[torch.Tensor, bool | None], Features]:
+    def embedder(self, config: PreTrainedConfig, get: GetModule) -> Callable[[Inputs], Features]:
         return partial(_embed_any_size, get("dinov2.embeddings"))
 
     def head(self, config: PreTrainedConfig, get: GetModule) -> Callable[[Features], torch.Tensor]:
         return partial(_classify_first_and_mean, get("dinov2.layernorm"), get("classifier"))
 
 
-def _pair(size: int | list[int] | tuple[int, int]) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else (size[0], size[1])
+def _embed(embeddings: nn.Module, inputs: Inputs) -> Features:
+    interpolate = inputs.get("interpolate_pos_encoding")
+    return Features(embeddings(pixels_of(inputs, embeddings), interpolate_pos_encoding=interpolate))
 
 
-def _embed(embeddings: nn.Module, pixel_values: torch.Tensor, interpolate: bool | None) -> Features:
-    return Features(embeddings(in_dtype_of(embeddings, pixel_values), interpolate_pos_encoding=interpolate))
-
-
-def _embed_any_size(embeddings: nn.Module, pixel_values: torch.Tensor, interpolate: bool | None) -> Features:
-    return Features(embeddings(pixel_values))
+def _embed_any_size(embeddings: nn.Module, inputs: Inputs) -> Features:
+    return Features(embeddings(inputs["pixel_values"]))
 
 
 def _run_layer(layer: nn.Module, features: Features) -> Features:

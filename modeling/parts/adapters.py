@@ -21,7 +21,9 @@ from .blueprint import Vacant
 from .weights import same_bits
 
 if TYPE_CHECKING:
-    from ..staged_model import StagedModel
+    from transformers import PreTrainedModel
+
+    from .parts import Parts
 
 Read = TypeVar("Read")
 
@@ -116,7 +118,7 @@ def read_adapter(repository: Repository) -> tuple[Any, dict[str, torch.Tensor]]:
 
 
 @contextmanager
-def undone_on_error(model: StagedModel) -> Iterator[None]:
+def undone_on_error(model: PreTrainedModel) -> Iterator[None]:
     """Take out again what PEFT has put into a model until it failed: it goes from module to module."""
     children = [(module, dict(module._modules)) for module in model.modules()]
     trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
@@ -135,19 +137,19 @@ def undone_on_error(model: StagedModel) -> Iterator[None]:
         raise
 
 
-def refuse_vacancies(model: StagedModel, names: Iterable[str]) -> None:
+def refuse_vacancies(parts: Parts, names: Iterable[str]) -> None:
     """Refuse an adapter some of whose tensors belong to blocks that are not resident: they would be dropped.
 
     Args:
-        model: The model.
+        parts: The model's parts.
         names: The tensors' names, with or without PEFT's `base_model.model.` before them.
 
     Raises:
         StageError: With the first of them.
     """
-    _ = model.teacher  # not built before it is needed
+    parts.networks.of("teacher")  # not built before it is needed
     for name in names:
-        module: torch.nn.Module | None = model
+        module: torch.nn.Module | None = parts.networks.model
         for part in name.removeprefix("base_model.model.").split("."):
             module = module._modules.get(part) if module is not None else None
             if isinstance(module, Vacant):
@@ -175,7 +177,7 @@ def check_adapter_folder(directory: str | os.PathLike[str]) -> None:
         )
 
 
-def check_base_is_saved(model: StagedModel) -> None:
+def check_base_is_saved(model: PreTrainedModel, parts: Parts) -> None:
     """Refuse to save an adapter alone where the model under it was never saved as it is.
 
     What the adapter's own file holds may be another: biases that are trained with it, for one.
@@ -183,7 +185,7 @@ def check_base_is_saved(model: StagedModel) -> None:
     Raises:
         SaveError: If it was not loaded from a repository, or changed since.
     """
-    if model._store is None:
+    if parts.store is None:
         raise SaveError(
             "only the adapter would be saved, and the model under it is in no repository: save the model before "
             "add_adapter is called, and load it from there"
@@ -194,20 +196,26 @@ def check_base_is_saved(model: StagedModel) -> None:
     for wrapped in _WRAPPED:
         tensors = {name.replace(wrapped, ""): tensor for name, tensor in tensors.items()}
         saved = {name.replace(wrapped, "") for name in saved}
-    for piece in sorted(model._resident()):
-        for name, stored in model._store.piece(piece).items():
-            found = tensors.get(f"{piece.prefix}{name}")
-            if f"{piece.prefix}{name}" in saved:
+    for piece in sorted(parts.resident()):
+        for name, stored in parts.store.piece(piece).items():
+            found = tensors.get(name)
+            if name in saved:
                 continue
             if found is None or not same_bits(found, stored.to(found.device, found.dtype)):
                 raise SaveError(
-                    f"only the adapter would be saved, and {piece.prefix}{name} was changed since it was loaded: merge "
+                    f"only the adapter would be saved, and {name} was changed since it was loaded: merge "
                     "the adapter and save the model whole"
                 )
 
 
 def check_adapter_push(
-    model: StagedModel, repo_id: str, *, revision: str | None, token: str | bool | None, overwrite: bool
+    model: PreTrainedModel,
+    parts: Parts,
+    repo_id: str,
+    *,
+    revision: str | None,
+    token: str | bool | None,
+    overwrite: bool,
 ) -> None:
     """Refuse to push an adapter to where it does not belong, or over weights of another kind.
 
@@ -228,4 +236,4 @@ def check_adapter_push(
             f"{repo_id} holds {ADAPTER_WEIGHTS}, and no {ADAPTER_CONFIG} of an adapter; nothing was pushed: push to "
             "another repository, or give overwrite=True to write over it"
         )
-    check_base_is_saved(model)
+    check_base_is_saved(model, parts)

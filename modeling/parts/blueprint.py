@@ -1,4 +1,4 @@
-"""One network of a PWL model without its weights: its blocks, their modules and their names on disk.
+"""One network of a PWL model without its weights: its blocks, what they share, their modules and names on disk.
 
 A block's modules are attached to and released from a transformers model of the original class, in
 which a `Vacant` module stands wherever nothing is resident. Vacant modules have no parameters, so the
@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache, cached_property, partial
+from itertools import chain
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -20,9 +22,9 @@ from ..errors import StageError
 from ..families.registry import family_of
 from ..routes.cuts import units_of_block
 from ..sources import Role
-from ..transformers_internals import checkpoint_names, fill_missing, mark_initialized
+from ..transformers_internals import checkpoint_names, fill_missing, mark_initialized, tied_names
 from .skeletons import build_skeleton
-from .structure import Structure, special_tensor
+from .structure import Structure, lies_within, special_tensor
 
 
 class Vacant(nn.Module):
@@ -136,6 +138,21 @@ class TensorSpec:
     is_parameter: bool
 
 
+@dataclass(frozen=True)
+class Shared:
+    """What several blocks of a network share: one parameter at several places (tied), or a module that each needs.
+
+    Args:
+        name: The in-memory name of the tensor, at its first place, or the path of the module.
+        blocks: The blocks (from 1) that need it.
+        places: The in-memory names of a tied tensor; none of a module.
+    """
+
+    name: str
+    blocks: tuple[int, ...]
+    places: tuple[str, ...] = ()
+
+
 class Blueprint:
     """The plan of one network, from its config alone.
 
@@ -143,97 +160,146 @@ class Blueprint:
         role: Whose network it is.
         config: The network's config. The object itself is used: attention settings are shared through it.
         cuts: Its N block ends in units.
+        task: The Auto class of its task, such as `"AutoModelForImageClassification"`.
 
     Raises:
         ValueError: If the family's paths do not cover the network's tensors.
     """
 
-    def __init__(self, role: Role, config: PreTrainedConfig, cuts: list[int]) -> None:
+    def __init__(self, role: Role, config: PreTrainedConfig, cuts: list[int], task: str) -> None:
         self.role = role
         self.config = config
         self.cuts = cuts
         self.family = family_of(config)
-        self._paths = tuple(self._paths_of(block) for block in range(1, len(cuts) + 1))
+        self.model_class = self.family.class_for(config, task)
         # The paths of the units themselves, without embedder and head.
         self.units = frozenset(path for unit in range(cuts[-1]) for path in self.family.unit_paths(config, unit))
-        self._specs: tuple[dict[str, TensorSpec], ...] | None = None
-        # Of each block, as it is built: kept, for its modules are used.
-        self._structures: tuple[Structure, ...] = ()
+        # Of each block, and of each thing that is shared, by name.
+        self._specs: dict[int | str, dict[str, TensorSpec]] = {}
+        self._structures: dict[int | str, Structure] = {}
+        self._shared: tuple[Shared, ...] = ()
+        # Paths of modules with buffers alone, which neither a block nor a file has.
+        self._frame: tuple[str, ...] = ()
+        # In-memory name of a tied tensor -> that of its first place.
+        self._tied: dict[str, str] = {}
         # Modules on the meta device, left over from building; each is used once.
         self._spare: dict[str, nn.Module] = {}
-        # The network that the specs were read from, until it is wanted.
+        # The network that the specs were read from, until it is wanted; before, one whose paths alone were.
         self._skeleton: PreTrainedModel | None = None
+        self._unread: PreTrainedModel | None = None
 
     def build(self) -> PreTrainedModel:
         """The whole network, freshly initialised on the default device in the default dtype."""
-        return self.family.model_class()(self.config)
+        return self.model_class(self.config)
 
     def build_vacant(self) -> PreTrainedModel:
         """The network with nothing in it."""
         network, self._skeleton = self._skeleton or self._build_meta(), None
-        for block in range(1, len(self.cuts) + 1):
-            self.release(network, block)
+        for path in chain.from_iterable(self._places.values()):
+            self._vacate(network, path)
+        self._note_holes(network)
         return network
 
-    def paths(self, block: int) -> tuple[str, ...]:
-        """The paths of a block's modules; block 1 has the embedder, block N the head."""
-        return self._paths[block - 1]
+    @property
+    def num_blocks(self) -> int:
+        """The number of blocks N."""
+        return len(self.cuts)
 
-    def specs(self, block: int) -> dict[str, TensorSpec]:
-        """The persistent tensors of a block, by in-memory name."""
-        if self._specs is None:
+    def paths(self, section: int | str) -> tuple[str, ...]:
+        """The paths of a block's modules, or of a shared one; block 1 has the embedder, block N the head."""
+        return self._places[section]
+
+    @property
+    def shared(self) -> tuple[Shared, ...]:
+        """What its blocks share, in the order of the network."""
+        # Most networks share nothing, which their class and config tell: a first answer need not build the teacher.
+        ties = self.model_class._tied_weights_keys and getattr(self.config, "tie_word_embeddings", False)
+        if (ties or self.family.shared_paths(self.config)) and not self._specs:
             self._skeleton = self._build_meta()
-        return self._specs[block - 1]  # type: ignore[index]
+        return self._shared
 
-    def is_resident(self, network: PreTrainedModel, block: int) -> bool:
-        """Whether a block is in the network."""
-        return not isinstance(network.get_submodule(self.paths(block)[0]), Vacant)
+    @property
+    def aliases(self) -> frozenset[str]:
+        """The in-memory names of tied tensors at all places but the first."""
+        return frozenset(self._tied)
 
-    def difference(self, network: PreTrainedModel, block: int | None = None) -> str | None:
-        """How a resident block differs from what the config describes, its values aside.
+    def specs(self, section: int | str) -> dict[str, TensorSpec]:
+        """The persistent tensors of a block (from 1), or of what is shared, by in-memory name."""
+        if not self._specs:
+            self._skeleton = self._build_meta()
+        return self._specs[section]
+
+    def is_resident(self, network: PreTrainedModel, section: int | str) -> bool:
+        """Whether a block, or a shared module, is in the network."""
+        return not isinstance(network.get_submodule(self.paths(section)[0]), Vacant)
+
+    def find_tied(self, network: PreTrainedModel, shared: Shared) -> nn.Parameter | None:
+        """A tied tensor, where the network has it now; None if no block that needs it is resident."""
+        for name in shared.places:
+            path, _, leaf = name.rpartition(".")
+            found = network.get_submodule(path)._parameters.get(leaf) if _exists(network, path) else None
+            if found is not None:
+                return found
+        return None
+
+    def difference(self, network: PreTrainedModel, section: int | str | None = None) -> str | None:
+        """How what is resident differs from what the config describes, its values aside.
 
         Args:
             network: The network.
-            block: The block (from 1); the whole network, as far as it is resident, by default.
+            section: A block (from 1) or a shared module's path; the whole network, as far as it is resident, by
+                default.
 
         Returns:
             The first difference in words, such as an adapter's tensor; None if there is none.
         """
-        if block is not None:
+        if section is not None:
             if not self._structures:
                 self._skeleton = self._build_meta()
-            paths = self.paths(block)
-            difference = self._structures[block - 1].difference(Structure.of(network, paths))
-            return difference or special_tensor(network, paths)
+            paths = self._places[section]
+            difference = self._structures[section].difference(Structure.of(network, paths))
+            return difference or special_tensor(network, paths) or self._untied(network)
         # By the config as it is now: one that was edited since would be saved with modules of another.
-        expected = Structure.of(build_skeleton(self.family, self.config))
-        numbers = range(1, len(self.cuts) + 1)
-        vacant = tuple(path for k in numbers if not self.is_resident(network, k) for path in self.paths(k))
+        expected = Structure.of(build_skeleton(self.family, self.model_class, self.config))
+        vacant = tuple(
+            path
+            for path in chain.from_iterable(self._places.values())
+            if isinstance(network.get_submodule(path), Vacant)
+        )
         difference = expected.without(vacant).difference(Structure.of(network).without(vacant))
-        return difference or special_tensor(network)
+        return difference or special_tensor(network) or self._untied(network)
 
     def make(
-        self, network: PreTrainedModel, block: int, tensors: Mapping[str, torch.Tensor], device: torch.device
+        self,
+        network: PreTrainedModel,
+        section: int | str,
+        tensors: Mapping[str, torch.Tensor],
+        device: torch.device,
+        tied: Mapping[str, nn.Parameter] = MappingProxyType({}),
     ) -> dict[str, nn.Module]:
-        """Build a block's modules over given tensors, without touching the network.
+        """Build the modules of a block, or a shared one, over given tensors, without touching the network.
 
         Args:
             network: The network they are for; its initialisation fills buffers that are not persistent, and
                 tensors that `tensors` lacks (a head of another size).
-            block: The block (from 1).
+            section: The block (from 1), or the path of the shared module.
             tensors: In-memory name -> tensor, used and not copied, in their final dtype and on `device`.
             device: Where the rest goes.
+            tied: Parameters that other blocks have as well, by the in-memory name of their first place.
 
         Returns:
             Path -> module, in eval mode, for `attach`.
         """
-        modules = {path: self._spare_module(path) for path in self.paths(block)}
+        modules = {path: self._spare_module(path) for path in self._places[section]}
+        given: dict[str, torch.Tensor] = {**tensors, **tied}
+        # One parameter at all its places, also within a block.
+        given |= {name: _parameter(given, first) for name, first in self._tied.items() if first in given}
         for path, module in modules.items():
-            if not _assign(path, module, tensors):
+            if not _assign(path, module, given):
                 for name, tensor in module.state_dict(keep_vars=True).items():
-                    if f"{path}.{name}" in tensors:
+                    if f"{path}.{name}" in given:
                         mark_initialized(tensor)
-                dtype = next((t.dtype for t in tensors.values() if t.is_floating_point()), torch.get_default_dtype())
+                dtype = next((t.dtype for t in given.values() if t.is_floating_point()), torch.get_default_dtype())
                 _leave_meta(module, device, dtype)
                 # Whatever torch.device a caller is within: buffers are computed in the default one.
                 with device:
@@ -245,24 +311,70 @@ class Blueprint:
         """Put modules that `make` built into their places."""
         for path, module in modules.items():
             _replace(network, path, module)
-        _mark_empty(network)
-        self._refuse_saving_with_holes(network)
+        self._fill_frame(network, modules)
+        self._note_holes(network)
 
-    def release(self, network: PreTrainedModel, block: int) -> None:
-        """Take a block out of the network; a route that still holds its modules keeps them."""
-        for path in self.paths(block):
-            mode = network.get_submodule(path).training
-            _replace(network, path, Vacant(self.role, block, path).train(mode))
-        _mark_empty(network)
-        self._refuse_saving_with_holes(network)
+    def release(self, network: PreTrainedModel, section: int | str) -> None:
+        """Take a block, or a shared module, out of the network; a route that still holds its modules keeps them."""
+        for path in self._places[section]:
+            self._vacate(network, path)
+        self._note_holes(network)
 
-    def _refuse_saving_with_holes(self, network: PreTrainedModel) -> None:
-        # Before it writes a file; `Vacant` would refuse later, and a network of no parameters stop elsewhere.
+    # --- How it is read ----------------------------------------------------------------------------------------
+
+    @cached_property
+    def _places(self) -> dict[int | str, tuple[str, ...]]:
+        """The paths of all that is attached and released: blocks by number, shared modules by path."""
+        found: dict[int | str, tuple[str, ...]] = {
+            **{block: self._paths_of(block) for block in range(1, self.num_blocks + 1)},
+            **{path: (path,) for path in self.family.shared_paths(self.config)},
+        }
+        if not self.family.has_optional_paths:
+            return found
+        self._unread = build_skeleton(self.family, self.model_class, self.config)
+        there = {name for name, _ in self._unread.named_modules()}
+        return {section: kept for section, paths in found.items() if (kept := tuple(p for p in paths if p in there))}
+
+    @cached_property
+    def _block_of(self) -> dict[str, int]:
+        return {path: block for block, paths in self._places.items() if isinstance(block, int) for path in paths}
+
+    def _vacate(self, network: PreTrainedModel, path: str) -> None:
+        mode = network.get_submodule(path).training
+        _replace(network, path, Vacant(self.role, self._block_of.get(path, 1), path).train(mode))
+
+    def _note_holes(self, network: PreTrainedModel) -> None:
+        """Refuse `save_pretrained` of a network with a block missing, before it writes a file."""
+        _mark_empty(network)
         network.__dict__.pop("save_pretrained", None)
-        for block in range(1, len(self.cuts) + 1):
+        for block in range(1, self.num_blocks + 1):
             if not self.is_resident(network, block):
                 network.save_pretrained = partial(raise_incomplete, self.role, block)  # type: ignore[method-assign]
                 return
+
+    def _fill_frame(self, network: PreTrainedModel, modules: Mapping[str, nn.Module]) -> None:
+        """Fill buffers that no block has and no file, such as a decoder's rotary tables, when they are first needed."""
+        frame = [network.get_submodule(path) for path in self._frame]
+        if not any(tensor.is_meta for m in frame for tensor in m._buffers.values() if tensor is not None):
+            return
+        found = (t.device for m in modules.values() for t in chain(m.parameters(), m.buffers()))
+        device = next(found, torch.get_default_device())
+        for module in frame:
+            _leave_meta(module, device, None)
+            with device:
+                fill_missing(network, module)
+
+    def _untied(self, network: PreTrainedModel) -> str | None:
+        """The first tied tensor that has been given another value at one of its places, in words."""
+        for name, first in self._tied.items():
+            one, other = (self._resident_tensor(network, n) for n in (name, first))
+            if one is not None and other is not None and one is not other:
+                return f"{name!r} is not tied to {first!r}, as its config says"
+        return None
+
+    def _resident_tensor(self, network: PreTrainedModel, name: str) -> nn.Parameter | None:
+        path, _, leaf = name.rpartition(".")
+        return network.get_submodule(path)._parameters.get(leaf) if _exists(network, path) else None
 
     def _paths_of(self, block: int) -> tuple[str, ...]:
         first, last = block == 1, block == len(self.cuts)
@@ -272,38 +384,70 @@ class Blueprint:
         return (*embedder, *(p for unit in units for p in self.family.unit_paths(self.config, unit)), *head)
 
     def _build_meta(self) -> PreTrainedModel:
-        network = build_skeleton(self.family, self.config)
-        if self._specs is None:
-            self._specs = self._read_specs(network)
-            self._structures = tuple(Structure.of(network, paths) for paths in self._paths)
-        self._spare = {path: network.get_submodule(path) for paths in self._paths for path in paths}
+        places = self._places
+        network, self._unread = self._unread or build_skeleton(self.family, self.model_class, self.config), None
+        if not self._specs:
+            self._read(network)
+        self._spare = {path: network.get_submodule(path) for path in chain.from_iterable(places.values())}
         return network
 
-    def _read_specs(self, network: PreTrainedModel) -> tuple[dict[str, TensorSpec], ...]:
+    def _read(self, network: PreTrainedModel) -> None:
+        """Read from a network which tensors its blocks have, what they share, and how it is all called on disk."""
         names = checkpoint_names(network)
         state = network.state_dict(keep_vars=True)
-        specs = []
-        for paths in self._paths:
+        self._structures = {section: Structure.of(network, paths) for section, paths in self._places.items()}
+        within = tuple(chain.from_iterable(self._places.values()))
+        self._frame = tuple(path for path, m in network.named_modules() if m._buffers and not lies_within(path, within))
+        # 1. Whose tensor each is.
+        owner: dict[str, int | str] = {}
+        for section, paths in self._places.items():
             prefixes = tuple(f"{path}." for path in paths)
-            own = {n: t for n, t in state.items() if n.startswith(prefixes)}
-            specs.append(
-                {
-                    name: TensorSpec(names[name], tuple(t.shape), t.is_floating_point(), isinstance(t, nn.Parameter))
-                    for name, t in own.items()
-                }
-            )
-        left = state.keys() - {name for block in specs for name in block}
-        if left:
+            owner |= {name: section for name in state if name.startswith(prefixes)}
+        if left := state.keys() - owner.keys():
             raise ValueError(
                 f"the paths of family {self.family.model_type!r} do not cover tensor {min(left)!r} of "
                 f"{type(network).__name__}"
             )
-        return tuple(specs)
+        # 2. Tied tensors: one place has them; those of several blocks belong to none.
+        self._tied = {name: first for name, first in tied_names(network).items() if name in state and first in state}
+        places: dict[str, list[str]] = {}
+        for name, first in self._tied.items():
+            places.setdefault(first, [first]).append(name)
+        every_block = tuple(range(1, self.num_blocks + 1))
+        self._shared = tuple(Shared(path, every_block) for path in self.family.shared_paths(self.config))
+        for first, found in places.items():
+            blocks = tuple(sorted({block for name in found if isinstance(block := owner[name], int)}))
+            if len(blocks) > 1:
+                self._shared += (Shared(first, blocks, tuple(found)),)
+                owner[first] = first
+        # 3. What each section holds.
+        specs: dict[int | str, dict[str, TensorSpec]] = {section: {} for section in (*self._places, *owner.values())}
+        for name, section in owner.items():
+            if name not in self._tied:
+                t = state[name]
+                spec = TensorSpec(names[name], tuple(t.shape), t.is_floating_point(), isinstance(t, nn.Parameter))
+                specs[section][name] = spec
+        self._specs = specs
 
     def _spare_module(self, path: str) -> nn.Module:
         if path not in self._spare:
             self._build_meta()
         return self._spare.pop(path)
+
+
+def _parameter(given: dict[str, torch.Tensor], name: str) -> nn.Parameter:
+    """A tensor of `given` as a parameter, which it is from then on."""
+    found = given[name]
+    if not isinstance(found, nn.Parameter):
+        found = given[name] = nn.Parameter(found)
+    return found
+
+
+def _exists(network: nn.Module, path: str) -> bool:
+    module: nn.Module | None = network
+    for step in path.split("."):
+        module = module._modules.get(step) if module is not None else None
+    return module is not None and not isinstance(module, Vacant)
 
 
 def _replace(network: nn.Module, path: str, module: nn.Module) -> None:
@@ -326,19 +470,20 @@ def _assign(path: str, module: nn.Module, tensors: Mapping[str, torch.Tensor]) -
                 if tensor is None:
                     is_whole = is_whole and not place.is_meta
                 elif isinstance(place, nn.Parameter):
-                    places[leaf] = nn.Parameter(tensor, place.requires_grad)
+                    tied = isinstance(tensor, nn.Parameter)
+                    places[leaf] = tensor if tied else nn.Parameter(tensor, place.requires_grad)
                 else:
                     places[leaf] = tensor
     return is_whole
 
 
-def _leave_meta(module: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
+def _leave_meta(module: nn.Module, device: torch.device, dtype: torch.dtype | None) -> None:
+    """Give tensors on the meta device memory, floating ones in a dtype, or in their own."""
     for part in module.modules():
         for tensors in (part._parameters, part._buffers):
             for name, tensor in tensors.items():
                 if tensor is not None and tensor.is_meta:
-                    empty = torch.empty_like(
-                        tensor, device=device, dtype=dtype if tensor.is_floating_point() else tensor.dtype
-                    )
+                    own = dtype is None or not tensor.is_floating_point()
+                    empty = torch.empty_like(tensor, device=device, dtype=tensor.dtype if own else dtype)
                     is_parameter = isinstance(tensor, nn.Parameter)
                     tensors[name] = nn.Parameter(empty, tensor.requires_grad) if is_parameter else empty  # type: ignore[assignment]

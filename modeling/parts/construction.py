@@ -7,8 +7,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
+import transformers
 from torch import nn
-from transformers import AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
 from ..configuration_pwl import PWLConfig
@@ -25,6 +26,7 @@ Network = PreTrainedModel | str | os.PathLike[str]
 def load_network(
     role: Role,
     network: Network,
+    task: str,
     *,
     allow_new_head: bool = False,
     allow_resized_head: bool = False,
@@ -38,6 +40,7 @@ def load_network(
     Args:
         role: For the error.
         network: The model itself (used, not copied), or what to load.
+        task: The Auto class that loads it.
         allow_new_head: Draw a head at random if the checkpoint has none, or one of another shape; a warning says so.
         allow_resized_head: The same, but only for one of another shape.
         kwargs: For `from_pretrained`. With `ignore_mismatched_sizes=True`, tensors of other shapes are drawn at random;
@@ -54,10 +57,11 @@ def load_network(
     if not isinstance(network, str | os.PathLike):
         raise TypeError(f"the {role} must be a model, a folder or a Hub id, got {type(network).__name__}")
     model_type = PreTrainedConfig.get_config_dict(network, **_hub_arguments(kwargs))[0].get("model_type")
+    auto_class: Any = getattr(transformers, task)
     if model_type not in FAMILIES:
         # Joining it is refused, and the error there says why.
-        return AutoModelForImageClassification.from_pretrained(network, **kwargs)
-    loader = FAMILIES[model_type].model_class() if model_type in OWN_CONFIGS else AutoModelForImageClassification
+        return auto_class.from_pretrained(network, **kwargs)
+    loader = FAMILIES[model_type].model_class() if model_type in OWN_CONFIGS else auto_class
     resize = kwargs.pop("ignore_mismatched_sizes", False)
     # Other shapes pass here, to be named with all else that is wrong.
     found: Any = loader.from_pretrained(network, **kwargs, ignore_mismatched_sizes=True, output_loading_info=True)
@@ -118,7 +122,7 @@ def _check_loaded(
         problems.append(f"the network has no place for its {_some(lost)}")
     if unused := set(info["unexpected_keys"]) - lost:
         problems.append(f"not used: {_some(unused)}")
-    advice = "give a whole checkpoint of an image classifier, or load it with transformers and give the model"
+    advice = "give a whole checkpoint of the task, or load it with transformers and give the model"
     if not lost and all(name.startswith(heads) for name in absent | resized):
         advice = (
             "fine-tune the network on the labels first; if the head is to be trained afterwards, give "
@@ -148,18 +152,18 @@ def _some(names: Iterable[str]) -> str:
     return ", ".join(found[:4]) + (f" and {len(found) - 4} more" if len(found) > 4 else "")
 
 
-def joined_config(teacher: PreTrainedModel, student: PreTrainedModel, **kwargs: Any) -> PWLConfig:
+def joined_config(teacher: PreTrainedModel, student: PreTrainedModel, task: str, **kwargs: Any) -> PWLConfig:
     """The config of a PWL model of two networks; their own config objects become its parts, with its problem type.
 
     Raises:
         huggingface_hub.errors.StrictDataclassError: If they cannot be joined.
-        TypeError: If one is not its family's image classifier.
+        TypeError: If one is not its family's network for the task.
         ValueError: If both are one object.
     """
     if teacher is student:
         raise ValueError("teacher and student are the same model object: give a copy.deepcopy of it as one of them")
     config = PWLConfig(teacher_config=teacher.config, student_config=student.config, **kwargs)
-    expected = family_of(teacher.config).model_class()
+    expected = family_of(teacher.config).class_for(teacher.config, task)
     for role, network in (("teacher", teacher), ("student", student)):
         # By name too: a class from remote code is not the same object.
         if not isinstance(network, expected) and type(network).__name__ != expected.__name__:

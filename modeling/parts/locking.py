@@ -50,7 +50,7 @@ def exclusive(method: Method) -> Method:
 
     @wraps(method)
     def locked(self: Any, *args: Any, **kwargs: Any) -> Any:
-        with self._lock:
+        with self.parts.lock:
             return method(self, *args, **kwargs)
 
     return locked  # type: ignore[return-value]

@@ -1,18 +1,15 @@
-"""Writing a repository: which files it has, which are copied unchanged, and how they come into place.
-
-The plan is made first, without writing or downloading: for each weight file either the entry it is copied
-from, or the tensors it is made of. Publishing uses the same plan.
-"""
+"""Writing a repository into a folder: how its files come into place, and the texts among them."""
 
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,22 +18,22 @@ from safetensors.torch import save_file
 from transformers.utils import logging
 
 from ..configuration_pwl import PWLConfig
-from ..errors import FetchError, MissingFileError, RepositoryError, SaveError
+from ..errors import FetchError, MissingFileError, SaveError
 from ..publishing.remote_code import auto_map, chosen_code, code_of, code_paths, network_auto_map, set_auto_map
-from ..repository.files import copy_file, sha256_of, temporary_name, write_text
+from ..repository.files import copy_file, sha256_of, temporary_name, write_bytes, write_text
 from ..repository.manifest import (
     MANIFEST_FILE,
     FileEntry,
+    ListedFile,
     Manifest,
     Metric,
-    file_of,
-    statistics_file,
-    teacher_shard,
+    check_attachment,
 )
 from ..repository.output_folder import (
     PROCESSOR_FILE,
     TEACHER_INDEX_FILE,
     FileState,
+    check_output,
     exclusive_folder,
     saving_into,
     states,
@@ -44,82 +41,20 @@ from ..repository.output_folder import (
     writing,
 )
 from ..repository.source import Repository
-from ..sources import Piece, Sources
-from .structure import has_accelerate_hooks
-from .weights import STUDENT_PREFIX, Tensors, WeightStore, statistics_names
+from ..schedule import Schedule
+from .parts import Parts
+from .planning import PlannedFile, plan_files
+from .weights import WeightStore
 
 if TYPE_CHECKING:
     from transformers import BaseImageProcessor
 
-    from ..staged_model import StagedModel
-
 logger = logging.get_logger(__name__)
 
 
-@dataclass(frozen=True)
-class PlannedFile:
-    """A weight file to be.
-
-    Args:
-        path: Its path in the repository.
-        parameters: How many parameters it holds.
-        entry: The file of the model's own repository that it is a copy of, or None.
-        tensors: Otherwise what it is made of, by name in the file.
-    """
-
-    path: str
-    parameters: int
-    entry: FileEntry | None
-    tensors: Callable[[], Tensors] | None
-
-
-def plan_files(model: StagedModel, state_dict: Mapping[str, torch.Tensor] | None = None) -> list[PlannedFile]:
-    """The weight files of a model's repository, from whatever stage it is at.
-
-    Args:
-        model: The model.
-        state_dict: Tensors to take in place of the model's own, by full name.
-
-    Raises:
-        ValueError: If the resident tensors are of several dtypes.
-        RepositoryError: If a file that must be read is not what the manifest says.
-        SaveError: If the model holds what the repository would not, or its values are elsewhere.
-    """
-    return _Planner(model, state_dict or {}).plan()
-
-
-def check_savable(model: StagedModel) -> None:
-    """Refuse a model that holds what its repository would not: an adapter, a quantised layer, another head.
-
-    Raises:
-        SaveError: With the first tensor or module of that kind.
-    """
-    difference = next(_differences(model), None)
-    if difference is not None:
-        raise SaveError(
-            f"the model is not what its config describes, and would not be saved whole: {difference}; merge an adapter "
-            "first (merge_and_unload) or save it alone (save_pretrained of the PeftModel), save before quantising, and "
-            "take back what else was put in, or changed in the config"
-        )
-
-
-def _differences(model: StagedModel) -> Iterator[str]:
-    for role, plan in model._blueprints.items():
-        if role in model._modules and (found := plan.difference(model._network(role))) is not None:
-            yield f"of the {role}, {found}"
-        elif plan.config.num_labels != model.config.num_labels:
-            yield f"config.num_labels is {model.config.num_labels}, the {role}'s {plan.config.num_labels}"
-    for piece in sorted(model._resident()):
-        if piece.kind in ("encoder", "decoder") and (found := model._difference(piece)) is not None:
-            yield f"of {piece}, {found}"
-    own = ("teacher.", "student.", "encoders.", "decoders.")
-    for name in model.state_dict():
-        if not name.startswith(own):
-            yield f"it holds the tensor {name!r}, which is none of its networks'"
-
-
 def save_repository(
-    model: StagedModel,
+    parts: Parts,
+    schedule: Schedule,
     directory: str | os.PathLike[str],
     state_dict: Mapping[str, torch.Tensor] | None = None,
     place: Callable[[PlannedFile, Path], FileEntry | None] | None = None,
@@ -128,10 +63,11 @@ def save_repository(
     remote_code: str | None = None,
     overwrite: bool = False,
 ) -> Manifest:
-    """Write a model's repository into a folder; see `PWLForImageClassification.save_pretrained`.
+    """Write a model's repository into a folder; see `PWLPreTrainedModel.save_pretrained`.
 
     Args:
-        model: The model.
+        parts: The model's parts.
+        schedule: The masks of its stages.
         directory: The folder.
         state_dict: Tensors to take in place of the model's own, by full name.
         place: Asked first for each weight file: puts it into its place by itself and says what it is, or returns None.
@@ -147,19 +83,21 @@ def save_repository(
     """
     if os.path.isfile(directory):
         raise ValueError(f"save_directory must be a folder, {os.fspath(directory)!r} is a file")
-    root, store = Path(directory), model._store
+    root, store = Path(directory), parts.store
     # 1. What is to be written, and all that it is copied from: nothing is touched before it is there and checked.
-    code = code_paths(model.config, chosen_code(model.config, remote_code))
-    planned_files = plan_files(model, state_dict)
-    texts = {**stored_processor(model), **(texts or {})}
+    code = code_paths(parts.config, chosen_code(parts.config, remote_code))
+    planned_files = plan_files(parts, state_dict)
+    attached = fetch_attachments(parts, planned_files)
+    texts = {**stored_processor(parts), **(texts or {})}
     copied = [planned.path for planned in planned_files if planned.entry is not None]
     if store is not None:
         store.repository.check_links(copied)
         if place is None:
             store.prepare(copied)
     paths = {planned.path for planned in planned_files} | text_paths() | texts.keys() | code
+    paths |= {attachment.path for attachment in attached}
     # 2. The files, each whole, the manifest last.
-    with saving_into(root, paths, inputs=_inputs(model), overwrite=overwrite) as before:
+    with saving_into(root, paths, inputs=_inputs(parts), overwrite=overwrite) as before:
         entries: list[FileEntry] = []
         placed: dict[str, FileState] = {}
         for planned in planned_files:
@@ -170,13 +108,17 @@ def save_repository(
                 with writing(target):
                     copy_file(local, target, entry.sha256)
             elif entry is None and planned.tensors is not None:
-                entry = write_tensors(target, planned.path, planned.tensors(), planned.parameters)
+                entry = write_tensors(target, planned)
             if entry is not None:
                 entries.append(entry)
             placed |= states(root, [planned.path])
-        manifest = new_manifest(model, entries, before.manifest)
+        for attachment, local in attached.items():
+            with writing(root / attachment.path):
+                copy_file(local, root / attachment.path, attachment.sha256)
+            placed |= states(root, [attachment.path])
+        manifest = new_manifest(parts, schedule, entries, attached, before.manifest)
         for path, text in {
-            **text_files(model, manifest, remote_code),
+            **text_files(parts, manifest, remote_code),
             **texts,
             MANIFEST_FILE: manifest.to_json(),
         }.items():
@@ -189,9 +131,29 @@ def save_repository(
         own = Path(store.repository.name, store.repository.subfolder)
         if own.exists() and own.samefile(root):
             # The files under the model are these now.
-            model._store = WeightStore(store.repository, manifest, model._blueprints)
-            model.config.fingerprint = manifest.fingerprint
+            parts.store = WeightStore(store.repository, manifest, parts.inventory)
+            parts.config.fingerprint = manifest.fingerprint
     return manifest
+
+
+def fetch_attachments(parts: Parts, planned: Collection[PlannedFile]) -> dict[ListedFile, Path]:
+    """The attachments of the repository that a model came from, by their checked local files.
+
+    Args:
+        parts: The model's parts.
+        planned: The weight files to be: attachments stay with weights that are the same, every one.
+
+    Raises:
+        RepositoryError: If one is not what the manifest says, or is a link out of its folder.
+    """
+    if parts.store is None or not parts.store.manifest.attachments:
+        return {}
+    manifest, repository = parts.store.manifest, parts.store.repository
+    if {file.entry for file in planned} != set(manifest.files):
+        return {}
+    repository.check_links([attachment.path for attachment in manifest.attachments])
+    files = repository.fetch_verified(manifest.attachments)
+    return {attachment: files[attachment.path] for attachment in manifest.attachments}
 
 
 def processor_files(processor: BaseImageProcessor) -> dict[str, str]:
@@ -202,12 +164,12 @@ def processor_files(processor: BaseImageProcessor) -> dict[str, str]:
     return found | {f"teacher/{name}": text for name, text in found.items()}
 
 
-def _inputs(model: StagedModel) -> list[str]:
+def _inputs(parts: Parts) -> list[str]:
     """The folders that the networks of a model came from, unless it came from a repository itself."""
-    if model._store is not None:
+    if parts.store is not None:
         return []
-    names = [getattr(network, "name_or_path", "") for network in (model.teacher, model.student)]
-    return [*model._joined_from, *(os.path.abspath(name) for name in names if name)]
+    names = [getattr(parts.networks.of(role), "name_or_path", "") for role in parts.networks.blueprints]
+    return [*parts.joined_from, *(os.path.abspath(name) for name in names if name)]
 
 
 def _check_undisturbed(root: Path, placed: Mapping[str, FileState]) -> None:
@@ -221,42 +183,53 @@ def _check_undisturbed(root: Path, placed: Mapping[str, FileState]) -> None:
             )
 
 
-def new_manifest(model: StagedModel, entries: list[FileEntry], before: Manifest | None = None) -> Manifest:
+def new_manifest(
+    parts: Parts,
+    schedule: Schedule,
+    entries: list[FileEntry],
+    attachments: Collection[ListedFile] = (),
+    before: Manifest | None = None,
+) -> Manifest:
     """The manifest of these files; metrics are kept only if every weight is the one they were measured on.
 
     Args:
-        model: The model.
+        parts: The model's parts.
+        schedule: The masks of its stages.
         entries: Its weight files.
+        attachments: Files that belong to them.
         before: The manifest that this one replaces: what was measured since the model was loaded is there.
     """
-    manifest = Manifest.build(str(model.dtype).removeprefix("torch."), model.num_stages, entries, {})
-    for known in (before, model._store.manifest if model._store is not None else None):
+    dtype = str(parts.networks.model.dtype).removeprefix("torch.")
+    manifest = Manifest.build(dtype, schedule, entries, attachments=attachments)
+    for known in (before, parts.store.manifest if parts.store is not None else None):
         if known is not None and known.fingerprint == manifest.fingerprint and any(s.metrics for s in known.stages):
-            return manifest.with_metrics({stage.stage: stage.metrics for stage in known.stages})
+            # What was measured is of a mask, whatever stage it is now.
+            found = {stage.sources: stage.metrics for stage in known.stages}
+            return manifest.with_metrics({s.stage: found.get(s.sources, ()) for s in manifest.stages})
     return manifest
 
 
-def text_files(model: StagedModel, manifest: Manifest, remote_code: str | None = None) -> dict[str, str]:
+def text_files(parts: Parts, manifest: Manifest, remote_code: str | None = None) -> dict[str, str]:
     """Everything besides weights, manifest and image processor: configs, the teacher's index, code if there is any."""
-    chosen = chosen_code(model.config, remote_code)
-    config = _saved_config(model, manifest, chosen)
+    chosen = chosen_code(parts.config, remote_code)
+    config = _saved_config(parts, manifest, chosen)
     texts = {
         "config.json": config.to_json_string(),
         "teacher/config.json": config.teacher_config.to_json_string(),
-        TEACHER_INDEX_FILE: _teacher_index(model, manifest),
+        TEACHER_INDEX_FILE: _teacher_index(parts, manifest),
     }
     return texts | code_of(config, chosen)
 
 
-def stored_processor(model: StagedModel) -> dict[str, str]:
+def stored_processor(parts: Parts) -> dict[str, str]:
     """The image processor of the repository that a model came from, by path, compared with what the Hub has.
 
     Raises:
         RepositoryError: If it is damaged each time, or a link out of its folder.
     """
-    if model._store is None:
+    if parts.store is None:
         return {}
-    repository = model._store.repository
+    repository = parts.store.repository
     repository.check_links([PROCESSOR_FILE])
     try:
         text = repository.fetch_text(PROCESSOR_FILE).decode("utf-8")
@@ -287,24 +260,61 @@ def write_metrics(directory: str | os.PathLike[str], metrics: Mapping[int, list[
     with writing(target), exclusive_folder(Path(directory)):
         manifest = repository.manifest()
         for stage in metrics:
-            Sources.prefix(stage, manifest.num_stages)
+            manifest.schedule.mask(stage)
         manifest = manifest.with_metrics({stage: tuple(found) for stage, found in metrics.items()})
         write_text(target, manifest.to_json())
     return manifest
 
 
-def write_tensors(target: Path, path: str, tensors: Tensors, parameters: int) -> FileEntry:
-    """Write a safetensors file next to its place, move it there, and describe it.
+def write_attachments(directory: str | os.PathLike[str], files: Mapping[str, bytes]) -> Manifest:
+    """Attach files to a saved repository, in place of those that it has.
+
+    They belong to the weights as they are: a save that changes one of these drops them.
+
+    Args:
+        directory: The repository's folder.
+        files: Their contents by path: `.onnx` and `.json`.
+
+    Returns:
+        The new manifest.
+
+    Raises:
+        RepositoryError: If it is no PWL repository, or a path cannot be one of an attachment.
+        OverwriteError: If there are files at these paths that are no attachments.
+        SaveError: If a file cannot be written.
+    """
+    root = Path(directory)
+    for path in files:
+        check_attachment(path)
+    with exclusive_folder(root):
+        manifest = Repository.open(directory).manifest()
+        known = {attachment.path for attachment in manifest.attachments}
+        check_output(root, {path for path in files if path not in known})
+        attachments = [ListedFile(path, len(data), hashlib.sha256(data).hexdigest()) for path, data in files.items()]
+        manifest = replace(manifest, attachments=tuple(attachments))
+        for path, data in files.items():
+            with writing(root / path):
+                write_bytes(root / path, data)
+        with writing(root / MANIFEST_FILE):
+            write_text(root / MANIFEST_FILE, manifest.to_json())
+        for path in known - files.keys():
+            (root / path).unlink(missing_ok=True)
+    return manifest
+
+
+def write_tensors(target: Path, planned: PlannedFile) -> FileEntry:
+    """Write a planned safetensors file next to its place, move it there, and describe it.
 
     Args:
         target: Where it goes.
-        path: Its path in the repository.
-        tensors: Its tensors, by name.
-        parameters: How many parameters it holds.
+        planned: What it is made of.
 
     Raises:
         SaveError: If it cannot be written.
     """
+    if planned.tensors is None:
+        raise RuntimeError(f"{planned.path!r} was planned without contents")
+    tensors = planned.tensors()
     scratch = temporary_name(target)
     temporary = scratch / target.name
     with writing(target):
@@ -321,136 +331,17 @@ def write_tensors(target: Path, path: str, tensors: Tensors, parameters: int) ->
             os.replace(temporary, target)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
-    return FileEntry(path=path, bytes=size, sha256=digest, parameters=parameters)
+    return FileEntry(planned.path, size, digest, planned.parameters, planned.blocks)
 
 
-class _Planner:
-    def __init__(self, model: StagedModel, state_dict: Mapping[str, torch.Tensor]) -> None:
-        self.model = model
-        self.state_dict = state_dict
-        self.store: WeightStore | None = model._store
-        check_savable(model)
-        self.resident = model._resident()
-        self._check_given()
-        floating = {t.dtype for piece in self.resident for t in self._own(piece).values() if t.is_floating_point()}
-        if len(floating) != 1:
-            raise ValueError(
-                f"a PWL repository has one dtype, the model has {', '.join(sorted(map(str, floating)))}: cast it first"
-            )
-        self.dtype = floating.pop()
-
-    def _check_given(self) -> None:
-        """Refuse what was given to be saved and is not the model's: it would be left out, the model's own saved."""
-        known = {
-            f"{piece.prefix}{name}": t for piece in self.resident for name, t in self.model._tensors(piece).items()
-        }
-        for name, tensor in self.state_dict.items():
-            if name not in known:
-                raise ValueError(f"state_dict has {name!r}, which is no tensor of what is resident of the model")
-            if tensor.shape != known[name].shape:
-                raise ValueError(
-                    f"state_dict has {name!r} of shape {list(tensor.shape)}, the model's is {list(known[name].shape)}"
-                )
-        for name in sorted(known.keys() - self.state_dict.keys()):
-            if known[name].is_meta:
-                how = (
-                    "is kept elsewhere by accelerate's hooks: call accelerate.hooks.remove_hook_from_submodules(model)"
-                )
-                if not has_accelerate_hooks(self.model):
-                    how = "has no values, it is on the meta device: load the model on another one"
-                raise SaveError(f"{name} cannot be saved: it {how} first")
-
-    def plan(self) -> list[PlannedFile]:
-        groups: dict[str, list[Piece]] = {}
-        for piece in sorted(self.model._all_pieces()):
-            groups.setdefault(file_of(piece, self.model.num_stages), []).append(piece)
-        planned = [self._plan_pieces(path, pieces) for path, pieces in groups.items()]
-        stored = self.store.manifest.masks if self.store is not None else ()
-        masks = {str(mask) for mask in stored} - self.model._discarded | self.model.statistics.keys()
-        return planned + [self._plan_statistics(Sources(mask)) for mask in sorted(masks)]
-
-    def _plan_pieces(self, path: str, pieces: list[Piece]) -> PlannedFile:
-        parameters = sum(self._count(piece) for piece in pieces)
-        entry = None if self.state_dict else self._same_dtype_entry(path)
-        if entry is not None and self._is_unchanged(pieces):
-            return PlannedFile(path, parameters, entry, None)
-        return PlannedFile(path, parameters, None, lambda: self._gather(pieces))
-
-    def _is_unchanged(self, pieces: list[Piece]) -> bool:
-        resident = [piece for piece in pieces if piece in self.resident]
-        try:
-            return all(self.model._is_unchanged(piece) for piece in resident)
-        except (RepositoryError, OSError):
-            # The source is gone or was written over; what is in memory needs no source.
-            if len(resident) < len(pieces):
-                raise
-            return False
-
-    def _plan_statistics(self, mask: Sources) -> PlannedFile:
-        path, own = statistics_file(mask), self.model.statistics.get(mask.mask)
-        entry = self._same_dtype_entry(path)
-        stored = None
-        if self.store is not None and (own is not None or entry is None):
-            try:
-                stored = self.store.statistics(mask)
-            except (RepositoryError, OSError):
-                if own is None:
-                    raise
-        same = own is None or (stored is not None and all(torch.equal(t.cpu(), stored[n]) for n, t in own.items()))
-        if entry is not None and same:
-            return PlannedFile(path, 0, entry, None)
-        tensors = own if own is not None else stored
-        if tensors is None:
-            raise RepositoryError(f"the statistics of {mask} are neither in memory nor in a repository")
-        names = statistics_names(mask, self.model._blueprints)
-        return PlannedFile(path, 0, None, lambda: {d: tensors[n].cpu().to(self.dtype) for d, n in names.items()})
-
-    def _same_dtype_entry(self, path: str) -> FileEntry | None:
-        if self.store is None or self.store.dtype != self.dtype:
-            return None
-        return self.store.manifest.get(path)
-
-    def _gather(self, pieces: list[Piece]) -> Tensors:
-        tensors: Tensors = {}
-        for piece in pieces:
-            if piece in self.resident:
-                found = self._own(piece)
-            elif self.store is not None:
-                found = self.store.piece(piece)
-            else:
-                raise RepositoryError(f"{piece} is neither in memory nor in a repository")
-            for name, tensor in found.items():
-                dtype = self.dtype if tensor.is_floating_point() else tensor.dtype
-                tensors[self._name_in_file(piece, name)] = tensor.detach().to("cpu", dtype)
-        return tensors
-
-    def _own(self, piece: Piece) -> Tensors:
-        tensors = self.model._tensors(piece)
-        return {name: self.state_dict.get(piece.prefix + name, tensor) for name, tensor in tensors.items()}
-
-    def _name_in_file(self, piece: Piece, name: str) -> str:
-        if piece.kind == "teacher" or piece.kind == "student":
-            spec = self.model._blueprints[piece.kind].specs(piece.number)[name]
-            return (STUDENT_PREFIX if piece.kind == "student" else "") + spec.checkpoint_name
-        return name
-
-    def _count(self, piece: Piece) -> int:
-        if piece.kind == "teacher" or piece.kind == "student":
-            specs = self.model._blueprints[piece.kind].specs(piece.number).values()
-            return sum(torch.Size(spec.shape).numel() for spec in specs if spec.is_parameter)
-        with torch.device("meta"):
-            converter = self.model._make_converter(piece)
-        return sum(p.numel() for p in converter.parameters())
-
-
-def _saved_config(model: StagedModel, manifest: Manifest, remote_code: str) -> PWLConfig:
-    config: PWLConfig = copy.deepcopy(model.config)
-    config.architectures = ["PWLForImageClassification"]
+def _saved_config(parts: Parts, manifest: Manifest, remote_code: str) -> PWLConfig:
+    config: PWLConfig = copy.deepcopy(parts.config)
+    config.architectures = [type(parts.networks.model).__name__]
     config.fingerprint = manifest.fingerprint
     set_auto_map(config, auto_map(remote_code))
-    for role in ("teacher", "student"):
-        network, plan = getattr(config, f"{role}_config"), model._blueprints[role]
-        network.architectures = network.architectures or [plan.family.model_class().__name__]
+    for role, plan in parts.networks.blueprints.items():
+        network = getattr(config, f"{role}_config")
+        network.architectures = network.architectures or [plan.model_class.__name__]
         set_auto_map(network, network_auto_map(network.model_type))
         network.id2label, network.label2id = copy.copy(config.id2label), copy.copy(config.label2id)
         network.problem_type = config.problem_type
@@ -459,29 +350,17 @@ def _saved_config(model: StagedModel, manifest: Manifest, remote_code: str) -> P
     return config
 
 
-def _teacher_index(model: StagedModel, manifest: Manifest) -> str:
-    plan, itemsize = model._blueprints["teacher"], getattr(torch, manifest.dtype).itemsize
+def _teacher_index(parts: Parts, manifest: Manifest) -> str:
+    itemsize = getattr(torch, manifest.dtype).itemsize
     weight_map: dict[str, str] = {}
     total_size = total_parameters = 0
-    for block in range(1, model.num_stages + 1):
-        for spec in plan.specs(block).values():
-            weight_map[spec.checkpoint_name] = Path(teacher_shard(block, model.num_stages)).name
+    for part in parts.inventory.parts.values():
+        if part.piece.role != "teacher":
+            continue
+        for spec in part.specs.values():
+            weight_map[spec.checkpoint_name] = Path(part.file).name
             numel = torch.Size(spec.shape).numel()
             total_size += numel * (itemsize if spec.is_floating else torch.int64.itemsize)
             total_parameters += numel if spec.is_parameter else 0
     metadata: dict[str, Any] = {"total_parameters": total_parameters, "total_size": total_size}
     return json.dumps({"metadata": metadata, "weight_map": weight_map}, indent=2, sort_keys=True) + "\n"
-
-
-__all__ = [
-    "PlannedFile",
-    "check_savable",
-    "new_manifest",
-    "plan_files",
-    "processor_files",
-    "save_repository",
-    "stored_processor",
-    "text_files",
-    "write_metrics",
-    "write_tensors",
-]

@@ -53,16 +53,16 @@ class Unfilled(TorchFunctionMode):
         return func(*args, **kwargs) if kwargs else func(*args)
 
 
-def build_skeleton(family: Family, config: PreTrainedConfig) -> PreTrainedModel:
+def build_skeleton(family: Family, model_class: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
     """A network without values, on the meta device.
 
     Where a family says that its layers are built alike, the first is built and the others are its likenesses.
 
     Args:
         family: The network's family.
+        model_class: Its class.
         config: Its config. The network is made of the object itself.
     """
-    model_class = family.model_class()
     with torch.device("meta"), Unfilled():
         if family.layers is None or getattr(config, _DEPTH) < 2 or config.is_heterogeneous:
             return model_class(config)

@@ -41,8 +41,8 @@ class Structure:
     def without(self, paths: tuple[str, ...]) -> Structure:
         """The part that lies neither at nor below some paths."""
         return Structure(
-            {path: name for path, name in self.classes.items() if not _lies_within(path, paths)},
-            {name: shape for name, shape in self.shapes.items() if not _lies_within(name, paths)},
+            {path: name for path, name in self.classes.items() if not lies_within(path, paths)},
+            {name: shape for name, shape in self.shapes.items() if not lies_within(name, paths)},
         )
 
     def difference(self, found: Structure) -> str | None:
@@ -105,5 +105,6 @@ def _tensors(path: str, module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]
             yield f"{path}.{name}" if path else name, tensor
 
 
-def _lies_within(name: str, paths: tuple[str, ...]) -> bool:
+def lies_within(name: str, paths: tuple[str, ...]) -> bool:
+    """Whether a module or tensor lies at or below one of some paths."""
     return any(name == path or name.startswith(f"{path}.") for path in paths)

@@ -1,4 +1,4 @@
-"""Tensors of a repository, checked against the networks' plans before any is attached."""
+"""Tensors of a repository, checked against what the parts of the model must be before any is attached."""
 
 from __future__ import annotations
 
@@ -12,60 +12,57 @@ from transformers.utils import logging
 
 from ..errors import RepositoryError
 from ..repository.fetching import Watch
-from ..repository.manifest import STUDENT_FILE, Manifest, converter_file, file_of, statistics_file
+from ..repository.manifest import Manifest, statistics_file
 from ..repository.source import Repository, Verified
 from ..repository.verification import stamp_of
-from ..sources import Piece, Role, Sources
+from ..sources import ROLE_OF, Piece, Role, Sources
 from .blueprint import Blueprint
+from .part import Inventory, Part, Tensors
 
 logger = logging.get_logger(__name__)
 
 # Codes of the safetensors format, by dtype.
 _CODES = {"float16": "F16", "bfloat16": "BF16", "float32": "F32", "float64": "F64"}
-STUDENT_PREFIX = "student."
-
-Tensors = dict[str, torch.Tensor]
 
 # Whole numbers, the widest first.
 _WHOLE = (torch.int64, torch.int32, torch.int16, torch.uint8)
 
 
 class WeightStore:
-    """The weights of one repository, piece by piece.
+    """The weights of one repository, part by part.
 
-    Tensors are memory-mapped, in the stored dtype, on the CPU, and named as in memory. A piece is given
+    Tensors are memory-mapped, in the stored dtype, on the CPU, and named as in memory. A part is given
     out only after its whole file has been checked: hash, names, shapes and dtypes.
 
     Args:
         repository: Where the files are.
         manifest: The repository's manifest.
-        blueprints: The plans of the networks.
+        inventory: The parts of the model.
         ignore_mismatched_heads: Let tensors of the last blocks have another shape; they are left out.
 
     Raises:
-        RepositoryError: If the manifest disagrees with the plans or names an unknown dtype.
+        RepositoryError: If the manifest disagrees with the parts or names an unknown dtype.
     """
 
     def __init__(
         self,
         repository: Repository,
         manifest: Manifest,
-        blueprints: Mapping[Role, Blueprint],
+        inventory: Inventory,
         *,
         ignore_mismatched_heads: bool = False,
     ) -> None:
         self.repository = repository
         self.manifest = manifest
         self.ignore_mismatched_heads = ignore_mismatched_heads
-        self._blueprints = blueprints
+        self.inventory = inventory
         self.mismatched: set[tuple[str, tuple[int, ...], tuple[int, ...]]] = set()
         # Path in the repository -> its local path, and what the file system said when it was checked.
         self._checked: dict[str, Verified] = {}
-        num_stages = len(blueprints["student"].cuts)
-        if manifest.num_stages != num_stages:
+        num_blocks = inventory.networks.num_blocks
+        if manifest.num_blocks != num_blocks:
             raise RepositoryError(
-                f"{repository}: pwl_index.json has {manifest.num_stages} stages after the student, config.json has "
-                f"{num_stages}"
+                f"{repository}: pwl_index.json has {manifest.num_blocks} blocks, config.json has {num_blocks}"
             )
         if manifest.dtype not in _CODES:
             raise RepositoryError(
@@ -120,14 +117,10 @@ class WeightStore:
         return self._checked[path][0]
 
     def piece(self, piece: Piece) -> Tensors:
-        """The tensors of a block, by in-memory name, or a converter's `weight` and `bias`."""
-        path = file_of(piece, self.manifest.num_stages)
-        self.prepare([path])
-        if piece.kind == "encoder" or piece.kind == "decoder":
-            return self._read(path, {"weight": "weight", "bias": "bias"})
-        specs = self._blueprints[piece.kind].specs(piece.number)
-        prefix = STUDENT_PREFIX if piece.kind == "student" else ""
-        return self._read(path, {name: prefix + spec.checkpoint_name for name, spec in specs.items()})
+        """The tensors of a part, by full in-memory name."""
+        part = self.inventory.parts[piece]
+        self.prepare([part.file])
+        return self._read(part.file, {name: spec.checkpoint_name for name, spec in part.specs.items()})
 
     def statistics(self, sources: Sources) -> Tensors | None:
         """The BatchNorm statistics of a mask by full in-memory name, None if the repository has none."""
@@ -159,41 +152,23 @@ class WeightStore:
 
     def _expected(self, path: str) -> dict[str, tuple[tuple[int, ...], bool]]:
         """Name in the file -> shape and whether it is floating."""
-        num_stages = self.manifest.num_stages
-        if path == STUDENT_FILE:
-            specs = [s for b in range(1, num_stages + 1) for s in self._blueprints["student"].specs(b).values()]
-            return {STUDENT_PREFIX + s.checkpoint_name: (s.shape, s.is_floating) for s in specs}
-        for boundary in range(1, num_stages + 1):
-            if path == file_of(Piece("teacher", boundary), num_stages):
-                specs = list(self._blueprints["teacher"].specs(boundary).values())
-                return {s.checkpoint_name: (s.shape, s.is_floating) for s in specs}
-            for direction in ("encoder", "decoder"):
-                if path == converter_file(direction, boundary):
-                    widths = self._widths(boundary)
-                    shape = widths[::-1] if direction == "encoder" else widths
-                    return {"weight": (shape, True), "bias": (shape[:1], True)}
+        parts = self.inventory.by_file.get(path)
+        if parts is not None:
+            specs = [spec for part in parts for spec in part.specs.values()]
+            return {spec.checkpoint_name: (spec.shape, spec.is_floating) for spec in specs}
         for mask in self.manifest.masks:
             if path == statistics_file(mask):
-                shapes = {
-                    f"{role}.{name}": spec.shape
-                    for role, plan in self._blueprints.items()
-                    for block in range(1, num_stages + 1)
-                    for name, spec in plan.specs(block).items()
-                }
+                shapes = {name: spec.shape for part in self._blocks_behind(mask) for name, spec in part.specs.items()}
                 return {d: (shapes[n], True) for d, n in self._statistics_names(mask).items()}
         raise RepositoryError(f"{self.repository}: {path!r} is no file of this format")
 
-    def _widths(self, boundary: int) -> tuple[int, int]:
-        """(teacher's, student's) width at a boundary."""
-        teacher, student = (
-            plan.family.boundary(plan.config, plan.cuts[boundary - 1]).width
-            for plan in (self._blueprints["teacher"], self._blueprints["student"])
-        )
-        return teacher, student
+    def _blocks_behind(self, sources: Sources) -> list[Part]:
+        """The blocks of a mask that see features of a converter."""
+        return [self.inventory.parts[Piece(ROLE_OF[sources.mask[k - 1]], k)] for k in sources.converted_blocks]
 
     def _statistics_names(self, sources: Sources) -> dict[str, str]:
         """Name in the file -> full in-memory name, for the running statistics behind a mask's first converter."""
-        return statistics_names(sources, self._blueprints)
+        return statistics_names(sources, self.inventory.networks.blueprints)
 
     def _check_tensors(self, path: str, local: Path) -> None:
         where = f"{self.repository}: {path!r}"
@@ -225,13 +200,9 @@ class WeightStore:
                 raise RepositoryError(f"{where}: tensor {name!r} has dtype {found_code}, expected {code}")
 
     def _head_names(self, path: str) -> dict[str, str]:
-        """Name in the file -> full in-memory name, for the tensors of the classifier."""
-        num_stages = self.manifest.num_stages
-        role: Role = "student" if path == STUDENT_FILE else "teacher"
-        plan, prefix = self._blueprints[role], STUDENT_PREFIX if role == "student" else ""
-        heads = tuple(f"{path}." for path in plan.family.classifier_paths(plan.config))
-        specs = plan.specs(num_stages).items()
-        return {prefix + spec.checkpoint_name: f"{role}.{name}" for name, spec in specs if name.startswith(heads)}
+        """Name in the file -> full in-memory name, for the tensors whose shape depends on the labels."""
+        parts = self.inventory.by_file.get(path, ())
+        return {part.specs[name].checkpoint_name: name for part in parts for name in part.of_labels}
 
 
 def statistics_names(sources: Sources, blueprints: Mapping[Role, Blueprint]) -> dict[str, str]:
@@ -241,7 +212,7 @@ def statistics_names(sources: Sources, blueprints: Mapping[Role, Blueprint]) -> 
     """
     found: dict[str, str] = {}
     for block in sources.converted_blocks:
-        role: Role = "teacher" if sources.mask[block - 1] == "T" else "student"
+        role = ROLE_OF[sources.mask[block - 1]]
         for name, spec in blueprints[role].specs(block).items():
             if name.endswith((".running_mean", ".running_var")):
                 found[f"{role}.{spec.checkpoint_name}"] = f"{role}.{name}"

@@ -22,7 +22,6 @@ from ..errors import RepositoryError
 from ..repository.files import write_text
 from ..repository.manifest import Manifest
 from ..repository.source import Repository
-from ..sources import Sources
 
 CARD_FILE = "README.md"
 _BEGIN, _END = "<!-- pwl-hf: generated from pwl_index.json, do not edit -->", "<!-- pwl-hf: end -->"
@@ -165,7 +164,7 @@ def stage_rows(manifest: Manifest) -> list[dict[str, Any]]:
         rows.append(
             {
                 "stage": stage.stage,
-                "sources": str(Sources.prefix(stage.stage, manifest.num_stages)),
+                "sources": stage.sources,
                 "files": [f.path for f in stage.files],
                 "bytes": size,
                 "total_bytes": total_bytes,
@@ -201,6 +200,7 @@ def _generated(manifest: Manifest, config: Mapping[str, Any], repo_id: str, *, h
         repo_id=repo_id,
         config=config,
         rows=rows,
+        num_blocks=manifest.num_blocks,
         num_stages=manifest.num_stages,
         dtype=manifest.dtype,
         metric_names=list(dict.fromkeys(metric.name for metric in metrics)),
@@ -231,7 +231,7 @@ def _eval_results(manifest: Manifest) -> list[EvalResult]:
             dataset_name=metric.dataset,
             dataset_split=metric.split,
             metric_type=metric.name,
-            metric_name=f"{metric.name}, stage {stage.stage} ({Sources.prefix(stage.stage, manifest.num_stages)})",
+            metric_name=f"{metric.name}, stage {stage.stage} ({stage.sources})",
             metric_value=metric.value,
         )
         for stage in manifest.stages

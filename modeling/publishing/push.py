@@ -21,7 +21,7 @@ from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
 
 from ..errors import FetchError, OverwriteError, PublishError, RepositoryError
-from ..repository.manifest import MANIFEST_FILE, FileEntry, Manifest
+from ..repository.manifest import MANIFEST_FILE, FileEntry, ListedFile, Manifest
 from ..repository.retrying import RetryPolicy, is_passing
 from ..repository.source import Repository
 from ..repository.verification import check_file, git_hashes
@@ -30,7 +30,8 @@ from .model_card import CARD_FILE, card_of, own_words, read_card, render_card
 from .remote_code import STANDALONE, with_code
 
 if TYPE_CHECKING:
-    from ..modeling_pwl import PWLPreTrainedModel
+    from ..parts.parts import Parts
+    from ..schedule import Schedule
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +78,7 @@ class Target:
         return STANDALONE if self.inference_handler and self.remote_code is None else self.remote_code
 
 
-def push_model(model: PWLPreTrainedModel, target: Target) -> CommitInfo:
+def push_model(parts: Parts, schedule: Schedule, target: Target) -> CommitInfo:
     """Publish a model from whatever stage it is at.
 
     Shards that were never pulled are copied on the server; where it refuses, they are downloaded and sent.
@@ -88,26 +89,28 @@ def push_model(model: PWLPreTrainedModel, target: Target) -> CommitInfo:
         PublishError: If the network or the Hub fails in every try.
         huggingface_hub.errors.HfHubHTTPError: If the Hub refuses.
     """
-    from ..parts.saving import new_manifest, plan_files, stored_processor, text_files, write_tensors
+    from ..parts.planning import plan_files
+    from ..parts.saving import fetch_attachments, new_manifest, stored_processor, text_files, write_tensors
 
     with tempfile.TemporaryDirectory() as folder:
         # What is published is of one stage; it is sent when the model may go on.
-        with model._lock:
-            source = model._store.repository if model._store is not None else None
+        with parts.lock:
+            source = parts.store.repository if parts.store is not None else None
+            planned_files = plan_files(parts)
             entries: list[FileEntry] = []
             written: dict[str, Path] = {}
-            for planned in plan_files(model):
+            for planned in planned_files:
                 if planned.tensors is None and planned.entry is not None:
                     if source is not None:
                         source.check_links([planned.path])
                     entries.append(planned.entry)
                     continue
-                if planned.tensors is None:
-                    raise RuntimeError(f"{planned.path!r} was planned without contents")
                 target_path = written[planned.path] = Path(folder, planned.path)
-                entries.append(write_tensors(target_path, planned.path, planned.tensors(), planned.parameters))
-            manifest = new_manifest(model, entries)
-            found = {**text_files(model, manifest, target.code), **stored_processor(model)}
+                entries.append(write_tensors(target_path, planned))
+            attached = fetch_attachments(parts, planned_files)
+            manifest = new_manifest(parts, schedule, entries, attached)
+            written |= {attachment.path: local for attachment, local in attached.items()}
+            found = {**text_files(parts, manifest, target.code), **stored_processor(parts)}
             texts = {path: text.encode() for path, text in found.items()}
         return _commit(target, manifest, written, texts, source)
 
@@ -127,9 +130,9 @@ def push_folder(directory: str | Path, target: Target) -> CommitInfo:
     manifest = source.manifest()
     found = {path for pattern in _TEXT_FILES for path in Path(directory).glob(pattern) if path.is_file()}
     paths = sorted(path.relative_to(directory).as_posix() for path in found)
-    source.check_links([*paths, *(entry.path for entry in manifest.files)])
-    files = source.fetch_verified(manifest.files)
-    texts = {path: source.fetch_text(path) for path in paths if path != MANIFEST_FILE}
+    source.check_links([*paths, *manifest.paths])
+    files = source.fetch_verified([*manifest.files, *manifest.attachments])
+    texts = {path: source.fetch_text(path) for path in paths if path not in (MANIFEST_FILE, *manifest.paths)}
     if target.code is not None:
         texts = with_code(texts, target.code)
     return _commit(target, manifest, files, texts, source, card_of(directory))
@@ -211,12 +214,12 @@ def _commit_once(
     listed = _listed(known)
     if not target.overwrite and not target.create_pr:
         _refuse_to_overwrite(repo_id, manifest, texts, remote, listed)
-    stale = sorted(path for path in listed if path in remote and manifest.get(path) is None)
+    stale = sorted(path for path in listed if path in remote and path not in manifest.paths)
     others: list[Any] = [CommitOperationAdd(path, content) for path, content in contents.items()]
     others += [CommitOperationDelete(path) for path in stale]
     weights = [
         _weight_operation(entry, files.get(entry.path), source, repo_id)
-        for entry in manifest.files
+        for entry in (*manifest.files, *manifest.attachments)
         if remote.get(entry.path) != entry.sha256
     ]
     options: dict[str, Any] = {
@@ -232,7 +235,7 @@ def _commit_once(
         has_copies = any(isinstance(operation, CommitOperationCopy) for operation in weights)
         if source is None or not has_copies or is_passing(error):
             raise
-        by_path = {entry.path: entry for entry in manifest.files}
+        by_path = {entry.path: entry for entry in (*manifest.files, *manifest.attachments)}
         weights = [
             CommitOperationAdd(operation.path_in_repo, _fetched(source, by_path[operation.path_in_repo]))
             for operation in weights
@@ -241,7 +244,7 @@ def _commit_once(
 
 
 def _weight_operation(
-    entry: FileEntry, local: Path | None, source: Repository | None, repo_id: str
+    entry: ListedFile, local: Path | None, source: Repository | None, repo_id: str
 ) -> CommitOperationAdd | CommitOperationCopy:
     if local is not None:
         return CommitOperationAdd(entry.path, local)
@@ -255,7 +258,7 @@ def _weight_operation(
     return CommitOperationCopy(source.path_in_repo(entry.path), entry.path, src_revision=source.commit, **elsewhere)
 
 
-def _fetched(source: Repository, entry: FileEntry) -> Path:
+def _fetched(source: Repository, entry: ListedFile) -> Path:
     return source.fetch_verified([entry])[entry.path]
 
 
@@ -285,9 +288,9 @@ def _read_remote(repo_id: str, target: Target, remote: Mapping[str, str]) -> dic
 
 
 def _listed(known: Mapping[str, bytes]) -> set[str]:
-    """The weight files that the Hub's manifest lists; without a readable one, nothing there is known to be ours."""
+    """The files that the Hub's manifest lists; without a readable one, nothing there is known to be ours."""
     try:
-        return {entry.path for entry in Manifest.from_json(known[MANIFEST_FILE]).files}
+        return set(Manifest.from_json(known[MANIFEST_FILE]).paths)
     except (KeyError, RepositoryError):
         return set()
 
@@ -315,7 +318,8 @@ def _refuse_to_overwrite(
     Where the Hub has a manifest, config and code are the repository's own. So are the weights that it lists; if it
     cannot be read, all are: a push is how it is mended.
     """
-    taken = {entry.path for entry in manifest.files if remote.get(entry.path) not in (None, entry.sha256)}
+    entries = (*manifest.files, *manifest.attachments)
+    taken = {entry.path for entry in entries if remote.get(entry.path) not in (None, entry.sha256)}
     if MANIFEST_FILE in remote:
         taken = taken - listed if listed else set()
         reason = f"which its {MANIFEST_FILE} does not list"

@@ -1,13 +1,18 @@
 """`pwl_index.json`: the one manifest of a PWL repository (pure Python, no torch).
 
-The layout, format version 1 (N blocks):
+The layout (N blocks):
 
     config.json, model.safetensors                    the student alone: stage 0
     pwl_index.json                                    this manifest, written last
-    teacher/model-0000k-of-0000N.safetensors          what stage k adds, a standard sharded checkpoint
+    teacher/model-0000k-of-0000N.safetensors          teacher block k, a shard of a standard checkpoint
     converters/encoder-0000i.safetensors              boundary i, teacher to student
     converters/decoder-0000i.safetensors              boundary i, student to teacher
     statistics/TTSS.safetensors                       BatchNorm statistics of one mask
+    teacher/shared-NAME.safetensors                   what several of the teacher's blocks share: tied tensors, say
+
+Format version 1 is this without shared tensors, with stage k taking the teacher's blocks 1 to k. Version 2 adds a
+schedule (each stage's mask, in any order of blocks), shared tensors, and attachments: files that belong to a save, such
+as exported graphs, but hold none of its weights. It is written only where one of these is used.
 """
 
 from __future__ import annotations
@@ -16,25 +21,34 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import PurePosixPath
+from types import MappingProxyType
 from typing import Any
 
 from ..errors import RepositoryError
-from ..sources import Direction, Piece, Sources
+from ..schedule import Schedule
+from ..sources import LETTERS, Direction, Piece, Role, Sources
 
-FORMAT_VERSION = 1
+# The newest format that is read; what needs no more is written as version 1.
+FORMAT_VERSION = 2
 MANIFEST_FILE = "pwl_index.json"
 CONFIG_FILE = "config.json"
 STUDENT_FILE = "model.safetensors"
+# What an attachment may be: exported graphs and what describes them.
+ATTACHED = (".onnx", ".json")
 
-_STATISTICS = re.compile(r"statistics/([ST]+)\.safetensors")
+_STATISTICS = re.compile(rf"statistics/([{''.join(LETTERS)}]+)\.safetensors")
+# In the teacher's folder: its index may name files there alone, or the Hub would not serve them to transformers.
+_SHARED = re.compile(r"teacher/shared-[A-Za-z0-9_.-]+\.safetensors")
 
 
-def teacher_shard(block: int, num_stages: int) -> str:
+def teacher_shard(block: int, num_blocks: int) -> str:
     """The file of teacher block `block` (from 1)."""
-    return f"teacher/model-{block:05d}-of-{num_stages:05d}.safetensors"
+    return f"teacher/model-{block:05d}-of-{num_blocks:05d}.safetensors"
 
 
 def converter_file(direction: Direction, boundary: int) -> str:
@@ -47,35 +61,67 @@ def statistics_file(sources: Sources) -> str:
     return f"statistics/{sources}.safetensors"
 
 
-def file_of(piece: Piece, num_stages: int) -> str:
+def file_of(piece: Piece, num_blocks: int) -> str:
     """The file that holds a piece of a model."""
-    if piece.kind == "student":
+    if piece.role == "student":
         return STUDENT_FILE
     if piece.kind == "teacher":
-        return teacher_shard(piece.number, num_stages)
-    return converter_file(piece.kind, piece.number)
+        return teacher_shard(piece.number, num_blocks)
+    if piece.kind == "shared":
+        return f"teacher/shared-{piece.name}.safetensors"
+    return converter_file("encoder" if piece.kind == "encoder" else "decoder", piece.number)
 
 
-def stage_of(path: str, num_stages: int) -> int | None:
-    """The stage that first needs a file, None for files that no prefix stage needs."""
-    if path == STUDENT_FILE:
-        return 0
-    for block in range(1, num_stages + 1):
-        if path in (teacher_shard(block, num_stages), converter_file("encoder", block)):
-            return block
-    if mask := _STATISTICS.fullmatch(path):
-        return Sources(mask[1]).stage
-    return None
+def stages_of_files(schedule: Schedule, shared: Iterable[FileEntry]) -> dict[str, int]:
+    """The stage that first needs a file; one that no stage needs is not in it."""
+    found: dict[str, int] = {}
+    shared = list(shared)
+    for stage, mask in enumerate(schedule):
+        paths = [file_of(piece, schedule.num_blocks) for piece in mask.pieces]
+        paths += [entry.path for entry in shared if entry.is_needed_by(mask)]
+        for path in (*paths, statistics_file(mask)):
+            found.setdefault(path, stage)
+    return found
 
 
 @dataclass(frozen=True)
-class FileEntry:
-    """A weight file: its path in the repository, its size in bytes, its hash, and how many parameters it holds."""
+class ListedFile:
+    """A file of a repository as its manifest lists it; an attachment, if it holds no weights.
+
+    Args:
+        path: Its path in the repository.
+        bytes: Its size.
+        sha256: Its hash, in hex digits.
+    """
 
     path: str
     bytes: int
     sha256: str
+
+
+@dataclass(frozen=True)
+class FileEntry(ListedFile):
+    """A weight file.
+
+    Args:
+        path: As above.
+        bytes: As above.
+        sha256: As above.
+        parameters: How many parameters it holds.
+        blocks: If it is of tensors that blocks of the teacher share, the blocks (from 1) that need them.
+    """
+
     parameters: int
+    blocks: tuple[int, ...] = ()
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether it is of tensors that blocks of the teacher share."""
+        return _SHARED.fullmatch(self.path) is not None
+
+    def is_needed_by(self, sources: Sources) -> bool:
+        """Whether it is of tensors that a block of the teacher's on a mask's path shares with others."""
+        return self.is_shared and not set(self.blocks).isdisjoint(sources.blocks("teacher"))
 
 
 @dataclass(frozen=True)
@@ -91,11 +137,12 @@ class Metric:
 
 @dataclass(frozen=True)
 class Stage:
-    """What a stage adds to the one before it, and what was measured at it."""
+    """What a stage adds to the one before it, what was measured at it, and its mask."""
 
     stage: int
     files: tuple[FileEntry, ...]
     metrics: tuple[Metric, ...] = ()
+    sources: str = ""
 
 
 @dataclass(frozen=True)
@@ -104,46 +151,78 @@ class Manifest:
 
     Args:
         dtype: The dtype of every floating tensor, such as `"float32"`.
-        stages: Stages 0 to N in order.
-        other_files: Files that no prefix stage needs: decoders and other masks' statistics.
-        format_version: The version of the layout.
-        min_reader: The oldest version a reader must know.
+        stages: The stages in order, from the student to the teacher.
+        other_files: Files that no stage needs: decoders and other masks' statistics, usually.
+        attachments: Files that belong to the save and hold none of its weights.
+
+    Raises:
+        RepositoryError: If a file is listed more than once.
     """
 
     dtype: str
     stages: tuple[Stage, ...]
     other_files: tuple[FileEntry, ...] = ()
-    format_version: int = FORMAT_VERSION
-    min_reader: int = FORMAT_VERSION
+    attachments: tuple[ListedFile, ...] = ()
     _by_path: dict[str, FileEntry] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         listed = [entry for stage in self.stages for entry in stage.files] + list(self.other_files)
         object.__setattr__(self, "_by_path", {entry.path: entry for entry in listed})
-        if len(self._by_path) != len(listed):
-            twice = sorted({e.path for e in listed if sum(e.path == other.path for other in listed) > 1})
+        paths = Counter(entry.path for entry in (*listed, *self.attachments))
+        if twice := sorted(path for path, count in paths.items() if count > 1):
             raise RepositoryError(f"{MANIFEST_FILE} lists {twice[0]!r} more than once")
 
     @classmethod
     def build(
-        cls, dtype: str, num_stages: int, files: Iterable[FileEntry], metrics: dict[int, tuple[Metric, ...]]
+        cls,
+        dtype: str,
+        schedule: Schedule,
+        files: Iterable[FileEntry],
+        metrics: Mapping[int, tuple[Metric, ...]] = MappingProxyType({}),
+        attachments: Iterable[ListedFile] = (),
     ) -> Manifest:
         """The manifest of these files, each put at the stage that first needs it."""
+        files = list(files)
+        stage_of = stages_of_files(schedule, (entry for entry in files if entry.is_shared))
         by_stage: dict[int | None, list[FileEntry]] = {}
         for entry in files:
-            by_stage.setdefault(stage_of(entry.path, num_stages), []).append(entry)
-        stages = tuple(Stage(k, tuple(by_stage.get(k, ())), metrics.get(k, ())) for k in range(num_stages + 1))
-        return cls(dtype=dtype, stages=stages, other_files=tuple(by_stage.get(None, ())))
+            by_stage.setdefault(stage_of.get(entry.path), []).append(entry)
+        stages = tuple(
+            Stage(k, tuple(by_stage.get(k, ())), tuple(metrics.get(k, ())), mask.mask)
+            for k, mask in enumerate(schedule)
+        )
+        return cls(dtype, stages, tuple(by_stage.get(None, ())), tuple(attachments))
+
+    @cached_property
+    def schedule(self) -> Schedule:
+        """The mask of each stage."""
+        return Schedule.of(stage.sources for stage in self.stages)
 
     @property
     def num_stages(self) -> int:
-        """The number of blocks N."""
+        """The last stage: there are stages 0 to `num_stages`."""
         return len(self.stages) - 1
+
+    @property
+    def num_blocks(self) -> int:
+        """The number of blocks N."""
+        return len(self.stages[0].sources)
+
+    @property
+    def format_version(self) -> int:
+        """The oldest format that can say all of this; a reader must know it."""
+        is_new = self.attachments or any(entry.is_shared for entry in self.files) or not self.schedule.is_prefixes
+        return 2 if is_new else 1
 
     @property
     def files(self) -> tuple[FileEntry, ...]:
         """Every weight file."""
         return tuple(self._by_path.values())
+
+    @property
+    def paths(self) -> frozenset[str]:
+        """The paths of all files that it lists, attachments included."""
+        return frozenset(entry.path for entry in (*self.files, *self.attachments))
 
     @property
     def fingerprint(self) -> str:
@@ -161,23 +240,30 @@ class Manifest:
         """The entry of a file, None if it is not listed."""
         return self._by_path.get(path)
 
-    def files_for(self, sources: Sources) -> tuple[FileEntry, ...]:
+    def files_for(self, sources: Sources, keep: Collection[Role] = ()) -> tuple[FileEntry, ...]:
         """The files that a mask's path needs, its statistics last if there are any.
+
+        Args:
+            sources: The mask.
+            keep: Networks that are needed whole beside it.
 
         Raises:
             RepositoryError: If a file is not listed.
         """
-        paths = sorted({file_of(piece, self.num_stages) for piece in sources.pieces})
+        pieces = {*sources.pieces, *(Piece(role, k) for role in keep for k in range(1, self.num_blocks + 1))}
+        blocks = {piece.number for piece in pieces if piece.kind == "teacher"}
+        shared = [entry.path for entry in self.files if entry.is_shared and not blocks.isdisjoint(entry.blocks)]
+        paths = sorted({*(file_of(piece, self.num_blocks) for piece in pieces), *shared})
         missing = [path for path in paths if path not in self._by_path]
         if missing:
             raise RepositoryError(f"{MANIFEST_FILE} does not list {missing[0]!r}, which sources {sources} needs")
         statistics = self.get(statistics_file(sources))
         return tuple(self._by_path[path] for path in paths) + ((statistics,) if statistics else ())
 
-    def with_metrics(self, metrics: dict[int, tuple[Metric, ...]]) -> Manifest:
+    def with_metrics(self, metrics: Mapping[int, tuple[Metric, ...]]) -> Manifest:
         """The same files with other metrics, by stage."""
-        stages = tuple(Stage(s.stage, s.files, tuple(metrics.get(s.stage, s.metrics))) for s in self.stages)
-        return Manifest(self.dtype, stages, self.other_files, self.format_version, self.min_reader)
+        stages = tuple(replace(s, metrics=tuple(metrics.get(s.stage, s.metrics))) for s in self.stages)
+        return replace(self, stages=stages)
 
     def to_json(self) -> str:
         """The text of `pwl_index.json`.
@@ -185,21 +271,18 @@ class Manifest:
         Raises:
             ValueError: If a metric is not a finite number.
         """
-        return (
-            json.dumps(
-                {
-                    "format_version": self.format_version,
-                    "min_reader": self.min_reader,
-                    "fingerprint": self.fingerprint,
-                    "dtype": self.dtype,
-                    "stages": [asdict(stage) for stage in self.stages],
-                    "other_files": [asdict(entry) for entry in self.other_files],
-                },
-                indent=2,
-                allow_nan=False,
-            )
-            + "\n"
-        )
+        version = self.format_version
+        data: dict[str, Any] = {
+            "format_version": version,
+            "min_reader": version,
+            "fingerprint": self.fingerprint,
+            "dtype": self.dtype,
+            "stages": [_without_empty(asdict(stage), () if version > 1 else ("sources",)) for stage in self.stages],
+            "other_files": [_without_empty(asdict(entry)) for entry in self.other_files],
+        }
+        if self.attachments:
+            data["attachments"] = [asdict(entry) for entry in self.attachments]
+        return json.dumps(data, indent=2, allow_nan=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Manifest:
@@ -220,51 +303,54 @@ class Manifest:
                 f"{MANIFEST_FILE} needs a reader of format version {min_reader}, this one reads up to "
                 f"{FORMAT_VERSION}: upgrade pwl-hf"
             )
-        stages = []
-        for k, item in enumerate(_typed(data.get("stages"), list, "stages")):
-            item = _typed(item, dict, f"stages[{k}]")
-            if item.get("stage") != k:
-                raise RepositoryError(f"{MANIFEST_FILE}: stages[{k}] is of stage {item.get('stage')!r}, expected {k}")
-            listed = _typed(item.get("files"), list, f"stages[{k}].files")
-            files = tuple(_entry(f, f"stages[{k}].files") for f in listed)
-            found = _typed(item.get("metrics", []), list, f"stages[{k}].metrics")
-            stages.append(Stage(k, files, tuple(_metric(m, f"stages[{k}].metrics") for m in found)))
-        if len(stages) < 2:
-            raise RepositoryError(f"{MANIFEST_FILE} has {len(stages)} stage(s), a PWL repository has at least 2")
+        _typed(data.get("format_version"), int, "format_version")
+        items = [_typed(item, dict, "a stage") for item in _typed(data.get("stages"), list, "stages")]
+        if len(items) < 2:
+            raise RepositoryError(f"{MANIFEST_FILE} has {len(items)} stage(s), a PWL repository has at least 2")
+        schedule = _schedule(items, min_reader)
         others = _typed(data.get("other_files", []), list, "other_files")
+        attached = _typed(data.get("attachments", []), list, "attachments") if min_reader > 1 else []
         manifest = cls(
             dtype=_typed(data.get("dtype"), str, "dtype"),
-            stages=tuple(stages),
+            stages=tuple(_stage(k, item, schedule) for k, item in enumerate(items)),
             other_files=tuple(_entry(f, "other_files") for f in others),
-            format_version=_typed(data.get("format_version"), int, "format_version"),
-            min_reader=min_reader,
+            attachments=tuple(_attachment(item) for item in attached),
         )
         if data.get("fingerprint") != manifest.fingerprint:
             raise RepositoryError(
                 f"{MANIFEST_FILE}: its fingerprint {data.get('fingerprint')!r} is not that of the files it lists, "
                 f"{manifest.fingerprint}"
             )
-        for mask in manifest.masks:
-            if len(mask) != manifest.num_stages or not mask.is_mixed:
+        manifest._check_places()
+        return manifest
+
+    def _check_places(self) -> None:
+        """Refuse statistics of masks that cannot have any, files at another stage than theirs, and missing files."""
+        for mask in self.masks:
+            if len(mask) != self.num_blocks or not mask.is_mixed:
                 raise RepositoryError(
-                    f"{MANIFEST_FILE} lists {statistics_file(mask)!r}, but the model has {manifest.num_stages} blocks "
+                    f"{MANIFEST_FILE} lists {statistics_file(mask)!r}, but the model has {self.num_blocks} blocks "
                     "and only masks of both networks have statistics of their own"
                 )
-        places = [(stage.stage, entry) for stage in manifest.stages for entry in stage.files]
-        for place, entry in [*places, *((None, entry) for entry in manifest.other_files)]:
-            needed_at = stage_of(entry.path, manifest.num_stages)
+        stage_of = stages_of_files(self.schedule, (entry for entry in self.files if entry.is_shared))
+        places = [(stage.stage, entry) for stage in self.stages for entry in stage.files]
+        for place, entry in [*places, *((None, entry) for entry in self.other_files)]:
+            needed_at = stage_of.get(entry.path)
             if needed_at not in (None, place):
                 where = "other_files" if place is None else f"stage {place}"
                 raise RepositoryError(
                     f"{MANIFEST_FILE} lists {entry.path!r} in {where}, it belongs to stage {needed_at}"
                 )
-        for k in range(manifest.num_stages + 1):
-            manifest.files_for(Sources.prefix(k, manifest.num_stages))
-        return manifest
+        for mask in self.schedule:
+            self.files_for(mask)
 
 
-def check_path(path: str) -> None:
-    """Refuse a path that could leave the repository's folder, or that names no safetensors file.
+def check_path(path: str, suffixes: tuple[str, ...] = (".safetensors",)) -> None:
+    """Refuse a path that could leave the repository's folder, or that names a file of another kind.
+
+    Args:
+        path: The path.
+        suffixes: What it may end with.
 
     Raises:
         RepositoryError: With the path.
@@ -277,12 +363,44 @@ def check_path(path: str) -> None:
         or any(part in ("..", ".") for part in parts)
         or any(character in path for character in '\\:*?"<>|')
         or not path.isprintable()
-        or not path.endswith(".safetensors")
+        or not path.endswith(suffixes)
     ):
+        kinds = " or ".join(suffix.removeprefix(".") for suffix in suffixes)
         raise RepositoryError(
             f"{MANIFEST_FILE} lists the file {path!r}: it must be a relative path with '/', without '..', to a "
-            "safetensors file"
+            f"{kinds} file"
         )
+
+
+def _without_empty(data: dict[str, Any], hidden: tuple[str, ...] = ()) -> dict[str, Any]:
+    """An entry or a stage as it is written: without what its format lacks, or what says nothing."""
+    data = {key: value for key, value in data.items() if key not in hidden and (key != "blocks" or value)}
+    if "files" in data:
+        data["files"] = [_without_empty(entry) for entry in data["files"]]
+    return data
+
+
+def _schedule(items: list[dict[str, Any]], min_reader: int) -> Schedule:
+    """The schedule of the stages as they are written; readers of version 1 know one."""
+    if min_reader < 2:
+        return Schedule.prefixes(len(items) - 1)
+    try:
+        return Schedule.of(_typed(item.get("sources"), str, f"stages[{k}].sources") for k, item in enumerate(items))
+    except ValueError as error:
+        raise RepositoryError(f"{MANIFEST_FILE}: {error}") from error
+
+
+def _stage(k: int, item: dict[str, Any], schedule: Schedule) -> Stage:
+    if item.get("stage") != k:
+        raise RepositoryError(f"{MANIFEST_FILE}: stages[{k}] is of stage {item.get('stage')!r}, expected {k}")
+    listed = _typed(item.get("files"), list, f"stages[{k}].files")
+    metrics = _typed(item.get("metrics", []), list, f"stages[{k}].metrics")
+    return Stage(
+        k,
+        tuple(_entry(entry, f"stages[{k}].files") for entry in listed),
+        tuple(_metric(metric, f"stages[{k}].metrics") for metric in metrics),
+        schedule.masks[k].mask,
+    )
 
 
 def _typed(value: Any, kind: type, where: str) -> Any:
@@ -293,18 +411,49 @@ def _typed(value: Any, kind: type, where: str) -> Any:
 
 def _entry(data: Any, where: str) -> FileEntry:
     data = _typed(data, dict, where)
+    path = _typed(data.get("path"), str, f"{where}.path")
+    check_path(path)
+    blocks = _typed(data.get("blocks", []), list, f"{where}.blocks")
     entry = FileEntry(
-        path=_typed(data.get("path"), str, f"{where}.path"),
-        bytes=_typed(data.get("bytes"), int, f"{where}.bytes"),
-        sha256=_typed(data.get("sha256"), str, f"{where}.sha256"),
-        parameters=_typed(data.get("parameters"), int, f"{where}.parameters"),
+        path=path,
+        bytes=_size(data, "bytes", path),
+        sha256=_digest(data, path),
+        parameters=_size(data, "parameters", path),
+        blocks=tuple(_typed(block, int, f"{where}.blocks") for block in blocks),
     )
-    check_path(entry.path)
-    if not re.fullmatch(r"[0-9a-f]{64}", entry.sha256):
-        raise RepositoryError(f"{MANIFEST_FILE}: sha256 of {entry.path!r} must be 64 hex digits, got {entry.sha256!r}")
-    if entry.bytes < 0 or entry.parameters < 0:
-        raise RepositoryError(f"{MANIFEST_FILE}: bytes and parameters of {entry.path!r} must not be negative")
+    if entry.is_shared != bool(blocks):
+        raise RepositoryError(f"{MANIFEST_FILE}: {path!r} must name the blocks that share it, and no other file may")
     return entry
+
+
+def _attachment(data: Any) -> ListedFile:
+    data = _typed(data, dict, "attachments")
+    path = _typed(data.get("path"), str, "attachments.path")
+    check_attachment(path)
+    return ListedFile(path, _size(data, "bytes", path), _digest(data, path))
+
+
+def check_attachment(path: str) -> None:
+    """Refuse the path of a file that cannot be attached to a save.
+
+    Raises:
+        RepositoryError: With the path.
+    """
+    check_path(path, ATTACHED)
+
+
+def _size(data: dict[str, Any], key: str, path: str) -> int:
+    size: int = _typed(data.get(key), int, f"{key} of {path!r}")
+    if size < 0:
+        raise RepositoryError(f"{MANIFEST_FILE}: {key} of {path!r} must not be negative, got {size}")
+    return size
+
+
+def _digest(data: dict[str, Any], path: str) -> str:
+    digest: str = _typed(data.get("sha256"), str, f"sha256 of {path!r}")
+    if not re.fullmatch(r"[0-9a-f]{64}", digest):
+        raise RepositoryError(f"{MANIFEST_FILE}: sha256 of {path!r} must be 64 hex digits, got {digest!r}")
+    return digest
 
 
 def _metric(data: Any, where: str) -> Metric:

@@ -38,6 +38,8 @@ _NOTE = (
 )
 _LOCK_SECONDS = 600.0
 
+_TEXTS = (".json", ".md", ".py", ".txt")
+
 # Device, inode, size, and the time of the last change.
 FileState = tuple[int, int, int, int]
 
@@ -53,14 +55,14 @@ def text_paths() -> set[str]:
     return {CONFIG_FILE, f"teacher/{CONFIG_FILE}", TEACHER_INDEX_FILE, MANIFEST_FILE}
 
 
-def paths_of_save(num_stages: int) -> set[str]:
+def paths_of_save(num_blocks: int) -> set[str]:
     """Every path that a save of a model with N blocks may write to, but for the statistics of masks."""
-    blocks, boundaries = range(1, num_stages + 1), range(1, num_stages)
+    blocks, boundaries = range(1, num_blocks + 1), range(1, num_blocks)
     return text_paths() | {
         PROCESSOR_FILE,
         f"teacher/{PROCESSOR_FILE}",
         STUDENT_FILE,
-        *(teacher_shard(block, num_stages) for block in blocks),
+        *(teacher_shard(block, num_blocks) for block in blocks),
         *(converter_file("encoder", boundary) for boundary in boundaries),
         *(converter_file("decoder", boundary) for boundary in boundaries),
     }
@@ -98,12 +100,14 @@ class Contents:
             return True
         if self.manifest is None:
             return False
-        return not path.endswith(".safetensors") or self.manifest.get(path) is not None
+        # Texts of the repository's own lie at its root and with the teacher.
+        is_text = path.endswith(_TEXTS) and PurePosixPath(path).parent.as_posix() in (".", "teacher")
+        return is_text or path in self.manifest.paths
 
-    def weights(self) -> set[str]:
-        """The weight files that are the repository's."""
-        listed = {entry.path for entry in self.manifest.files} if self.manifest is not None else set()
-        return listed | {path for path in self.unfinished if path.endswith(".safetensors")}
+    def listed(self) -> set[str]:
+        """The files with weights, and those attached to them, that are the repository's."""
+        listed = set(self.manifest.paths) if self.manifest is not None else set()
+        return listed | {path for path in self.unfinished if not path.endswith(_TEXTS)}
 
 
 def check_output(
@@ -128,7 +132,7 @@ def check_output(
 
     Example:
 
-        >>> check_output("a-new-folder", paths_of_save(num_stages=4), inputs=["teacher", "student"])
+        >>> check_output("a-new-folder", paths_of_save(num_blocks=4), inputs=["teacher", "student"])
     """
     root = Path(directory)
     folders = sorted({str(PurePosixPath(path).parent) for path in paths} | {"."})
@@ -184,7 +188,7 @@ def saving_into(
 ) -> Iterator[Contents]:
     """Hold a folder while a repository is written into it; afterwards remove what an earlier save left there.
 
-    Removed are the weight files of the manifest that was there, where the new one has none at their paths, and
+    Removed are the files of the manifest that was there, where the new one has none at their paths, and
     temporary files of processes that are gone.
 
     Args:
@@ -208,7 +212,7 @@ def saving_into(
         # Again: what another save has written while this one waited is not what was checked.
         check_output(root, paths, inputs=inputs, overwrite=overwrite)
         contents = Contents.of(root)
-        stale = contents.weights() - set(paths)
+        stale = contents.listed() - set(paths)
         found = states(root, paths)
         with writing(root / UNFINISHED_FILE):
             _note(root, {*paths, *stale})
@@ -224,7 +228,7 @@ def saving_into(
                 with writing(root / path):
                     (root / path).unlink(missing_ok=True)
         if alone:
-            _remove_temporary(root, {*paths, *contents.weights()})
+            _remove_temporary(root, {*paths, *contents.listed()})
         (root / UNFINISHED_FILE).unlink(missing_ok=True)
 
 

@@ -20,7 +20,7 @@ from ..errors import FetchError, MissingFileError, RepositoryError
 from .background import download_concurrently
 from .fetching import Watch, download, download_again, etag_of
 from .files import leads_out, write_text
-from .manifest import MANIFEST_FILE, FileEntry, Manifest
+from .manifest import MANIFEST_FILE, ListedFile, Manifest
 from .retrying import RetryPolicy, is_passing
 from .verification import Stamp, blob_of, check_file, discard, is_as_named, is_named, stamp_of
 
@@ -137,7 +137,7 @@ class Repository:
             return download_again(self, path, force=True, watch=watch, cancelled=cancelled)
         return download(self, path, watch=watch, cancelled=cancelled)
 
-    def fetch_all(self, entries: Iterable[FileEntry], fetch: Callable[[FileEntry, Event], Path]) -> dict[str, Path]:
+    def fetch_all(self, entries: Iterable[ListedFile], fetch: Callable[[ListedFile, Event], Path]) -> dict[str, Path]:
         """The local paths of files. Small files of a Hub are fetched while large ones download.
 
         Args:
@@ -302,7 +302,7 @@ class Repository:
         except RepositoryError as error:
             raise RepositoryError(f"{self}: {error}") from error
 
-    def fetch_verified(self, entries: Collection[FileEntry]) -> dict[str, Path]:
+    def fetch_verified(self, entries: Collection[ListedFile]) -> dict[str, Path]:
         """Fetch weight files and compare each with its size and sha256.
 
         Returns:
@@ -315,7 +315,7 @@ class Repository:
 
     def verify(
         self,
-        entries: Collection[FileEntry],
+        entries: Collection[ListedFile],
         fetched: Mapping[str, Path] | None = None,
         *,
         watch: Watch | None = None,
@@ -346,7 +346,7 @@ class Repository:
         local |= self.fetch_all(missing, lambda entry, ended: fetch(entry.path, cancelled=cancelled or ended))
         return {entry.path: self._verify(entry, local[entry.path], fetch) for entry in entries}
 
-    def _verify(self, entry: FileEntry, local: Path, fetch: Callable[..., Path]) -> Verified:
+    def _verify(self, entry: ListedFile, local: Path, fetch: Callable[..., Path]) -> Verified:
         try:
             return local, check_file(local, entry, str(self))
         except RepositoryError:

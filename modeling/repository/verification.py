@@ -19,7 +19,7 @@ from huggingface_hub import constants
 
 from ..errors import RepositoryError
 from .files import sha256_of, storage_of, write_text
-from .manifest import MANIFEST_FILE, FileEntry
+from .manifest import MANIFEST_FILE, ListedFile
 
 # Longer than the tick of any file system's clock: a change after it cannot carry the same times.
 _TICK = 0.02
@@ -37,7 +37,7 @@ def stamp_of(local: Path) -> Stamp:
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
-def check_file(local: Path, entry: FileEntry, where: str) -> Stamp:
+def check_file(local: Path, entry: ListedFile, where: str) -> Stamp:
     """Compare a weight file with its entry in the manifest of `where`.
 
     Returns:

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from itertools import groupby
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from torch import nn
+
+from ..families.base import Features, Inputs, Segment, SegmentOutput
 from ..sources import ROLE_OF, Piece, Role, Sources
 from .batchnorm import Statistics, own_statistics, twin
 from .compiling import Compiling
-from .cuts import units_of_block
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
     from transformers import PreTrainedConfig, PreTrainedModel
 
-    from ..families.base import Family, Features
+    from ..families.base import Family, GetModule
 
 
 class Plan(Protocol):
@@ -34,13 +36,25 @@ class Plan(Protocol):
     cuts: list[int]
     units: frozenset[str]
 
-    def paths(self, block: int) -> tuple[str, ...]:
+    def paths(self, section: int | str) -> tuple[str, ...]:
         """The paths of a block's modules."""
         ...
 
 
 # A parent module, the name of a child, and the child.
-Place = tuple["nn.Module", str, "nn.Module"]
+Place = tuple[nn.Module, str, nn.Module]
+
+
+class RouteOutput(NamedTuple):
+    """What a route gives.
+
+    Args:
+        logits: What the last network's head says.
+        outputs: The output of each of the N blocks, in the block's own width.
+    """
+
+    logits: torch.Tensor
+    outputs: tuple[Features, ...]
 
 
 @dataclass(frozen=True)
@@ -49,20 +63,16 @@ class Route:
 
     Args:
         sources: Its mask.
-        embedder: Pixel values and `interpolate_pos_encoding` -> features.
-        blocks: For each block, its units in order.
+        segments: Its runs of blocks of one network, in order.
         converters: After each block, the converter to the next, or None.
-        head: Features -> logits.
         has_own_statistics: Whether the blocks behind the first converter have BatchNorm statistics of the mask's.
         networks: The networks that its blocks are of.
         places: Where its modules were found: a parent, the name there, and the module.
     """
 
     sources: Sources
-    embedder: Callable[[torch.Tensor, bool | None], Features]
-    blocks: tuple[tuple[Callable[[Features], Features], ...], ...]
+    segments: tuple[Segment, ...]
     converters: tuple[nn.Module | None, ...]
-    head: Callable[[Features], torch.Tensor]
     has_own_statistics: bool = False
     networks: Mapping[Role, nn.Module] = field(default_factory=dict, repr=False, compare=False)
     places: tuple[Place, ...] = field(default=(), repr=False, compare=False)
@@ -77,36 +87,40 @@ class Route:
             parent._modules.get(name) is module for parent, name, module in self.places
         )
 
-    def __call__(
-        self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool | None = None
-    ) -> tuple[torch.Tensor, tuple[Features, ...]]:
+    def __call__(self, inputs: Inputs) -> RouteOutput:
         """Run the path.
 
         Args:
-            pixel_values: (B, C, H, W), floating.
-            interpolate_pos_encoding: As in transformers, for families that have it.
-
-        Returns:
-            Logits (B, num_labels), and the output of each block in the block's own width.
+            inputs: What the model was called with, by the names of its `forward`.
         """
-        features = self.embedder(pixel_values, interpolate_pos_encoding)
-        outputs = []
-        for block in range(1, len(self.blocks) + 1):
-            features = self.run_block(block, features)
-            outputs.append(features)
-        return self.head(features), tuple(outputs)
+        features, logits = None, None
+        outputs: list[Features] = []
+        for segment in self.segments:
+            found, logits = segment(self.convert(segment.first, features), inputs)
+            outputs += found
+            features = outputs[-1]
+        return RouteOutput(logits, tuple(outputs))  # type: ignore[arg-type]
 
-    def run_block(self, block: int, features: Features) -> Features:
-        """Run block `block` (from 1) on the output of the block before it, through the converter between them."""
-        features = self.convert(block, features)
-        for unit in self.blocks[block - 1]:
-            features = unit(features)
-        return features
+    def run_block(self, block: int, features: Features | None, inputs: Inputs) -> SegmentOutput:
+        """Run block `block` (from 1) alone, through the converter before it.
 
-    def convert(self, block: int, features: Features) -> Features:
+        Args:
+            block: The block.
+            features: The output of the block before it; None for the first.
+            inputs: As in a call.
+        """
+        return self.segment_of(block)(self.convert(block, features), inputs)
+
+    def segment_of(self, block: int) -> Segment:
+        """Block `block` (from 1) as a segment of its own."""
+        return next(segment for segment in self.segments if segment.last >= block).block(block)
+
+    def convert(self, block: int, features: Features | None) -> Features | None:
         """The output of the block before `block` as that takes it, through the converter between them."""
         converter = self.converters[block - 2] if block > 1 else None
-        return features if converter is None else features._replace(tensor=converter(features.tensor))
+        if converter is None or features is None:
+            return features
+        return features._replace(tensor=converter(features.tensor))
 
 
 def build_route(
@@ -136,17 +150,19 @@ def build_route(
         estimate: Build the path that estimates `statistics` (see `batchnorm.twin`).
     """
     ahead = made or {}
-    units = {role: blueprints[role].units for role in networks}
     places: dict[tuple[int, str], Place] = {}
 
     def note(parent: nn.Module, name: str, module: nn.Module) -> None:
         places[id(parent), name] = parent, name, module
 
-    def getter(block: int) -> Callable[[str], nn.Module]:
+    def getter(block: int) -> GetModule:
         role = ROLE_OF[sources.mask[block - 1]]
-        network = networks[role]
+        network, units = networks[role], blueprints[role].units
 
         def get(path: str) -> nn.Module:
+            if not path:
+                return network
+            # 1. The module, and each place on the way to it.
             name = f"{role}.{path}"
             module = ahead[name] if name in ahead else network.get_submodule(path)
             *above, last_name = path.split(".")
@@ -156,6 +172,7 @@ def build_route(
                 note(parent, step, child)
                 parent = child
             note(parent, last_name, module)
+            # 2. Its twin, where the mask has other statistics than the network.
             other = module
             if statistics is not None and block in sources.converted_blocks:
                 other = twin(module, name, statistics, estimate=estimate)
@@ -166,25 +183,23 @@ def build_route(
                 for part in module.modules():
                     for child_name, child in part.named_children():
                         note(part, child_name, child)
-                if compiling is not None and path in units[role]:
+                if compiling is not None and path in units:
                     compiling.apply(other)
             return other
 
         return get
 
-    plans = [blueprints[ROLE_OF[letter]] for letter in sources.mask]
-    first, last = plans[0], plans[-1]
-    blocks = []
-    for block, plan in enumerate(plans, start=1):
-        get = getter(block)
-        blocks.append(tuple(plan.family.unit(plan.config, u, get) for u in units_of_block(plan.cuts, block)))
+    segments = []
+    for letter, run in groupby(range(1, len(sources) + 1), key=lambda block: sources.mask[block - 1]):
+        first, *rest = run
+        plan = blueprints[ROLE_OF[letter]]
+        last = rest[-1] if rest else first
+        segments.append(plan.family.segment(plan.config, plan.cuts, first, last, getter))
     at_boundary = {i: converters[Piece(direction, i)] for i, direction in sources.changes}
     return Route(
         sources=sources,
-        embedder=first.family.embedder(first.config, getter(1)),
-        blocks=tuple(blocks),
-        converters=tuple(at_boundary.get(i) for i in range(1, len(plans) + 1)),
-        head=last.family.head(last.config, getter(len(plans))),
+        segments=tuple(segments),
+        converters=tuple(at_boundary.get(i) for i in range(1, len(sources) + 1)),
         has_own_statistics=bool(statistics),
         networks=networks,
         places=tuple(places.values()),
@@ -192,7 +207,7 @@ def build_route(
 
 
 def statistics_at_rest(
-    masks: Sequence[Sources], blueprints: Mapping[Role, Plan], networks: Mapping[Role, PreTrainedModel]
+    masks: Sequence[Sources], blueprints: Mapping[Role, Plan], networks: Callable[[Role], nn.Module]
 ) -> dict[str, dict[str, torch.Tensor]]:
     """Statistics of mean 0 and variance 1 for every BatchNorm behind a mask's first converter.
 
@@ -209,7 +224,7 @@ def statistics_at_rest(
             if beginning not in of_beginning:
                 of_beginning[beginning] = {}
                 for path in blueprints[role].paths(block):
-                    module = networks[role].get_submodule(path)
+                    module = networks(role).get_submodule(path)
                     of_beginning[beginning] |= own_statistics(module, f"{role}.{path}", reset=True)
             found[sources.mask] |= of_beginning[beginning]
     return found

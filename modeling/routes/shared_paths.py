@@ -1,6 +1,6 @@
-"""Several paths over the same images, for training and for measuring many masks: what they have in common runs once.
+"""Several paths over the same inputs, for training and for measuring many masks: what they have in common runs once.
 
-Notation: N blocks; B images of C channels, H x W pixels; K labels.
+Notation: N blocks; B samples; K labels.
 """
 
 from __future__ import annotations
@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
-if TYPE_CHECKING:
-    import torch
+import torch
 
-    from ..families.base import Features
+if TYPE_CHECKING:
+    from ..families.base import Features, Inputs
     from .route import Route
 
 
@@ -38,30 +38,27 @@ class SharedPaths:
 
     Args:
         route_for: The route of a mask.
-        pixel_values: (B, C, H, W), floating.
-        num_stages: N.
+        inputs: What the model would be called with, by the names of its `forward`.
+        num_blocks: N.
         batch_statistics: Whether BatchNorms take the batch's statistics, so that paths differ in none.
         leader: A mask that is run before any other that begins with the same letter, so that what they have in
             common is run as its: it may be the one that updates a network's running statistics.
-        interpolate_pos_encoding: As in the model's `forward`.
     """
 
     def __init__(
         self,
         route_for: Callable[[str], Route],
-        pixel_values: torch.Tensor,
-        num_stages: int,
+        inputs: Inputs,
+        num_blocks: int,
         *,
         batch_statistics: bool,
         leader: str | None = None,
-        interpolate_pos_encoding: bool | None = None,
     ) -> None:
         self._route_for = route_for
-        self._pixel_values = pixel_values
-        self._num_stages = num_stages
+        self._inputs = inputs
+        self._num_blocks = num_blocks
         self._batch_statistics = batch_statistics
         self._leader = leader
-        self._interpolate = interpolate_pos_encoding
         self._reached: dict[tuple[str, str | None], Features] = {}
         self._outputs: dict[str, PathOutput] = {}
 
@@ -82,17 +79,17 @@ class SharedPaths:
         return self._outputs[sources]
 
     def logits_of(self, sources: str, rows: slice) -> torch.Tensor:
-        """The logits of a mixed mask for some of the images, the blocks before its first change run for all.
+        """The logits of a mixed mask for some of the samples, the blocks before its first change run for all.
 
         Those blocks are of one whole network, whose path is run anyway in training; what comes after is this
-        mask's alone, and as cheap as its images are few.
+        mask's alone, and as cheap as its samples are few.
 
         Args:
             sources: The mask.
-            rows: Which images.
+            rows: Which samples.
 
         Returns:
-            (as many images as there are rows, K).
+            (as many samples as there are rows, K).
 
         Raises:
             StageError: If the mask needs what is not resident.
@@ -100,27 +97,35 @@ class SharedPaths:
         """
         route = self._route_for(sources)
         if not route.sources.is_mixed:
-            raise ValueError(f"sources {sources!r} is one whole network: its logits are those of all images")
+            raise ValueError(f"sources {sources!r} is one whole network: its logits are those of all samples")
         change = route.sources.changes[0][0]
-        self(sources[0] * self._num_stages)
+        self(sources[0] * self._num_blocks)
         before = self._reached[sources[:change], None]
-        features = before._replace(tensor=before.tensor[rows])
-        for block in range(change + 1, self._num_stages + 1):
-            features = route.run_block(block, features)
-        return route.head(features)
+        features, logits = before._replace(tensor=before.tensor[rows]), None
+        count = len(before.tensor)
+        inputs = {name: _rows_of(value, rows, count) for name, value in self._inputs.items()}
+        for block in range(change + 1, self._num_blocks + 1):
+            (features,), logits = route.run_block(block, features, inputs)
+        return logits  # type: ignore[return-value]
 
     def _run(self, route: Route) -> PathOutput:
         mask = route.sources.mask
         features: Features | None = None
+        logits: torch.Tensor | None = None
         outputs = []
-        for block in range(1, self._num_stages + 1):
+        for block in range(1, self._num_blocks + 1):
             # With statistics of its own, a mask shares nothing behind its first converter.
             own = route.has_own_statistics and not self._batch_statistics
             alone = own and block in route.sources.converted_blocks
             key = (mask[:block], mask if alone else None)
             if key not in self._reached:
-                before = route.embedder(self._pixel_values, self._interpolate) if features is None else features
-                self._reached[key] = route.run_block(block, before)
+                (self._reached[key],), logits = route.run_block(block, features, self._inputs)
             features = self._reached[key]
             outputs.append(features.tensor)
-        return PathOutput(logits=route.head(self._reached[key]), hidden_states=tuple(outputs))
+        # The last block ends this mask alone, so it has just run.
+        return PathOutput(logits=logits, hidden_states=tuple(outputs))  # type: ignore[arg-type]
+
+
+def _rows_of(value: object, rows: slice, count: int) -> object:
+    """Some of `count` samples of an input; what is no tensor of samples holds for all."""
+    return value[rows] if isinstance(value, torch.Tensor) and value.ndim and len(value) == count else value

@@ -15,19 +15,14 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
 
 from ..errors import FetchError, StageError
+from ..parts.parts import Parts
 from ..repository.background import end_before_exit
 from ..repository.interrupting import Interrupted
-from ..repository.manifest import FileEntry
+from ..repository.manifest import FileEntry, ListedFile
 from ..repository.pacing import Pace, Transfer
-from ..sources import Sources
-
-if TYPE_CHECKING:
-    from ..staged_model import StagedModel
-
-OnStage = Callable[["StagedModel", int], None]
+from ..schedule import Schedule
 
 # How often a waiting thread looks whether it was cancelled, in seconds.
 _PATIENCE = 0.1
@@ -40,24 +35,30 @@ class StageStream:
     cancels it.
 
     Args:
-        model: The model.
+        parts: The parts of the model, which came from a repository.
+        schedule: The masks of its stages.
+        first: The stage that it is at.
         until_stage: The last stage to load.
-        on_stage: Called with the model and the stage after each swap, in the background thread.
+        advance: Brings the model to a stage whose files are there and checked.
+        on_stage: Called with the stage after each swap, in the background thread.
         max_bytes_per_second: A limit on downloading.
         lookahead_bytes: How much may be fetched ahead of the stage that is being attached; the next stage is in
             any case, unless it is 0.
 
     Raises:
         ValueError: For a number out of its range, or if the model is past `until_stage`.
-        StageError: If the model is at no stage, or was not loaded from a repository.
+        StageError: If the model was not loaded from a repository.
     """
 
     def __init__(
         self,
-        model: StagedModel,
+        parts: Parts,
+        schedule: Schedule,
+        first: int,
         until_stage: int,
+        advance: Callable[[int], None],
         *,
-        on_stage: OnStage | None = None,
+        on_stage: Callable[[int], None] | None = None,
         max_bytes_per_second: float | None = None,
         lookahead_bytes: int = 256_000_000,
     ) -> None:
@@ -65,9 +66,8 @@ class StageStream:
             raise ValueError(f"max_bytes_per_second must be positive, got {max_bytes_per_second}")
         if not lookahead_bytes >= 0:
             raise ValueError(f"lookahead_bytes must not be negative, got {lookahead_bytes}")
-        store, first = model._store, model.stage
-        if store is None or first is None:
-            raise StageError("only a model that is at a stage, and was loaded from a repository, can be streamed")
+        if parts.store is None:
+            raise StageError("only a model that was loaded from a repository can be streamed")
         if until_stage < first:
             raise ValueError(
                 f"until_stage={until_stage} lies behind the model, which is at stage {first}: a stream goes up only, "
@@ -75,14 +75,21 @@ class StageStream:
             )
         self.until_stage = until_stage
         # Let go of at the end: a handle that is kept must not keep the model.
-        self._model: StagedModel | None = model
-        self._store, self._stage, self._process = store, first, os.getpid()
-        self._on_stage, self._lookahead = on_stage, lookahead_bytes
+        self._parts: Parts | None = parts
+        self._advance: Callable[[int], None] | None = advance
+        self._on_stage = on_stage
+        self._repository, self._stage, self._process = parts.store.repository, first, os.getpid()
+        self._lookahead = lookahead_bytes
+        manifest = parts.store.manifest
         self._plan: dict[int, tuple[FileEntry, ...]] = {
-            stage: store.manifest.files_for(Sources.prefix(stage, model.num_stages))
-            for stage in range(first + 1, until_stage + 1)
+            stage: manifest.files_for(schedule.mask(stage)) for stage in range(first, until_stage + 1)
         }
-        self._new = self._new_files(first, model.num_stages)
+        # The files of each stage that no earlier one needs.
+        seen = {entry.path for entry in self._plan.pop(first)}
+        self._new: dict[int, tuple[FileEntry, ...]] = {}
+        for stage, files in self._plan.items():
+            self._new[stage] = tuple(entry for entry in files if entry.path not in seen)
+            seen |= {entry.path for entry in files}
         self._bytes_done = 0
         self._exception: BaseException | None = None
         self._cancelled, self._ended = threading.Event(), threading.Event()
@@ -196,15 +203,15 @@ class StageStream:
                     self._room.wait()
                 self._ahead += size
             try:
-                local = self._store.repository.fetch_all(files, self._fetch_file)
+                local = self._repository.fetch_all(files, self._fetch_file)
             except BaseException as error:
                 if not self._cancelled.is_set():
                     self._fetched.put(error)
                 return
             self._fetched.put(local)
 
-    def _fetch_file(self, entry: FileEntry, _: threading.Event) -> Path:
-        repository, transfer = self._store.repository, self._pace.begin()
+    def _fetch_file(self, entry: ListedFile, _: threading.Event) -> Path:
+        repository, transfer = self._repository, self._pace.begin()
         is_new = repository.local(entry.path) is None
         local = repository.fetch(entry.path, watch=transfer.watch(), cancelled=self._cancelled)
         if is_new:
@@ -236,25 +243,25 @@ class StageStream:
             self._end()
 
     def _attach(self, stage: int, size: int, fetched: dict[str, Path]) -> None:
-        model = self._model
+        parts, advance = self._parts, self._advance
         # Not the store that the stream began with: saving a model over its own folder gives it another.
-        store = model._store if model is not None else None
-        if model is None or store is None:
+        store = parts.store if parts is not None else None
+        if advance is None or store is None:
             return
         paths = [entry.path for entry in self._plan[stage]]
         store.prepare(paths, fetched=fetched, watch=Transfer(self._pace).watch(), cancelled=self._cancelled)
         if self._cancelled.is_set():
             return
-        model._advance(stage)
+        advance(stage)
         with self._room:
             self._stage, self._bytes_done = stage, self._bytes_done + size
             self._room.notify_all()
         if self._on_stage is not None:
-            self._on_stage(model, stage)
+            self._on_stage(stage)
 
     def _end(self) -> None:
         self.cancel()
-        self._model, self._on_stage = None, None
+        self._parts, self._advance, self._on_stage = None, None, None
         self._ended.set()
 
     def _await(self) -> dict[str, Path] | None:
@@ -268,15 +275,6 @@ class StageStream:
                 raise found
             return found
         return None
-
-    def _new_files(self, first: int, num_stages: int) -> dict[int, tuple[FileEntry, ...]]:
-        """The files of each stage that no earlier one needs."""
-        seen = {entry.path for entry in self._store.manifest.files_for(Sources.prefix(first, num_stages))}
-        new: dict[int, tuple[FileEntry, ...]] = {}
-        for stage, files in self._plan.items():
-            new[stage] = tuple(entry for entry in files if entry.path not in seen)
-            seen |= {entry.path for entry in files}
-        return new
 
 
 def _forget_locals(error: BaseException | None) -> None:

@@ -39,11 +39,13 @@ class SideStream:
         module._apply(self.copy)
 
     def copy(self, tensor: torch.Tensor) -> torch.Tensor:
-        """A copy of a tensor in ordinary memory on the device; returns when it is there.
+        """A copy of a tensor in ordinary memory on the device; returns when it is there. One on the device stays.
 
         One at a time: pinned memory is kept by torch for the next tensor of the size, and all of a block's at once
         would be kept for ever.
         """
+        if tensor.device == self.device:
+            return tensor
         pinned = self.pin(tensor)
         # Memory of the serving stream, for there it is used and given back. It may be that of a tensor which
         # requests under way still read.

@@ -3,41 +3,60 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
 
-from ..families.base import Features
+from ..families.base import Features, Inputs
+from ..routes.route import Route
 from ..sources import Sources
 
-if TYPE_CHECKING:
-    from ..routes.route import Route
+# The shape of a block's output, and its token grid.
+Shape = tuple[tuple[int, ...], tuple[int, int] | None]
 
 
-class Seen(NamedTuple):
+@dataclass(frozen=True)
+class Like:
+    """A tensor's shape and dtype, to make others like it."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    def make(self, name: str, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+        """A tensor of this shape: of nothing, but a mask, which lets everything through.
+
+        Args:
+            name: The input that it is for.
+            device: Where it goes.
+            dtype: Its dtype, if it is a floating one.
+        """
+        own = dtype if self.dtype.is_floating_point else self.dtype
+        return torch.full(self.shape, int(name.endswith("mask")), device=device, dtype=own)
+
+
+@dataclass(frozen=True)
+class Seen:
     """The shapes of the last forward pass, or of the warm-up that came after it.
 
     Args:
         sources: Its path.
-        images: The shape of the images.
-        interpolate: As in `forward`.
-        outputs: The shape of each block's output, and its token grid; of a warm-up as far as it went.
+        inputs: What the model was called with, tensors by their likeness.
+        outputs: The shape of each block's output; of a warm-up as far as it went.
     """
 
     sources: Sources
-    images: tuple[int, ...]
-    interpolate: bool | None
-    outputs: tuple[tuple[tuple[int, ...], tuple[int, int] | None], ...]
+    inputs: Mapping[str, Any]
+    outputs: tuple[Shape, ...]
 
     @classmethod
-    def of(
-        cls, sources: Sources, pixel_values: torch.Tensor, interpolate: bool | None, outputs: Sequence[Features]
-    ) -> Seen:
+    def of(cls, sources: Sources, inputs: Inputs, outputs: Sequence[Features]) -> Seen:
         """Of a pass that went well: what failed would fail in the warm-up too."""
-        return cls(sources, pixel_values.shape, interpolate, tuple(_shape_of(features) for features in outputs))
+        likes = {n: Like(v.shape, v.dtype) if isinstance(v, torch.Tensor) else v for n, v in inputs.items()}
+        return cls(sources, likes, tuple(_shape_of(features) for features in outputs))
 
     def reaches(self, sources: Sources, block: int) -> bool:
         """Whether it knows what comes out of a block (from 1) on another path, whose blocks up to there are its own."""
@@ -45,7 +64,7 @@ class Seen(NamedTuple):
 
 
 def first_call(route: Route, first: int, last: int, seen: Seen, device: torch.device, dtype: torch.dtype) -> Seen:
-    """Call a route's blocks `first` to `last` (from 1) and the converter behind, with zeros of shapes that were seen.
+    """Call a route's blocks `first` to `last` (from 1) and the converter behind, with inputs of shapes that were seen.
 
     Where the pass that was seen had other blocks before them, the route's own are called too.
 
@@ -60,25 +79,22 @@ def first_call(route: Route, first: int, last: int, seen: Seen, device: torch.de
     Returns:
         What was seen of this route now: the next block's warm-up needs none of these again.
     """
+    inputs = {n: v.make(n, device, dtype) if isinstance(v, Like) else v for n, v in seen.inputs.items()}
+    outputs: list[Shape] = []
+    features: Features | None = None
     if seen.reaches(route.sources, first - 1):
         outputs = list(seen.outputs[: first - 1])
         shape, grid = outputs[-1]
         features = Features(torch.zeros(shape, device=device, dtype=dtype), grid)
-    else:
-        outputs = []
-        images = torch.zeros(seen.images, device=device, dtype=dtype)
-        features = route.embedder(images, seen.interpolate)
     for block in range(len(outputs) + 1, last + 1):
-        features = route.run_block(block, features)
+        (features,), _ = route.run_block(block, features, inputs)
         outputs.append(_shape_of(features))
-    if last < len(route.blocks):
+    if last < len(route.sources):
         route.convert(last + 1, features)
-    else:
-        route.head(features)
-    return Seen(route.sources, seen.images, seen.interpolate, tuple(outputs))
+    return Seen(route.sources, seen.inputs, tuple(outputs))
 
 
-def _shape_of(features: Features) -> tuple[tuple[int, ...], tuple[int, int] | None]:
+def _shape_of(features: Features) -> Shape:
     return features.tensor.shape, features.grid
 
 

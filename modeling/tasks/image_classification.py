@@ -1,6 +1,6 @@
 """Image classification: images in, class labels out.
 
-Notation: N blocks; stage k takes blocks 1..k from the teacher. B images of C channels, H x W pixels.
+Notation: N blocks; B images of C channels, H x W pixels.
 """
 
 from __future__ import annotations
@@ -10,10 +10,8 @@ import copy
 import torch
 from transformers.modeling_outputs import ImageClassifierOutput
 
-from ..loading import refuse_attentions
+from ..families.registry import family_of
 from ..modeling_pwl import PWLPreTrainedModel
-from ..routes.shared_paths import SharedPaths
-from ..streaming.warming import Seen
 
 
 class PWLForImageClassification(PWLPreTrainedModel):
@@ -39,7 +37,7 @@ class PWLForImageClassification(PWLPreTrainedModel):
         >>> model = PWLForImageClassification(PWLConfig(
         ...     teacher_config=ViTConfig(hidden_size=16, intermediate_size=32, num_hidden_layers=4, **size),
         ...     student_config=ViTConfig(hidden_size=8, intermediate_size=16, num_hidden_layers=2, **size),
-        ...     num_stages=2,
+        ...     num_blocks=2,
         ... )).eval()
         >>> model.stage, model.sources
         (0, 'SS')
@@ -49,8 +47,9 @@ class PWLForImageClassification(PWLPreTrainedModel):
         torch.Size([1, 2])
     """
 
-    # The folders of the networks that it was joined from, which it is never saved into.
-    _joined_from: tuple[str, ...] = ()
+    task = "AutoModelForImageClassification"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)  # type: ignore[assignment]
 
     def forward(
         self,
@@ -81,17 +80,13 @@ class PWLForImageClassification(PWLPreTrainedModel):
             StageError: If `sources` needs what is not resident.
             ValueError: If `sources` is malformed, or the family cannot interpolate.
         """
-        refuse_attentions(self.config)
-        route = self._current_route() if sources is None else self._route_for(sources)
-        if interpolate_pos_encoding and not self._blueprints["teacher"].family.interpolates:
+        if interpolate_pos_encoding and not family_of(self.config.teacher_config).interpolates:
             raise ValueError(
                 f"interpolate_pos_encoding=True does not apply to model_type "
                 f"{self.config.teacher_config.model_type!r}; leave it out"
             )
-        logits, outputs = route(pixel_values, interpolate_pos_encoding)
-        if not torch.compiler.is_compiling():
-            # After the pass: what failed here would fail in the warm-up too.
-            self._seen = Seen.of(route.sources, pixel_values, interpolate_pos_encoding, outputs)
+        inputs = {"pixel_values": pixel_values, "interpolate_pos_encoding": interpolate_pos_encoding}
+        logits, outputs = self.run(inputs, sources)
         # A copy: without a problem type, transformers' loss enters one, and later answers would go by it.
         loss = None if labels is None else self.loss_function(labels, logits, copy.copy(self.config))
         wants_hidden = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
@@ -99,28 +94,3 @@ class PWLForImageClassification(PWLPreTrainedModel):
         output = ImageClassifierOutput(loss=loss, logits=logits, hidden_states=hidden_states)
         return_dict = self.config.return_dict if return_dict is None else return_dict
         return output if return_dict else output.to_tuple()
-
-    def shared_paths(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool | None = None) -> SharedPaths:
-        """Paths of several masks over the same images, each run when asked for, common blocks once.
-
-        Args:
-            pixel_values: (B, C, H, W), floating.
-            interpolate_pos_encoding: As in `forward`.
-
-        Returns:
-            A callable: `paths("TTSS")` gives the `logits` and `hidden_states` of that mask.
-
-        Example:
-
-            >>> paths = model.shared_paths(pixel_values)  # doctest: +SKIP
-            >>> {mask: paths(mask).logits for mask in ("TTTT", "TSSS", "STTS")}  # doctest: +SKIP
-        """
-        return SharedPaths(
-            self._route_for,
-            pixel_values,
-            self.num_stages,
-            batch_statistics=self.training,
-            # In training the student's own pass alone updates its running statistics.
-            leader="S" * self.num_stages if self.training else None,
-            interpolate_pos_encoding=interpolate_pos_encoding,
-        )

@@ -12,7 +12,6 @@ from typing import Any
 from pwl_hf.evaluation.area import area_over_bytes, is_monotone
 from pwl_hf.evaluation.intervals import CONFIDENCE
 from pwl_hf.evaluation.results import Comparison, Evaluation, MaskAccuracy
-from pwl_hf.modeling.sources import Sources
 
 SCHEMA_VERSION = 1
 
@@ -80,7 +79,8 @@ class Report:
         settings: How.
         orders: Which masks were asked for: `"prefix"`, `"suffix"`, `"contiguous"` or `"all"`.
         evaluation: The counts.
-        total_bytes: The bytes of all files that are loaded at stages 0 to N.
+        schedule: The mask of each stage, in order.
+        total_bytes: The bytes of all files that are loaded at each stage.
         versions: Version by name, of the packages that have a part in it.
     """
 
@@ -89,14 +89,15 @@ class Report:
     settings: Settings
     orders: str
     evaluation: Evaluation
+    schedule: tuple[str, ...]
     total_bytes: tuple[int, ...]
     versions: dict[str, str]
 
     @property
     def stages(self) -> list[MaskAccuracy]:
-        """The stages among the masks, in their order; all N + 1 of them with the orders prefix and all."""
-        found = [mask for mask in self.evaluation.masks if Sources(mask.sources).stage is not None]
-        return sorted(found, key=lambda mask: Sources(mask.sources).stage or 0)
+        """The stages among the masks, in their order; all of them with the orders prefix and all."""
+        found = {mask.sources: mask for mask in self.evaluation.masks}
+        return [found[sources] for sources in self.schedule if sources in found]
 
     @property
     def area(self) -> float | None:
@@ -114,8 +115,12 @@ class Report:
 
     def bytes_at(self, mask: MaskAccuracy) -> int | None:
         """The bytes of all files that are loaded at a stage; None for a mask that is none."""
-        stage = Sources(mask.sources).stage
+        stage = self.stage_of(mask)
         return None if stage is None else self.total_bytes[stage]
+
+    def stage_of(self, mask: MaskAccuracy) -> int | None:
+        """The stage of a mask; None for a mask that is none."""
+        return self.schedule.index(mask.sources) if mask.sources in self.schedule else None
 
     def to_json(self) -> str:
         """The text of the report, as JSON that ends with a line break."""
@@ -137,7 +142,7 @@ class Report:
     def _mask(self, mask: MaskAccuracy) -> dict[str, Any]:
         return {
             "sources": mask.sources,
-            "stage": Sources(mask.sources).stage,
+            "stage": self.stage_of(mask),
             "total_bytes": self.bytes_at(mask),
             "correct": mask.correct,
             "accuracy": mask.accuracy,

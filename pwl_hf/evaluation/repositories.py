@@ -29,7 +29,6 @@ from pwl_hf.modeling.publishing.model_card import CARD_FILE, stage_rows, write_c
 from pwl_hf.modeling.repository.manifest import Manifest, Metric
 from pwl_hf.modeling.repository.output_folder import Contents, text_paths
 from pwl_hf.modeling.repository.source import Repository
-from pwl_hf.modeling.sources import Sources
 
 if TYPE_CHECKING:
     from pwl_hf.data import ImageSplit
@@ -108,7 +107,8 @@ def evaluate_repository(
         token=token,
     )
     images = _images(data, _processor(opened), config.num_channels, keep=in_steps)
-    measure = evaluate_stages if in_steps else partial(evaluate_masks, masks=masks_of(orders, model.num_stages))
+    masks = model.schedule if orders == "prefix" else masks_of(orders, model.num_blocks)
+    measure = evaluate_stages if in_steps else partial(evaluate_masks, masks=masks)
     evaluation = measure(
         model,
         images,
@@ -122,6 +122,7 @@ def evaluate_repository(
         Settings(_device_name(model.device), str(model.dtype).removeprefix("torch."), batch_size),
         orders,
         evaluation,
+        model.schedule,
         tuple(row["total_bytes"] for row in stage_rows(manifest)),
         {"python": platform.python_version()}
         | {name: version(name) for name in ("pwl-hf", "torch", "transformers", "datasets")},
@@ -148,7 +149,7 @@ def record_metrics(directory: str | os.PathLike[str], report: Report) -> Manifes
             f"{os.fspath(directory)} holds other weights (fingerprint {manifest.fingerprint[:16]}) than those that "
             f"were evaluated ({report.repository.fingerprint[:16]}): evaluate it again"
         )
-    if len(report.stages) != manifest.num_stages + 1:
+    if [mask.sources for mask in report.stages] != [stage.sources for stage in manifest.stages]:
         raise ValueError(f"a manifest holds the accuracy of every stage, the order {report.orders!r} lacks some")
     if report.settings.dtype != manifest.dtype:
         raise ValueError(
@@ -157,8 +158,7 @@ def record_metrics(directory: str | os.PathLike[str], report: Report) -> Manifes
         )
     name, split = dataset_title(report.dataset.name), report.dataset.split
     metrics = {
-        Sources(mask.sources).stage or 0: [Metric("accuracy", mask.accuracy, name, split, mask.total)]
-        for mask in report.stages
+        stage: [Metric("accuracy", mask.accuracy, name, split, mask.total)] for stage, mask in enumerate(report.stages)
     }
     written = write_metrics(directory, metrics)
     write_card(Path(directory))
@@ -178,7 +178,7 @@ def check_results_path(path: str | os.PathLike[str], directory: str | os.PathLik
     root = Path(directory)
     if not root.is_dir() or not os.path.exists(path):
         return
-    own = text_paths() | Contents.of(root).weights() | {CARD_FILE, PROCESSOR_FILE, f"teacher/{PROCESSOR_FILE}"}
+    own = text_paths() | Contents.of(root).listed() | {CARD_FILE, PROCESSOR_FILE, f"teacher/{PROCESSOR_FILE}"}
     for name in sorted(own):
         if (root / name).exists() and (root / name).samefile(path):
             raise OverwriteError(f"{path} is the {name} of the repository that is measured: write to another file")

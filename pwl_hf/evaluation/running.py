@@ -17,7 +17,6 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from pwl_hf.evaluation.labels import check_one_label, class_numbers
-from pwl_hf.evaluation.orders import masks_of
 from pwl_hf.evaluation.results import Evaluation
 from pwl_hf.evaluation.tally import Tally
 from pwl_hf.modeling import PWLForImageClassification, Sources
@@ -68,11 +67,11 @@ def evaluate_masks(
         >>> found["STTS"].correct, found["STTS"].over_student  # doctest: +SKIP
         (633, Comparison(reference='SSSS', gained=14, lost=51, total=719))
     """
-    found = [Sources.of(mask, model.num_stages).mask for mask in masks]
+    found = [Sources.of(mask, model.num_blocks).mask for mask in masks]
     if len(set(found)) != len(found) or not found:
         raise ValueError(f"masks must be at least one, each named once, got {list(masks)}")
     reader = _Reader(data, _classes(model, label_names), batch_size, num_workers, progress)
-    tally = Tally(found)
+    tally = Tally(found, model.schedule)
     with _evaluating(model):
         for pixel_values, labels in reader.batches(model):
             right: dict[str, torch.Tensor] = {}
@@ -117,11 +116,11 @@ def evaluate_stages(
         RepositoryError: If a file is not what the manifest says.
     """
     opened: Model = model if isinstance(model, Model) else PWLForImageClassification.from_pretrained(model)
-    if opened._store is None or opened._keep_all:
+    if opened.parts.is_whole:
         return evaluate_masks(
             opened,
             data,
-            masks_of("prefix", opened.num_stages),
+            opened.schedule,
             label_names=label_names,
             batch_size=batch_size,
             num_workers=num_workers,
@@ -131,7 +130,7 @@ def evaluate_stages(
 
 
 def _step_through(model: Model, reader: _Reader) -> Evaluation:
-    masks, sources = masks_of("prefix", model.num_stages), model.sources
+    masks, sources = model.schedule, model.sources
     right, seen = [], torch.empty(0)
     with _evaluating(model):
         try:
@@ -148,7 +147,7 @@ def _step_through(model: Model, reader: _Reader) -> Evaluation:
                 seen = labels
         finally:
             model.set_sources(sources)
-    tally = Tally(masks)
+    tally = Tally(masks, masks)
     tally.add(torch.stack(right))
     return tally.result()
 

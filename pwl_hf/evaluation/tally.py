@@ -10,7 +10,6 @@ from collections.abc import Sequence
 import torch
 
 from pwl_hf.evaluation.results import Comparison, Evaluation, MaskAccuracy
-from pwl_hf.modeling.sources import Sources
 
 
 class Tally:
@@ -18,14 +17,16 @@ class Tally:
 
     Args:
         masks: The masks, each once.
+        schedule: The mask of each stage, in order.
     """
 
-    def __init__(self, masks: Sequence[str]) -> None:
+    def __init__(self, masks: Sequence[str], schedule: Sequence[str]) -> None:
         self.masks = list(masks)
         place = {mask: i for i, mask in enumerate(self.masks)}
+        before = dict(zip(schedule[1:], schedule, strict=False))
         self._references = {
             "over_student": [place.get("S" * len(mask)) for mask in self.masks],
-            "over_previous": [place.get(_stage_before(mask)) for mask in self.masks],
+            "over_previous": [place.get(before.get(mask, "")) for mask in self.masks],
         }
         self._total = 0
         self._correct = torch.zeros(len(self.masks), dtype=torch.int64)
@@ -67,8 +68,3 @@ class Tally:
         if reference is None or reference == i:
             return None
         return Comparison(self.masks[reference], int(self._gained[name][i]), int(self._lost[name][i]), self._total)
-
-
-def _stage_before(mask: str) -> str:
-    stage = Sources(mask).stage
-    return Sources.prefix(stage - 1, len(mask)).mask if stage else ""

@@ -31,6 +31,7 @@ from transformers.utils.constants import (
 
 from pwl_hf.data.processing import channels_of, check_channels, to_tensor
 from pwl_hf.evaluation.labels import check_one_label
+from pwl_hf.modeling import PWLForImageClassification
 from pwl_hf.modeling.families.registry import family_of
 from pwl_hf.modeling.parts import construction
 from pwl_hf.modeling.sources import Role
@@ -131,7 +132,9 @@ def load_network(
     options: dict[str, Any] = {"dtype": torch.float32}
     if label_names is None or config.num_labels == len(label_names):
         check_one_label(config, repr(name))
-        return construction.load_network(role, name, allow_new_head=allow_new_head, **options)
+        return construction.load_network(
+            role, name, PWLForImageClassification.task, allow_new_head=allow_new_head, **options
+        )
     if not replace_head:
         raise ValueError(
             f"{name!r} has {config.num_labels} labels, the data has {len(label_names)}: fine-tune it with "
@@ -140,7 +143,9 @@ def load_network(
     logger.info("%s has %d labels, the data %d: its head is fresh", name, config.num_labels, len(label_names))
     # What the old head was trained for says nothing of the new one.
     options["config"] = derived_config(with_labels(config, label_names), {"problem_type": None})
-    return construction.load_network(role, name, allow_new_head=allow_new_head, allow_resized_head=True, **options)
+    return construction.load_network(
+        role, name, PWLForImageClassification.task, allow_new_head=allow_new_head, allow_resized_head=True, **options
+    )
 
 
 def new_teacher(arguments: TeacherArguments, label_names: Sequence[str]) -> PreTrainedModel:

@@ -83,7 +83,7 @@ def _pairs(model: PWLForImageClassification, how: str) -> dict[str, str]:
     family = family_of(config.teacher_config)
     own, other = config.student_config, config.teacher_config
     pairs = {path: path for path in family.embedder_paths(own)}
-    for block in range(1, config.num_stages + 1):
+    for block in range(1, config.num_blocks + 1):
         mine = _by_level(model, "student", block)
         theirs = _by_level(model, "teacher", block)
         for level, units in mine.items():

@@ -71,9 +71,12 @@ class NetworkArguments:
             "by default none, or as the model that is trained further has it."
         },
     )
-    num_stages: int | None = field(
+    num_blocks: int | None = field(
         default=None,
-        metadata={"help": "Number of blocks N; stages go from 0 to N. By default 4, or as many as cuts."},
+        metadata={
+            "help": "Number of blocks N; stages go from 0 to N. By default 4, or as many as cuts.",
+            "aliases": ["--num_stages"],
+        },
     )
     teacher_cuts: list[int] | None = field(
         default=None, metadata={"help": "Where the teacher's blocks end, in layers; equal depth if not given."}
@@ -100,7 +103,7 @@ class NetworkArguments:
     def __post_init__(self) -> None:
         sources = ("teacher", "student", "student_preset", "student_config_overrides", "init_student_from_teacher")
         if self.model is not None:
-            for name in (*sources, "num_stages", "teacher_cuts", "student_cuts"):
+            for name in (*sources, "num_blocks", "teacher_cuts", "student_cuts"):
                 if getattr(self, name) is not None:
                     raise ValueError(f"{name} does not go with model: the PWL repository {self.model!r} has its own")
             if self.init_converters != "random":
@@ -115,8 +118,8 @@ class NetworkArguments:
             raise ValueError("student and student_preset exclude each other: give one")
         if self.init_converters == "identity" and self.fit_converters == "before":
             raise ValueError("init_converters=identity and fit_converters=before exclude each other: give one")
-        if self.num_stages is not None and self.num_stages < 1:
-            raise ValueError(f"num_stages must be at least 1, got {self.num_stages}")
+        if self.num_blocks is not None and self.num_blocks < 1:
+            raise ValueError(f"num_blocks must be at least 1, got {self.num_blocks}")
         if self.statistics_images < 0 or self.statistics_images == 1:
             raise ValueError(
                 f"statistics_images must be 0, or at least 2 to estimate and to measure, got {self.statistics_images}"

@@ -73,7 +73,7 @@ class AttentionTransfer:
         Raises:
             ValueError: If there is no such block.
         """
-        last = model.num_stages
+        last = model.num_blocks
         for block in self.blocks or ():
             if not 1 <= block <= last:
                 raise ValueError(f"attention_blocks must be from 1 to {last}, the number of blocks, got {block}")
@@ -81,5 +81,5 @@ class AttentionTransfer:
     def __call__(self, passes: Passes) -> torch.Tensor:
         """The term."""
         teacher, student = passes.teacher.hidden_states, passes.student.hidden_states
-        blocks = self.blocks or range(1, passes.num_stages + 1)
+        blocks = self.blocks or range(1, passes.num_blocks + 1)
         return torch.stack([attention_distance(student[i - 1], teacher[i - 1]) for i in blocks]).mean()

@@ -139,7 +139,7 @@ def build_objective(model: PWLForImageClassification, arguments: ObjectiveArgume
         ValueError: If `identity_converters` is asked for and the widths differ, or a term cannot be had of the two
             networks.
     """
-    terms = build_terms(arguments, model.num_stages)
+    terms = build_terms(arguments, model.num_blocks)
     for weight, term in terms:
         if weight and isinstance(term, AttentionTransfer | RelationLoss):
             term.check(model)
@@ -157,13 +157,13 @@ def build_objective(model: PWLForImageClassification, arguments: ObjectiveArgume
     )
 
 
-def build_terms(arguments: ObjectiveArguments, num_stages: int) -> list[tuple[float, Term]]:
+def build_terms(arguments: ObjectiveArguments, num_blocks: int) -> list[tuple[float, Term]]:
     """The weights and terms that the options ask for, for N blocks."""
     path = PathLoss(arguments.alpha, arguments.temperature)
     mask_alpha = arguments.alpha if arguments.mask_alpha is None else arguments.mask_alpha
     masks = MaskLoss(
         PathLoss(mask_alpha, arguments.temperature),
-        distribution(arguments.mask_distribution, num_stages),
+        distribution(arguments.mask_distribution, num_blocks),
         count=arguments.mask_count,
         share=arguments.mask_share,
     )

@@ -14,34 +14,34 @@ from pwl_hf.evaluation import masks_of
 Distribution = Sequence[Sequence[str]]
 
 
-def prefix_masks(num_stages: int) -> list[str]:
+def prefix_masks(num_blocks: int) -> list[str]:
     """The masks of stages 1 to N-1: all stages that take blocks of both networks."""
-    return masks_of("prefix", num_stages)[1:-1]
+    return masks_of("prefix", num_blocks)[1:-1]
 
 
-def suffix_masks(num_stages: int) -> list[str]:
+def suffix_masks(num_blocks: int) -> list[str]:
     """Student blocks first, teacher blocks last, at least one of each."""
-    return masks_of("suffix", num_stages)[1:-1]
+    return masks_of("suffix", num_blocks)[1:-1]
 
 
-def mixed_masks(num_stages: int) -> list[str]:
+def mixed_masks(num_blocks: int) -> list[str]:
     """All masks with blocks of both networks."""
-    return masks_of("all", num_stages)[1:-1]
+    return masks_of("all", num_blocks)[1:-1]
 
 
-def distribution(name: str, num_stages: int) -> Distribution:
+def distribution(name: str, num_blocks: int) -> Distribution:
     """What masks are drawn from.
 
     Args:
         name: `"suffix-scattered"`: half of the time a suffix, half any other mask that is no stage.
             `"uniform"`: any mask that is no stage. `"method"`: half of the time a stage or a suffix, half any
             mixed mask, as in the code of arXiv 2509.22319.
-        num_stages: N.
+        num_blocks: N.
 
     Raises:
         ValueError: For another name.
     """
-    prefixes, suffixes, mixed = prefix_masks(num_stages), suffix_masks(num_stages), mixed_masks(num_stages)
+    prefixes, suffixes, mixed = prefix_masks(num_blocks), suffix_masks(num_blocks), mixed_masks(num_blocks)
     groups = {
         "suffix-scattered": [suffixes, [mask for mask in mixed if mask not in {*prefixes, *suffixes}]],
         "uniform": [[mask for mask in mixed if mask not in prefixes]],

@@ -70,20 +70,20 @@ class Passes:
     _boundaries: dict[int, list[Boundary]] = field(default_factory=dict, init=False, repr=False)
 
     @property
-    def num_stages(self) -> int:
+    def num_blocks(self) -> int:
         """N."""
-        return self.model.num_stages
+        return self.model.num_blocks
 
     @cached_property
     def teacher(self) -> PathOutput:
         """The teacher's `logits` (B, K) and `hidden_states` (N tensors), without gradients."""
         with torch.no_grad():
-            return self.path("T" * self.num_stages)
+            return self.path("T" * self.num_blocks)
 
     @cached_property
     def student(self) -> PathOutput:
         """The student's `logits` (B, K) and `hidden_states` (N tensors)."""
-        return self.path("S" * self.num_stages)
+        return self.path("S" * self.num_blocks)
 
     def path(self, mask: str) -> PathOutput:
         """The `logits` and `hidden_states` of a mask."""

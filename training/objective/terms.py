@@ -86,7 +86,7 @@ class StudentLoss:
 
     def __call__(self, passes: Passes) -> torch.Tensor:
         """The loss of S^N."""
-        return self.loss(passes, "S" * passes.num_stages)
+        return self.loss(passes, "S" * passes.num_blocks)
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class PrefixLoss:
 
     def __call__(self, passes: Passes) -> torch.Tensor | None:
         """mean_k of the loss of T^k S^(N-k), 0 < k < N; None if there is one block."""
-        return _mean_loss(passes, self.loss, prefix_masks(passes.num_stages), self.share)
+        return _mean_loss(passes, self.loss, prefix_masks(passes.num_blocks), self.share)
 
 
 @dataclass(frozen=True)

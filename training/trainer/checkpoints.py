@@ -18,12 +18,14 @@ from transformers.utils import logging
 
 from pwl_hf.modeling import Manifest, PWLConfig, PWLForImageClassification, RepositoryError
 from pwl_hf.modeling.loading import read_config
-from pwl_hf.modeling.parts.saving import PlannedFile, save_repository
+from pwl_hf.modeling.parts.planning import PlannedFile
+from pwl_hf.modeling.parts.saving import save_repository
 from pwl_hf.modeling.parts.weights import WeightStore, same_bits
 from pwl_hf.modeling.repository.files import atomic_write, leads_out
 from pwl_hf.modeling.repository.manifest import FileEntry
 from pwl_hf.modeling.repository.source import Repository
 from pwl_hf.modeling.repository.verification import check_file
+from pwl_hf.modeling.schedule import Schedule
 
 logger = logging.get_logger(__name__)
 
@@ -74,8 +76,15 @@ class CheckpointWriter:
             OverwriteError: If files would be written over that are not a repository's; nothing was written.
             SaveError: If a file cannot be written.
         """
-        with model._lock:
-            manifest = save_repository(model, directory, place=self._link, texts=texts, overwrite=overwrite)
+        with model.parts.lock:
+            manifest = save_repository(
+                model.parts,
+                Schedule.of(model.schedule),
+                directory,
+                place=self._link,
+                texts=texts,
+                overwrite=overwrite,
+            )
         self.adopt(directory, manifest)
         return manifest
 
@@ -138,36 +147,22 @@ def restore(
     difference = _difference(read_config(repository, PWLConfig, {}).to_dict(), model.config.to_dict())
     if difference is not None:
         raise ValueError(f"{repository} is a checkpoint of another model: {difference}")
-    store = WeightStore(repository, manifest, model._blueprints)
+    parts = model.parts
+    store = WeightStore(repository, manifest, parts.inventory)
     if store.dtype != model.dtype:
         raise ValueError(
             f"{repository} is a checkpoint of another model: dtype is {store.dtype} there, {model.dtype} here"
         )
     store.prepare([entry.path for entry in manifest.files])
-    pieces = sorted(model._all_pieces())
     if not teacher_too:
-        for piece in pieces:
-            if piece.kind == "teacher" and not _same(model._tensors(piece), store.piece(piece)):
+        for piece in sorted(parts.all):
+            if piece.role == "teacher" and not _same(parts[piece].tensors(), store.piece(piece)):
                 raise ValueError(
                     f"{repository} is a checkpoint of another model: its {piece} has other weights; give the teacher "
                     "that it was trained with"
                 )
-    with model._lock:
-        for piece in pieces:
-            if piece.kind != "teacher" or teacher_too:
-                stored = store.piece(piece)
-                for name, tensor in model._tensors(piece).items():
-                    tensor.copy_(stored[name])
-        statistics = {mask.mask: store.statistics(mask) or {} for mask in manifest.masks}
-        model._statistics = {
-            mask: {name: tensor.to(model.device, copy=True) for name, tensor in found.items()}
-            for mask, found in statistics.items()
-        }
-        # What the model was loaded from may have statistics of masks that the checkpoint has none of.
-        for mask in model._store.manifest.masks if model._store is not None else ():
-            if mask.mask not in statistics:
-                model.discard_statistics(mask.mask)
-        model._reroute()
+    with parts.lock:
+        parts.take_values(store, teacher_too=teacher_too)
     return manifest
 
 

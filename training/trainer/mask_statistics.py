@@ -102,7 +102,7 @@ def select_statistics(
     ):
         return {}
     if masks is None:
-        masks = mixed_masks(model.num_stages)
+        masks = mixed_masks(model.num_blocks)
     first = _first_measured([len(batch) for batch in images], held_out)
     estimated, measured = images[:first], images[first:]
     right_labels = labels[sum(len(batch) for batch in estimated) :].to(model.device)

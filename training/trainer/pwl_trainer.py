@@ -20,9 +20,9 @@ from transformers.image_processing_utils import BaseImageProcessor
 from transformers.trainer_callback import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
-from pwl_hf.evaluation import masks_of
-from pwl_hf.modeling import PWLForImageClassification, StageError
-from pwl_hf.modeling.parts.saving import check_savable, processor_files
+from pwl_hf.modeling import PWLForImageClassification
+from pwl_hf.modeling.parts.planning import check_savable
+from pwl_hf.modeling.parts.saving import processor_files
 from pwl_hf.modeling.repository.output_folder import check_output, paths_of_save
 from pwl_hf.training.objective.distillation import Distillation
 from pwl_hf.training.trainer.checkpoints import CheckpointWriter, check_resumable, last_checkpoint, restore
@@ -99,10 +99,8 @@ class PWLTrainer(HubTrainer):
     ) -> None:
         if objective.model is not model:
             raise ValueError("the objective is of another model: build it with the model that is given here")
-        missing = sorted(model._all_pieces() - model._resident())
-        if missing:
-            raise StageError(f"training needs {missing[0]}, which is not resident: load the model with keep_all=True")
-        check_savable(model)
+        model.parts.refuse_absence()
+        check_savable(model.parts)
         had_cache = hasattr(model.config, "use_cache")
         super().__init__(
             model=model,
@@ -119,7 +117,7 @@ class PWLTrainer(HubTrainer):
             del model.config.use_cache
         self.objective = objective
         self.augmentation = augmentation
-        self._stages = masks_of("prefix", model.num_stages)
+        self._stages = list(model.schedule)
         self._writer = CheckpointWriter()
         self._step_log = StepLog()
         if args.torch_compile:
@@ -227,7 +225,7 @@ class PWLTrainer(HubTrainer):
             TrainingError: If loss or weights are no longer finite; nothing of that is saved.
         """
         # What could not be saved at the end is refused before the first step.
-        check_output(self._output_dir, paths_of_save(self.model.num_stages), advice="give another output_dir")
+        check_output(self._output_dir, paths_of_save(self.model.num_blocks), advice="give another output_dir")
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_checkpoint(self._output_dir)
             if resume_from_checkpoint is None:

@@ -71,7 +71,7 @@ def _measure(place: Place, *, cold: bool) -> Measured:
     }
     of_teacher = {
         TEACHER: bare(TEACHER, folder / "teacher", Stopwatch(BUILD, FILL, ANSWER)),
-        WHOLE: grow(WHOLE, place.pair.num_stages, Stopwatch(LOAD, ANSWER)),
+        WHOLE: grow(WHOLE, place.pair.num_blocks, Stopwatch(LOAD, ANSWER)),
         "transformers' teacher": by_transformers(network, folder / "teacher", pixel_values),
     }
     times = taking_turns(of_student | of_teacher, place.repeats, folder, cold=cold)

@@ -47,9 +47,9 @@ def forward(place: Place) -> Measured:
             figures.append(Figure(f"{name}: beyond that", beyond, "ms"))
 
     network = family_of(place.pair.teacher).model_class()
-    ends = {0: "student", place.pair.num_stages: "teacher"}
+    ends = {0: "student", place.pair.num_blocks: "teacher"}
     with torch.inference_mode():
-        for stage in range(place.pair.num_stages + 1):
+        for stage in range(place.pair.num_blocks + 1):
             model = PWLForImageClassification.from_pretrained(folder, stage=stage)
 
             ours = partial(_logits, model, pixel_values)

@@ -80,7 +80,7 @@ def of_stages(place: Place) -> list[Variant]:
     family = family_of(place.pair.teacher)
     most = min(family.num_units(config) for config in (place.pair.teacher, place.pair.student))
     return [
-        _variant(f"{n} stages" if n > 1 else "1 stage", replace(place.pair, num_stages=n), place)
+        _variant(f"{n} stages" if n > 1 else "1 stage", replace(place.pair, num_blocks=n), place)
         for n in STAGES
         if n <= most
     ]
@@ -131,14 +131,14 @@ def _times(variant: Variant, repeats: int) -> dict[str, list[float]]:
     things = {
         TEACHER: by_transformers(network, variant.folder / "teacher", pixel_values),
         "first answer": by_stages(variant.folder, 0, pixel_values),
-        "all stages, one answer at the end": by_stages(variant.folder, variant.pair.num_stages, pixel_values),
+        "all stages, one answer at the end": by_stages(variant.folder, variant.pair.num_blocks, pixel_values),
     }
     with torch.inference_mode():
         return interleaved(things, repeats)
 
 
 def _variant(name: str, pair: Pair, place: Place) -> Variant:
-    if pair.num_stages == place.pair.num_stages and pair.teacher.to_dict() == place.pair.teacher.to_dict():
+    if pair.num_blocks == place.pair.num_blocks and pair.teacher.to_dict() == place.pair.teacher.to_dict():
         return Variant(name, pair, place.repository())
     return Variant(name, pair, repository(pair, place.data / f"{place.name}-{name.replace(' ', '-')}"))
 

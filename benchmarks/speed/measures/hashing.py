@@ -27,7 +27,7 @@ def hashing(place: Place) -> Measured:
     repository = Repository.open(folder)
     manifest = repository.manifest()
     shards = [entry for entry in manifest.files if entry.path.startswith("teacher/")]
-    grow = by_stages(folder, place.pair.num_stages, pixel_values)
+    grow = by_stages(folder, place.pair.num_blocks, pixel_values)
     verified, unverified = "verify the teacher's shards, first time", "all stages, never verified before"
     remembered = "verify the teacher's shards, remembered"
     things: dict[str, Callable[[], object]] = {

@@ -35,7 +35,7 @@ def _measure(place: Place, *, cold: bool) -> Measured:
         TEACHER: by_transformers(network, folder / "teacher", pixel_values),
         "transformers' student": by_transformers(network, folder / "student", pixel_values),
         "first answer": by_stages(folder, 0, pixel_values),
-        "all stages, one answer at the end": by_stages(folder, place.pair.num_stages, pixel_values),
+        "all stages, one answer at the end": by_stages(folder, place.pair.num_blocks, pixel_values),
         "all stages, an answer at each": answering,
     }
     times = taking_turns(things, place.repeats, folder, cold=cold)

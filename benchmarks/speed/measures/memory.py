@@ -21,7 +21,6 @@ from benchmarks.speed.timing import Spread, interleaved
 from pwl_hf import PWLForImageClassification
 from pwl_hf.modeling.families.registry import family_of
 from pwl_hf.modeling.repository.manifest import Manifest
-from pwl_hf.modeling.sources import Sources
 
 TEACHER, STUDENT = "transformers' teacher", "transformers' student"
 WAY = "the whole way"
@@ -91,7 +90,7 @@ def _allowed(folder: Path) -> int:
     """The bytes of teacher, student and the teacher's largest block, by the manifest."""
     manifest = Manifest.from_json((folder / "pwl_index.json").read_bytes())
     networks = [
-        sum(entry.bytes for entry in manifest.files_for(Sources.prefix(stage, manifest.num_stages)))
+        sum(entry.bytes for entry in manifest.files_for(manifest.schedule.mask(stage)))
         for stage in (0, manifest.num_stages)
     ]
     shards = [entry.bytes for entry in manifest.files if entry.path.startswith("teacher/")]

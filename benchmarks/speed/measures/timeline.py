@@ -152,7 +152,7 @@ def _answers(seen: Watched, levels: Sequence[float]) -> list[list[float]]:
 
 def _blocks(place: Place) -> dict[str, Sequence[float]]:
     """How many of the teacher's blocks are in use, by the number of parts that were loaded after the first answer."""
-    count = place.pair.num_stages
+    count = place.pair.num_blocks
     return {PWL_WAY: range(count + 1), TEACHER_WAY: [count], STUDENT_WAY: [0]}
 
 

@@ -1,0 +1,282 @@
+"""Families that are data: a network's own forward drives, over a hollow copy of its tree of modules.
+
+A segment is a shallow copy of the network's containers (the model, its base, its list of layers) that shares the
+modules of its own blocks. Elsewhere stand ports: an absent layer passes its input on, the one before the segment's
+first puts in the features that came over the boundary, an absent embedder gives something of the right shape, and what
+follows the layers passes its input through. So masks, positions, windows and caches are made by the network's own code,
+from its own config, with each layer's own index, and nothing of a forward is written anew.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from functools import cache
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import nn
+
+from ..transformers_internals import class_of_task
+from .base import Boundary, Family, Features, Inputs, SegmentOutput
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+    from .base import GetModule, Segment
+
+
+class DrivenFamily(Family):
+    """A family that is data; a subclass says where things are.
+
+    Attributes:
+        base: Path of the base model in the task's model.
+        layer_list: Path of the list of layers in the base.
+        before: Paths in the base of what comes before the layers.
+        after: Paths in the base of what comes after them.
+        shared: Paths in the base of modules with tensors that every block needs.
+        heads: What the base's siblings with tensors may be called.
+        equal: Names in the config of what two networks must have in common.
+        gives_tuples: Whether a layer returns a tuple, the features first.
+    """
+
+    base: ClassVar[str]
+    layer_list: ClassVar[str]
+    before: ClassVar[tuple[str, ...]]
+    after: ClassVar[tuple[str, ...]] = ()
+    shared: ClassVar[tuple[str, ...]] = ()
+    heads: ClassVar[tuple[str, ...]] = ("classifier", "score", "lm_head")
+    equal: ClassVar[tuple[str, ...]] = ("vocab_size",)
+    gives_tuples: ClassVar[bool] = False
+    # A pooler is there for some tasks, one head or another.
+    has_optional_paths = True
+
+    def model_class(self) -> type[PreTrainedModel]:
+        """Not known without a task.
+
+        Raises:
+            TypeError: Always.
+        """
+        raise TypeError(f"the class of {self.model_type!r} depends on the task: ask class_for")
+
+    def class_for(self, config: PreTrainedConfig, task: str) -> type[PreTrainedModel]:
+        return class_of_task(config, task)
+
+    def input_settings(self, config: PreTrainedConfig) -> dict[str, Any]:
+        return {name: getattr(config, name, None) for name in self.equal}
+
+    def depths(self, config: PreTrainedConfig) -> tuple[int, ...]:
+        return (config.num_hidden_layers,)
+
+    def boundary(self, config: PreTrainedConfig, units: int) -> Boundary:
+        return Boundary(config.hidden_size, "a sequence of features", channels_first=False)
+
+    def embedder_paths(self, config: PreTrainedConfig) -> tuple[str, ...]:
+        return tuple(self._in_base(path) for path in self.before)
+
+    def unit_paths(self, config: PreTrainedConfig, unit: int) -> tuple[str, ...]:
+        return (self._in_base(f"{self.layer_list}.{unit}"),)
+
+    def head_paths(self, config: PreTrainedConfig) -> tuple[str, ...]:
+        return (*(self._in_base(path) for path in self.after), *self.heads)
+
+    def shared_paths(self, config: PreTrainedConfig) -> tuple[str, ...]:
+        return tuple(self._in_base(path) for path in self.shared)
+
+    def classifier_paths(self, config: PreTrainedConfig) -> tuple[str, ...]:
+        return self.heads
+
+    def embedder(self, config: PreTrainedConfig, get: GetModule) -> Callable[[Inputs], Features]:
+        """Not called alone.
+
+        Raises:
+            TypeError: Always.
+        """
+        raise TypeError(f"the parts of {self.model_type!r} are run by its own forward: ask segment")
+
+    def unit(self, config: PreTrainedConfig, unit: int, get: GetModule) -> Callable[[Features], Features]:
+        """Not called alone; as `embedder`."""
+        raise TypeError(f"the parts of {self.model_type!r} are run by its own forward: ask segment")
+
+    def head(self, config: PreTrainedConfig, get: GetModule) -> Callable[[Features], torch.Tensor]:
+        """Not called alone; as `embedder`."""
+        raise TypeError(f"the parts of {self.model_type!r} are run by its own forward: ask segment")
+
+    def segment(
+        self, config: PreTrainedConfig, cuts: Sequence[int], first: int, last: int, get: Callable[[int], GetModule]
+    ) -> Segment:
+        """See `Family.segment`; the network itself is fetched as the module at the path `""`."""
+        network = get(first)("")
+        ends, is_end = [0, *cuts], last == len(cuts)
+        # 1. The modules of its blocks, by path.
+        modules: dict[str, nn.Module] = {}
+        for block in range(first, last + 1):
+            paths = [path for unit in range(ends[block - 1], ends[block]) for path in self.unit_paths(config, unit)]
+            paths += self.embedder_paths(config) if block == 1 else ()
+            paths += self.head_paths(config) if block == len(cuts) else ()
+            modules |= {path: get(block)(path) for path in paths if _has(network, path)}
+        modules |= {path: get(first)(path) for path in self.shared_paths(config) if _has(network, path)}
+        # 2. Ports wherever other blocks would be, and taps where its own end.
+        shell: dict[str, nn.Module] = dict(modules)
+        begin = ends[first - 1]
+        for unit in range(cuts[-1]):
+            (path,) = self.unit_paths(config, unit)
+            if path not in modules:
+                like = network.get_submodule(path)
+                shell[path] = _Skipped(like, puts_in=unit == begin - 1, gives_tuples=self.gives_tuples)
+            elif unit + 1 in ends[first : last + 1]:
+                shell[path] = _Tap(modules[path])
+        if first > 1:
+            shell |= {path: _Placeholder() for path in self.embedder_paths(config) if _has(network, path)}
+        if not is_end:
+            shell |= {self._in_base(path): _Through() for path in self.after if _has(network, self._in_base(path))}
+        hollow = _hollow(network, shell)
+        runner = hollow if is_end else hollow.get_submodule(self.base)
+
+        def block_alone(number: int) -> Segment:
+            return self.segment(config, cuts, number, number, get)
+
+        return DrivenSegment(first, last, runner, is_end, block_alone, modules)
+
+    def _in_base(self, path: str) -> str:
+        return f"{self.base}.{path}"
+
+
+@dataclass(frozen=True)
+class DrivenSegment:
+    """Blocks that their network's own forward runs; see `Segment`."""
+
+    first: int
+    last: int
+    runner: nn.Module
+    is_end: bool
+    block_alone: Callable[[int], Segment]
+    modules: Mapping[str, nn.Module] = field(default_factory=dict, repr=False)
+
+    def __call__(self, features: Features | None, inputs: Inputs) -> SegmentOutput:
+        """See `Segment`."""
+        flow = _Flow(features.tensor if features is not None else None)
+        token = _FLOW.set(flow)
+        try:
+            answer = self.runner(**_accepted(self.runner, inputs), return_dict=True)
+        finally:
+            _FLOW.reset(token)
+        return SegmentOutput(tuple(Features(tensor) for tensor in flow.outputs), answer.logits if self.is_end else None)
+
+    def block(self, number: int) -> Segment:
+        """See `Segment`."""
+        return self if self.first == self.last else self.block_alone(number)
+
+
+@dataclass
+class _Flow:
+    """What comes into the segment that runs in this thread, and what has come out of its blocks."""
+
+    features: torch.Tensor | None
+    outputs: list[torch.Tensor] = field(default_factory=list)
+
+
+_FLOW: ContextVar[_Flow] = ContextVar("pwl_flow")
+
+
+class _Skipped(nn.Module):
+    """A layer of another segment: it passes its input on, or puts in the features that came over the boundary."""
+
+    def __init__(self, like: nn.Module, *, puts_in: bool, gives_tuples: bool) -> None:
+        super().__init__()
+        self.puts_in, self.gives_tuples = puts_in, gives_tuples
+        # A base may ask its layers of which kind they are, to give each the right mask.
+        own = vars(self).keys()
+        for name, value in vars(like).items():
+            if isinstance(value, str | int) and name not in own:
+                setattr(self, name, value)
+
+    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        """The features, as the layer would give its own."""
+        given = _FLOW.get().features
+        found = given if self.puts_in and given is not None else hidden_states
+        return (found, None) if self.gives_tuples else found
+
+
+class _Tap(nn.Module):
+    """The last layer of a block, whose output is noted."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("layer"), name)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The layer's own."""
+        output = self.layer(*args, **kwargs)
+        _FLOW.get().outputs.append(output[0] if isinstance(output, tuple) else output)
+        return output
+
+
+class _Placeholder(nn.Module):
+    """An embedder of another segment: something of the features' shape, dtype and device."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Not read by any layer: the features come in after it."""
+        features = _FLOW.get().features
+        if features is None:
+            raise RuntimeError("a segment that does not begin its network was called without features")
+        # A tensor of its own: some networks write into what their embedder gives.
+        return torch.empty_like(features)
+
+
+class _Through(nn.Module):
+    """What follows the layers, in a segment that does not end its network."""
+
+    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Its input."""
+        return hidden_states
+
+
+def _hollow(root: nn.Module, replacements: Mapping[str, nn.Module]) -> nn.Module:
+    """A copy of a network's containers, with other modules at some paths; all else is shared."""
+    copies: dict[str, nn.Module] = {}
+
+    def at(path: str) -> nn.Module:
+        if path not in copies:
+            found = copies[path] = copy.copy(root.get_submodule(path))
+            found.__dict__["_modules"] = dict(found._modules)
+            if path:
+                parent, _, leaf = path.rpartition(".")
+                at(parent)._modules[leaf] = found
+        return copies[path]
+
+    for path, module in replacements.items():
+        parent, _, leaf = path.rpartition(".")
+        at(parent)._modules[leaf] = module
+    return at("")
+
+
+def _has(network: nn.Module, path: str) -> bool:
+    module: nn.Module | None = network
+    for step in path.split("."):
+        module = module._modules.get(step) if module is not None else None
+    return module is not None
+
+
+def _accepted(runner: nn.Module, inputs: Inputs) -> dict[str, Any]:
+    """The inputs that a network, or its base, takes."""
+    names = _parameters(type(runner).forward)
+    return {name: value for name, value in inputs.items() if value is not None and (names is None or name in names)}
+
+
+@cache
+def _parameters(forward: Callable[..., Any]) -> frozenset[str] | None:
+    """The names that a forward takes; None if it takes any."""
+    parameters = inspect.signature(forward).parameters.values()
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return None
+    return frozenset(parameter.name for parameter in parameters)

@@ -1,0 +1,79 @@
+"""Where parts are attached: the two networks and the converters, which are children of the model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from ..configuration_pwl import PWLConfig
+from ..routes.converters import Converter
+from ..sources import Direction, Role
+from .blueprint import Blueprint
+from .locking import StateLock
+
+
+class Networks:
+    """The networks and converters of a model, a network made when it is first asked for.
+
+    Args:
+        model: The model whose children they are.
+        config: Its config.
+        task: The Auto class of its task.
+    """
+
+    def __init__(self, model: nn.Module, config: PWLConfig, task: str) -> None:
+        self.model = model
+        self.blueprints: dict[Role, Blueprint] = {
+            "teacher": Blueprint("teacher", config.teacher_config, config.teacher_cuts, task),
+            "student": Blueprint("student", config.student_config, config.student_cuts, task),
+        }
+        self.lock = StateLock()
+
+    @property
+    def num_blocks(self) -> int:
+        """The number of blocks N."""
+        return self.blueprints["student"].num_blocks
+
+    @property
+    def aliases(self) -> frozenset[str]:
+        """Further full names that the model's state dict has for tied tensors."""
+        return frozenset(f"{role}.{name}" for role, plan in self.blueprints.items() for name in plan.aliases)
+
+    def has(self, role: Role) -> bool:
+        """Whether a network exists, which asking for it would make."""
+        return role in self.model._modules
+
+    def of(self, role: Role) -> PreTrainedModel:
+        """A network, a model of its original class; `Vacant` modules stand for what is not resident."""
+        if not self.has(role):
+            with self.lock:
+                if not self.has(role):
+                    # Not before it is needed: a first answer takes no part of the teacher.
+                    add_children(self.model, {role: self.blueprints[role].build_vacant().eval()})
+        return self.model._modules[role]  # type: ignore[return-value]
+
+    def converters(self, direction: Direction) -> nn.ModuleDict:
+        """The resident converters of one direction, by boundary."""
+        return self.model._modules[f"{direction}s"]  # type: ignore[return-value]
+
+    def new_converter(self, direction: Direction, boundary: int) -> Converter:
+        """A freshly initialised converter for a boundary (from 1)."""
+        teacher, student = (
+            plan.family.boundary(plan.config, plan.cuts[boundary - 1])
+            for plan in (self.blueprints["teacher"], self.blueprints["student"])
+        )
+        before, after = (teacher, student) if direction == "encoder" else (student, teacher)
+        return Converter(before.width, after.width, before.channels_first)
+
+
+# A new dict: another thread may be iterating over the old one.
+def add_children(parent: nn.Module, modules: Mapping[str, nn.Module]) -> None:
+    """Give a module further children, or others."""
+    parent._modules = {**parent._modules, **modules}
+
+
+def remove_child(parent: nn.Module, name: str) -> None:
+    """Take a child of a module away."""
+    parent._modules = {key: module for key, module in parent._modules.items() if key != name}

@@ -1,0 +1,345 @@
+"""The kinds of parts that a model is made of, a class each: how one is read, made, attached, compared and released.
+
+A new kind is one class here: what keeps parts (`Parts`), stores them and saves them asks no part of which kind it is.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cached_property
+
+import torch
+from torch import nn
+
+from ..repository.manifest import file_of
+from ..sources import DIRECTIONS, Direction, Piece, Role, Sources
+from .blueprint import Shared, TensorSpec
+from .networks import Networks, add_children, remove_child
+from .structure import Structure, special_tensor
+
+Tensors = dict[str, torch.Tensor]
+
+# The student's file is also the checkpoint that `PreTrainedModel.from_pretrained` would look for: names say whose.
+STUDENT_PREFIX = "student."
+
+
+class Held(nn.Module):
+    """A parameter that is about to be given to modules: what is made of a tied tensor."""
+
+    def __init__(self, parameter: nn.Parameter) -> None:
+        super().__init__()
+        self.parameter = parameter
+
+
+# Modules by full name that were made and are in no model yet.
+Made = Mapping[str, nn.Module]
+
+
+class Part(ABC):
+    """A part of a model that is fetched, attached and released as one.
+
+    Args:
+        piece: Which part it is.
+        networks: Where it is attached.
+    """
+
+    def __init__(self, piece: Piece, networks: Networks) -> None:
+        self.piece = piece
+        self.networks = networks
+
+    @property
+    def file(self) -> str:
+        """The file of a repository that holds it."""
+        return file_of(self.piece, self.networks.num_blocks)
+
+    @property
+    def of_teacher(self) -> bool:
+        """Whether it is frozen with the teacher."""
+        return self.piece.role == "teacher"
+
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        """If it is shared by blocks of its network, those blocks (from 1)."""
+        return ()
+
+    @property
+    def units(self) -> frozenset[str]:
+        """Full names of its modules that are compiled as one."""
+        return frozenset()
+
+    @property
+    def of_labels(self) -> frozenset[str]:
+        """Full names of its tensors whose shape depends on the labels."""
+        return frozenset()
+
+    @property
+    @abstractmethod
+    def specs(self) -> Mapping[str, TensorSpec]:
+        """Its persistent tensors by full in-memory name, with their names in the file."""
+
+    @property
+    @abstractmethod
+    def is_resident(self) -> bool:
+        """Whether it is attached."""
+
+    @abstractmethod
+    def make(self, tensors: Tensors, device: torch.device, made: Mapping[Piece, Made]) -> Made:
+        """Build it over given tensors, beside the model.
+
+        Args:
+            tensors: Full in-memory name -> tensor, used and not copied, in their final dtype and on `device`.
+            device: Where the rest goes.
+            made: What was made before it and is not attached yet: shared parts come first.
+        """
+
+    @abstractmethod
+    def attach(self, made: Made) -> None:
+        """Put what was made into its place."""
+
+    @abstractmethod
+    def release(self) -> None:
+        """Take it out of the model; routes that hold it keep it."""
+
+    @abstractmethod
+    def modules(self) -> dict[str, nn.Module]:
+        """Its resident modules, by full name."""
+
+    @abstractmethod
+    def difference(self) -> str | None:
+        """How it, being resident, differs from what the config describes, its values aside; None if it does not."""
+
+    def tensors(self) -> Tensors:
+        """Its resident tensors by full in-memory name."""
+        return {name: _tensor(self.networks.model, name) for name in self.specs}
+
+    @property
+    def num_parameters(self) -> int:
+        """How many parameters it has."""
+        return sum(torch.Size(spec.shape).numel() for spec in self.specs.values() if spec.is_parameter)
+
+
+class NetworkPart(Part):
+    """Modules of one network: a block, or a module that each of its blocks needs.
+
+    Args:
+        piece: Which part it is.
+        networks: Where it is attached.
+        shared: If it is a shared module, what the plan says of it.
+    """
+
+    def __init__(self, piece: Piece, networks: Networks, shared: Shared | None = None) -> None:
+        super().__init__(piece, networks)
+        self.role: Role = "teacher" if self.of_teacher else "student"
+        self.plan = networks.blueprints[self.role]
+        self._shared = shared
+        self._section: int | str = piece.number if shared is None else shared.name
+
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        return self._shared.blocks if self._shared is not None else ()
+
+    @property
+    def units(self) -> frozenset[str]:
+        if self._shared is not None:
+            return frozenset()
+        return frozenset(f"{self.role}.{path}" for path in self.plan.units.intersection(self._paths))
+
+    @property
+    def of_labels(self) -> frozenset[str]:
+        if self.piece.number != self.networks.num_blocks:
+            return frozenset()
+        paths = self.plan.family.classifier_paths(self.plan.config)
+        return frozenset(name for name in self.specs if name.startswith(tuple(f"{self.role}.{p}." for p in paths)))
+
+    @cached_property
+    def specs(self) -> Mapping[str, TensorSpec]:
+        return _of_network(self.role, self.plan.specs(self._section))
+
+    @property
+    def is_resident(self) -> bool:
+        # Asking must not make a network.
+        return self.networks.has(self.role) and self.plan.is_resident(self.networks.of(self.role), self._section)
+
+    def make(self, tensors: Tensors, device: torch.device, made: Mapping[Piece, Made]) -> Made:
+        network = self.networks.of(self.role)
+        tied = {
+            shared.name: parameter
+            for shared in self.plan.shared
+            if shared.places
+            for parameter in [_held(made, self.role, shared) or self.plan.find_tied(network, shared)]
+            if parameter is not None
+        }
+        own = {name.removeprefix(f"{self.role}."): tensor for name, tensor in tensors.items()}
+        modules = self.plan.make(network, self._section, own, device, tied)
+        return {f"{self.role}.{path}": module for path, module in modules.items()}
+
+    def attach(self, made: Made) -> None:
+        modules = {name.removeprefix(f"{self.role}."): module for name, module in made.items()}
+        self.plan.attach(self.networks.of(self.role), modules)
+
+    def release(self) -> None:
+        self.plan.release(self.networks.of(self.role), self._section)
+
+    def modules(self) -> dict[str, nn.Module]:
+        network = self.networks.of(self.role)
+        return {f"{self.role}.{path}": network.get_submodule(path) for path in self._paths}
+
+    def difference(self) -> str | None:
+        return self.plan.difference(self.networks.of(self.role), self._section)
+
+    @property
+    def _paths(self) -> tuple[str, ...]:
+        return self.plan.paths(self._section)
+
+
+class TiedPart(Part):
+    """One parameter that modules of several blocks have, such as a decoder's embeddings and head.
+
+    Its modules are the blocks'; it is resident as long as one of them is.
+    """
+
+    def __init__(self, piece: Piece, networks: Networks, shared: Shared) -> None:
+        super().__init__(piece, networks)
+        self.role: Role = "teacher" if self.of_teacher else "student"
+        self.plan = networks.blueprints[self.role]
+        self._shared = shared
+
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        return self._shared.blocks
+
+    @cached_property
+    def specs(self) -> Mapping[str, TensorSpec]:
+        return _of_network(self.role, self.plan.specs(self._shared.name))
+
+    @property
+    def is_resident(self) -> bool:
+        return self._found() is not None
+
+    def make(self, tensors: Tensors, device: torch.device, made: Mapping[Piece, Made]) -> Made:
+        return {"": Held(nn.Parameter(next(iter(tensors.values()))))}
+
+    def attach(self, made: Made) -> None:
+        """Nothing: the modules of the blocks were made with it."""
+
+    def release(self) -> None:
+        """Nothing: it goes with the last block that has it."""
+
+    def modules(self) -> dict[str, nn.Module]:
+        return {}
+
+    def difference(self) -> str | None:
+        return None  # The blocks' own tells of a tie that was broken.
+
+    def tensors(self) -> Tensors:
+        found = self._found()
+        return {} if found is None else {name: found.detach() for name in self.specs}
+
+    def _found(self) -> nn.Parameter | None:
+        if not self.networks.has(self.role):
+            return None
+        return self.plan.find_tied(self.networks.of(self.role), self._shared)
+
+
+class ConverterPart(Part):
+    """A converter at a boundary."""
+
+    @property
+    def direction(self) -> Direction:
+        """Which way it leads."""
+        return "encoder" if self.piece.kind == "encoder" else "decoder"
+
+    @cached_property
+    def specs(self) -> Mapping[str, TensorSpec]:
+        tensors = self._on_meta().state_dict()
+        return {f"{self._name}.{key}": TensorSpec(key, tuple(t.shape), True, True) for key, t in tensors.items()}
+
+    @property
+    def is_resident(self) -> bool:
+        return str(self.piece.number) in self.networks.converters(self.direction)
+
+    def make(self, tensors: Tensors, device: torch.device, made: Mapping[Piece, Made]) -> Made:
+        converter = self._on_meta()
+        converter.load_state_dict({name.rpartition(".")[2]: t for name, t in tensors.items()}, assign=True)
+        return {self._name: converter.eval()}
+
+    def attach(self, made: Made) -> None:
+        add_children(self.networks.converters(self.direction), {str(self.piece.number): made[self._name]})
+
+    def release(self) -> None:
+        remove_child(self.networks.converters(self.direction), str(self.piece.number))
+
+    def modules(self) -> dict[str, nn.Module]:
+        return {self._name: self.networks.converters(self.direction)[str(self.piece.number)]}
+
+    def difference(self) -> str | None:
+        converter = self.modules()[self._name]
+        return Structure.of(self._on_meta()).difference(Structure.of(converter)) or special_tensor(converter)
+
+    @property
+    def _name(self) -> str:
+        return f"{self.direction}s.{self.piece.number}"
+
+    def _on_meta(self) -> nn.Module:
+        with torch.device("meta"):
+            return self.networks.new_converter(self.direction, self.piece.number)
+
+
+class Inventory:
+    """Every part that a model can have.
+
+    Args:
+        networks: Where they are attached.
+    """
+
+    def __init__(self, networks: Networks) -> None:
+        self.networks = networks
+
+    @cached_property
+    def parts(self) -> dict[Piece, Part]:
+        """The parts in a fixed order, what blocks share before the blocks."""
+        found: list[Part] = []
+        for role, plan in self.networks.blueprints.items():
+            for shared in plan.shared:
+                kind = TiedPart if shared.places else NetworkPart
+                found.append(kind(Piece("shared", 0, shared.name, role), self.networks, shared))
+            found += [NetworkPart(Piece(role, block), self.networks) for block in range(1, plan.num_blocks + 1)]
+        for boundary in range(1, self.networks.num_blocks):
+            found += [ConverterPart(Piece(kind, boundary), self.networks) for kind in DIRECTIONS]
+        return {part.piece: part for part in sorted(found, key=lambda part: part.piece)}
+
+    @cached_property
+    def by_file(self) -> dict[str, list[Part]]:
+        """The parts that each file of a repository holds."""
+        found: dict[str, list[Part]] = {}
+        for part in self.parts.values():
+            found.setdefault(part.file, []).append(part)
+        return found
+
+    def of(self, sources: Sources) -> frozenset[Piece]:
+        """Everything that a mask's path runs through."""
+        shared = (part for part in self.parts.values() if part.blocks and part.piece.role is not None)
+        return sources.pieces | {
+            part.piece
+            for part in shared
+            if not set(part.blocks).isdisjoint(sources.blocks(part.piece.role))  # type: ignore[arg-type]
+        }
+
+
+def _of_network(role: Role, specs: Mapping[str, TensorSpec]) -> dict[str, TensorSpec]:
+    prefix = STUDENT_PREFIX if role == "student" else ""
+    return {f"{role}.{n}": replace(s, checkpoint_name=prefix + s.checkpoint_name) for n, s in specs.items()}
+
+
+def _held(made: Mapping[Piece, Made], role: Role, shared: Shared) -> nn.Parameter | None:
+    found = made.get(Piece("shared", 0, shared.name, role))
+    held = found[""] if found is not None else None
+    return held.parameter if isinstance(held, Held) else None
+
+
+def _tensor(module: nn.Module, name: str) -> torch.Tensor:
+    path, _, leaf = name.rpartition(".")
+    tensor: torch.Tensor = getattr(module.get_submodule(path), leaf)
+    return tensor.detach()

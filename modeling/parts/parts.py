@@ -1,0 +1,271 @@
+"""The parts of a model: what is resident, of what, and from where."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Collection, Mapping
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.utils import logging
+
+from ..configuration_pwl import PWLConfig
+from ..errors import RepositoryError, StageError
+from ..routes.batchnorm import Statistics
+from ..routes.compiling import Compiling
+from ..sources import Piece, Role, Sources
+from ..transformers_internals import copy_checkpointing
+from .locking import StateLock
+from .networks import Networks
+from .part import Inventory, Made, Part, Tensors
+from .structure import hooked_by_others
+from .weights import WeightStore, same_bits
+
+logger = logging.get_logger(__name__)
+
+
+class Parts:
+    """What a model is made of: its networks, converters and statistics, and the repository that they come from.
+
+    Attributes:
+        networks: The two networks and the converters.
+        inventory: Every part that there can be.
+        store: The repository that parts are read from; None if the model came from none.
+        keep: The networks that stay resident beside the current route.
+        keeps_all: Whether everything stays resident, converters included.
+        statistics: BatchNorm statistics by mask: full name of a running statistic -> its values.
+        discarded: Masks whose statistics in the repository are neither loaded nor saved again.
+        compiling: How units are compiled, those that come later as well.
+        joined_from: The folders of networks that were joined: they are not saved into.
+
+    Args:
+        model: The model whose children the networks and converters are.
+        config: Its config.
+        task: The Auto class of its task.
+    """
+
+    def __init__(self, model: nn.Module, config: PWLConfig, task: str) -> None:
+        self.networks = Networks(model, config, task)
+        self.inventory = Inventory(self.networks)
+        self.store: WeightStore | None = None
+        self.keep: frozenset[Role] = frozenset()
+        self.keeps_all = True
+        self.statistics: dict[str, Statistics] = {}
+        self.discarded: frozenset[str] = frozenset()
+        self.compiling: Compiling | None = None
+        self.joined_from: tuple[str, ...] = ()
+        # Called after a change that routes must follow.
+        self.changed: Callable[[], None] = _no_routes
+        # Whether parameters of the teacher (True), or of the rest, require gradients, as last seen.
+        self._trainable = {True: False, False: True}
+
+    def over(self, model: nn.Module) -> Parts:
+        """The same parts of a replica of the model."""
+        parts = copy.copy(self)
+        parts.networks = copy.copy(self.networks)
+        parts.networks.model = model
+        parts.inventory = Inventory(parts.networks)
+        return parts
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Copies and pickles are not compiled.
+        return self.__dict__ | {"compiling": None}
+
+    @property
+    def config(self) -> PWLConfig:
+        """The model's config."""
+        config: PWLConfig = self.networks.model.config  # type: ignore[assignment]
+        return config
+
+    @property
+    def lock(self) -> StateLock:
+        """Held while the parts change, and while what is read of them must be of one stage."""
+        return self.networks.lock
+
+    @property
+    def num_blocks(self) -> int:
+        """The number of blocks N."""
+        return self.networks.num_blocks
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all stays resident, so that a change of stage only takes another route."""
+        return self.store is None or self.keeps_all
+
+    def __getitem__(self, piece: Piece) -> Part:
+        return self.inventory.parts[piece]
+
+    @property
+    def all(self) -> Collection[Piece]:
+        """Every piece, in a fixed order."""
+        return self.inventory.parts.keys()
+
+    def resident(self) -> frozenset[Piece]:
+        """The pieces that are attached."""
+        return frozenset(piece for piece, part in self.inventory.parts.items() if part.is_resident)
+
+    def wanted(self, sources: Sources) -> frozenset[Piece]:
+        """The pieces that are to be resident at a mask."""
+        if self.is_whole:
+            return frozenset(self.all)
+        return self.inventory.of(sources) | {piece for piece in self.all if piece.role in self.keep}
+
+    def check_resident(self, sources: Sources, made: Mapping[Piece, Made] = {}) -> None:
+        """Refuse a mask that needs what is neither resident nor about to be.
+
+        Raises:
+            StageError: With the first such piece.
+        """
+        for piece in sorted(self.inventory.of(sources)):
+            if piece not in made and not self[piece].is_resident:
+                raise StageError(
+                    f"sources {sources.mask!r} needs {piece}, which is not resident: call "
+                    f"set_sources({sources.mask!r}), or load the model with keep_all=True"
+                )
+
+    def refuse_absence(self) -> None:
+        """Refuse to go on unless everything is resident.
+
+        Raises:
+            StageError: With the first piece that is not.
+        """
+        if missing := sorted(set(self.all) - self.resident()):
+            raise StageError(f"this needs {missing[0]}, which is not resident: load the model with keep_all=True")
+
+    # --- Values -------------------------------------------------------------------------------------------------
+
+    def tensors(self) -> Tensors:
+        """All resident tensors of the parts, by full in-memory name."""
+        return {name: tensor for piece in sorted(self.resident()) for name, tensor in self[piece].tensors().items()}
+
+    def is_unchanged(self, piece: Piece) -> bool:
+        """Whether a resident piece is, bit for bit, what the repository holds."""
+        if self.store is None or self[piece].difference() is not None:
+            return False
+        stored, resident = self.store.piece(piece), self[piece].tensors()
+        return stored.keys() == resident.keys() and all(
+            _is_as_stored(tensor, stored[name]) for name, tensor in resident.items()
+        )
+
+    # --- Coming and going ---------------------------------------------------------------------------------------
+
+    def note_trainable(self) -> None:
+        """Note if new parameters, of the teacher and of the rest, are to require gradients: as resident ones do."""
+        for of_teacher in (True, False):
+            children = self.networks.model.named_children()
+            networks = [child for name, child in children if (name == "teacher") == of_teacher]
+            modules = chain.from_iterable(network.modules() for network in networks)
+            found = (p.requires_grad for module in modules for p in module._parameters.values() if p is not None)
+            first = next(found, None)
+            if first is not None:
+                self._trainable[of_teacher] = first or any(found)
+
+    def make(
+        self, piece: Piece, device: torch.device, dtype: torch.dtype, made: Mapping[Piece, Made] | None = None
+    ) -> Made:
+        """A piece's modules from the repository, in the state that the rest of the model is in.
+
+        Args:
+            piece: The piece.
+            device: Where it goes.
+            dtype: Its floating dtype.
+            made: What was made before it and is not attached yet.
+
+        Raises:
+            StageError: If the model came from no repository.
+            RepositoryError: If its file is not what the manifest says.
+        """
+        if self.store is None:
+            raise StageError("the model was not loaded from a repository")
+        part, model = self[piece], self.networks.model
+        modules = part.make(_cast(self.store.piece(piece), device, dtype), device, made or {})
+        copy_checkpointing(model, modules.values())
+        units = part.units if self.compiling is not None else ()
+        for name, module in modules.items():
+            if not self._trainable[part.of_teacher]:
+                module.requires_grad_(False)
+            if model.training and not part.of_teacher:
+                module.train()
+            if self.compiling is not None and name in units:
+                self.compiling.apply(module)
+        return modules
+
+    def new_statistics(self, masks: Collection[Sources]) -> dict[str, Tensors]:
+        """The repository's statistics of masks that have none in memory, and were not discarded."""
+        if self.store is None:
+            return {}
+        known = self.statistics.keys() | self.discarded
+        found = {mask.mask: self.store.statistics(mask) for mask in masks if mask.mask not in known}
+        return {mask: tensors for mask, tensors in found.items() if tensors is not None}
+
+    def tell_of_hooks(self, piece: Piece) -> None:
+        """Warn of what a user has put on the modules of a piece that is about to be released, and that runs no more."""
+        if (hooked := hooked_by_others(self[piece].modules().values())) is not None:
+            logger.warning(
+                "%s is released, and with it a hook, or a forward, that was put on its %s: put it on the model itself, "
+                "or load the model with keep_all=True",
+                *(piece, hooked),
+            )
+
+    def compile(self, compiling: Compiling) -> None:
+        """Compile the units that are resident, and those that come later."""
+        self.compiling = compiling
+        for piece in sorted(self.resident()):
+            modules = self[piece].modules()
+            for name in self[piece].units & modules.keys():
+                compiling.apply(modules[name])
+        self.changed()
+
+    def take_values(self, store: WeightStore, *, teacher_too: bool = False) -> None:
+        """Copy the values of a repository into what is resident, and take over its statistics of masks.
+
+        Args:
+            store: A repository of the same networks, in the same dtype.
+            teacher_too: Copy the teacher's as well.
+
+        Raises:
+            RepositoryError: If a file is not what the manifest says.
+        """
+        device: torch.device = self.networks.model.device  # type: ignore[assignment]
+        for piece in self.all:
+            if piece.role != "teacher" or teacher_too:
+                stored = store.piece(piece)
+                for name, tensor in self[piece].tensors().items():
+                    tensor.copy_(stored[name])
+        statistics = {mask.mask: store.statistics(mask) or {} for mask in store.manifest.masks}
+        self.statistics = {
+            mask: {name: tensor.to(device, copy=True) for name, tensor in found.items()}
+            for mask, found in statistics.items()
+        }
+        # What the model was loaded from may have statistics of masks for which the other repository has none.
+        known = self.store.manifest.masks if self.store is not None else ()
+        self.discarded |= {mask.mask for mask in known} - statistics.keys()
+        self.changed()
+
+    def local_tensors(self, piece: Piece) -> Tensors:
+        """The tensors of a piece from memory, or else from the repository.
+
+        Raises:
+            RepositoryError: If neither has it.
+        """
+        if self[piece].is_resident:
+            return self[piece].tensors()
+        if self.store is None:
+            raise RepositoryError(f"{piece} is neither in memory nor in a repository")
+        return self.store.piece(piece)
+
+
+def _no_routes() -> None:
+    """What a change means where no routes run over the parts."""
+
+
+def _cast(tensors: Tensors, device: torch.device, dtype: torch.dtype) -> Tensors:
+    return {name: t.to(device, dtype if t.is_floating_point() else t.dtype) for name, t in tensors.items()}
+
+
+def _is_as_stored(resident: torch.Tensor, stored: torch.Tensor) -> bool:
+    if resident.is_meta:
+        return resident.shape == stored.shape  # It has no values that could be lost: hooks are refused before.
+    return same_bits(resident, stored.to(resident.device, resident.dtype))

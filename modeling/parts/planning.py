@@ -1,0 +1,186 @@
+"""What a save consists of, worked out before anything is written or downloaded.
+
+For each weight file either the entry that it is a copy of, or the tensors that it is made of. Publishing uses the same
+plan as saving.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from ..errors import RepositoryError, SaveError
+from ..repository.manifest import FileEntry, statistics_file
+from ..sources import Sources
+from .part import Part, Tensors
+from .parts import Parts
+from .structure import has_accelerate_hooks
+from .weights import WeightStore, statistics_names
+
+
+@dataclass(frozen=True)
+class PlannedFile:
+    """A weight file to be.
+
+    Args:
+        path: Its path in the repository.
+        parameters: How many parameters it holds.
+        entry: The file of the model's own repository that it is a copy of, or None.
+        tensors: Otherwise what it is made of, by name in the file.
+        blocks: If it is of what the teacher's blocks share, those blocks.
+    """
+
+    path: str
+    parameters: int
+    entry: FileEntry | None
+    tensors: Callable[[], Tensors] | None
+    blocks: tuple[int, ...] = ()
+
+
+def plan_files(parts: Parts, state_dict: Mapping[str, torch.Tensor] | None = None) -> list[PlannedFile]:
+    """The weight files of a model's repository, from whatever stage it is at.
+
+    Args:
+        parts: The model's parts.
+        state_dict: Tensors to take in place of the model's own, by full name.
+
+    Raises:
+        ValueError: If the resident tensors are of several dtypes.
+        RepositoryError: If a file that must be read is not what the manifest says.
+        SaveError: If the model holds what the repository would not, or its values are elsewhere.
+    """
+    return _Planner(parts, state_dict or {}).plan()
+
+
+def check_savable(parts: Parts) -> None:
+    """Refuse a model that holds what its repository would not: an adapter, a quantised layer, another head.
+
+    Raises:
+        SaveError: With the first tensor or module of that kind.
+    """
+    difference = next(_differences(parts), None)
+    if difference is not None:
+        raise SaveError(
+            f"the model is not what its config describes, and would not be saved whole: {difference}; merge an adapter "
+            "first (merge_and_unload) or save it alone (save_pretrained of the PeftModel), save before quantising, and "
+            "take back what else was put in, or changed in the config"
+        )
+
+
+def _differences(parts: Parts) -> Iterator[str]:
+    networks, config = parts.networks, parts.config
+    for role, plan in networks.blueprints.items():
+        if networks.has(role) and (found := plan.difference(networks.of(role))) is not None:
+            yield f"of the {role}, {found}"
+        elif plan.config.num_labels != config.num_labels:
+            yield f"config.num_labels is {config.num_labels}, the {role}'s {plan.config.num_labels}"
+    # What belongs to no network as a whole, the converters.
+    for piece in sorted(parts.resident()):
+        if piece.role is None and (found := parts[piece].difference()) is not None:
+            yield f"of {piece}, {found}"
+    own = ("teacher.", "student.", "encoders.", "decoders.")
+    for name in networks.model.state_dict():
+        if not name.startswith(own):
+            yield f"it holds the tensor {name!r}, which is none of its networks'"
+
+
+class _Planner:
+    def __init__(self, parts: Parts, state_dict: Mapping[str, torch.Tensor]) -> None:
+        self.parts = parts
+        self.state_dict = state_dict
+        self.store: WeightStore | None = parts.store
+        check_savable(parts)
+        self.resident = parts.resident()
+        self._check_given()
+        tensors = [tensor for piece in self.resident for tensor in self._own(parts[piece]).values()]
+        floating = {tensor.dtype for tensor in tensors if tensor.is_floating_point()}
+        if len(floating) != 1:
+            raise ValueError(
+                f"a PWL repository has one dtype, the model has {', '.join(sorted(map(str, floating)))}: cast it first"
+            )
+        self.dtype = floating.pop()
+
+    def _check_given(self) -> None:
+        """Refuse what was given to be saved and is not the model's: it would be left out, the model's own saved."""
+        known = self.parts.tensors()
+        tied = self.parts.networks.aliases
+        for name, tensor in self.state_dict.items():
+            if name in tied:
+                continue
+            if name not in known:
+                raise ValueError(f"state_dict has {name!r}, which is no tensor of what is resident of the model")
+            if tensor.shape != known[name].shape:
+                raise ValueError(
+                    f"state_dict has {name!r} of shape {list(tensor.shape)}, the model's is {list(known[name].shape)}"
+                )
+        for name in sorted(known.keys() - self.state_dict.keys()):
+            if known[name].is_meta:
+                how = (
+                    "is kept elsewhere by accelerate's hooks: call accelerate.hooks.remove_hook_from_submodules(model)"
+                )
+                if not has_accelerate_hooks(self.parts.networks.model):
+                    how = "has no values, it is on the meta device: load the model on another one"
+                raise SaveError(f"{name} cannot be saved: it {how} first")
+
+    def plan(self) -> list[PlannedFile]:
+        planned = [self._plan_file(path, parts) for path, parts in self.parts.inventory.by_file.items()]
+        stored = self.store.manifest.masks if self.store is not None else ()
+        masks = {str(mask) for mask in stored} - self.parts.discarded | self.parts.statistics.keys()
+        return planned + [self._plan_statistics(Sources(mask)) for mask in sorted(masks)]
+
+    def _plan_file(self, path: str, parts: list[Part]) -> PlannedFile:
+        parameters = sum(part.num_parameters for part in parts)
+        # A file of several parts is the student's, which each stage below the last needs.
+        blocks = parts[0].blocks if len(parts) == 1 else ()
+        entry = None if self.state_dict else self._same_dtype_entry(path)
+        if entry is not None and self._is_unchanged(parts):
+            return PlannedFile(path, parameters, entry, None, blocks)
+        return PlannedFile(path, parameters, None, lambda: self._gather(parts), blocks)
+
+    def _is_unchanged(self, parts: list[Part]) -> bool:
+        resident = [part.piece for part in parts if part.piece in self.resident]
+        try:
+            return all(self.parts.is_unchanged(piece) for piece in resident)
+        except (RepositoryError, OSError):
+            # The source is gone or was written over; what is in memory needs no source.
+            if len(resident) < len(parts):
+                raise
+            return False
+
+    def _plan_statistics(self, mask: Sources) -> PlannedFile:
+        path, own = statistics_file(mask), self.parts.statistics.get(mask.mask)
+        entry = self._same_dtype_entry(path)
+        stored = None
+        if self.store is not None and (own is not None or entry is None):
+            try:
+                stored = self.store.statistics(mask)
+            except (RepositoryError, OSError):
+                if own is None:
+                    raise
+        same = own is None or (stored is not None and all(torch.equal(t.cpu(), stored[n]) for n, t in own.items()))
+        if entry is not None and same:
+            return PlannedFile(path, 0, entry, None)
+        tensors = own if own is not None else stored
+        if tensors is None:
+            raise RepositoryError(f"the statistics of {mask} are neither in memory nor in a repository")
+        names = statistics_names(mask, self.parts.networks.blueprints)
+        return PlannedFile(path, 0, None, lambda: {d: tensors[n].cpu().to(self.dtype) for d, n in names.items()})
+
+    def _same_dtype_entry(self, path: str) -> FileEntry | None:
+        if self.store is None or self.store.dtype != self.dtype:
+            return None
+        return self.store.manifest.get(path)
+
+    def _gather(self, parts: list[Part]) -> Tensors:
+        tensors: Tensors = {}
+        for part in parts:
+            found = self._own(part) if part.piece in self.resident else self.parts.local_tensors(part.piece)
+            for name, tensor in found.items():
+                dtype = self.dtype if tensor.is_floating_point() else tensor.dtype
+                tensors[part.specs[name].checkpoint_name] = tensor.detach().to("cpu", dtype)
+        return tensors
+
+    def _own(self, part: Part) -> Tensors:
+        return {name: self.state_dict.get(name, tensor) for name, tensor in part.tensors().items()}

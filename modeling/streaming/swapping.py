@@ -1,0 +1,148 @@
+"""The swap: making other parts resident and taking another path, all of it or nothing.
+
+See docs/architecture.md for how it works.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from ..errors import StageError
+from ..parts.locking import SWAPPING
+from ..parts.part import Made, Tensors
+from ..parts.parts import Parts
+from ..parts.router import Router
+from ..parts.structure import has_accelerate_hooks
+from ..repository.manifest import statistics_file
+from ..routes.route import Route
+from ..sources import ROLE_OF, Piece, Sources
+from .transferring import SideStream, beside_requests, side_stream
+from .warming import Seen, first_call, touch_pages
+
+
+class Swapper:
+    """Moves a model from one set of resident parts to another.
+
+    Args:
+        parts: The parts.
+        router: The routes over them.
+    """
+
+    def __init__(self, parts: Parts, router: Router) -> None:
+        self.parts, self.router = parts, router
+        # The shapes of the last answer: what a new block is warmed on.
+        self.seen: Seen | None = None
+
+    def move(self, target: Sources, device: torch.device, dtype: torch.dtype, *, warm: bool = False) -> None:
+        """Make resident what a mask's path needs, release what it does not, and take that path.
+
+        Args:
+            target: The mask.
+            device: Where parts that come go.
+            dtype: Their floating dtype.
+            warm: Call what is new before it answers, without standing in the way of requests.
+
+        Raises:
+            StageError: If a block that would be released was changed; if hooks keep weights elsewhere.
+            RepositoryError: If a file is not what the manifest says. The model stays as it was.
+        """
+        parts, store = self.parts, self.parts.store
+        if store is None:
+            raise StageError("the model was not loaded from a repository")
+        refuse_hooks(parts)
+        wanted, resident = parts.wanted(target), parts.resident()
+        missing, surplus = sorted(wanted - resident), sorted(resident - wanted)
+        # In the background the device is asked for nothing that requests would wait behind.
+        side = side_stream(device) if warm else None
+        # 1. Everything that can fail: files, hashes, names, shapes, and changes that would be lost.
+        paths = {parts[piece].file for piece in missing}
+        masks = store.manifest.masks if parts.keeps_all else [target]
+        paths |= {path for mask in masks if store.manifest.get(path := statistics_file(mask)) is not None}
+        store.prepare(sorted(paths))
+        for piece in surplus:
+            with beside_requests(side):
+                unchanged = parts.is_unchanged(piece)
+            if not unchanged:
+                raise loss_of(piece, self.router.sources, parts[piece].difference())
+            parts.tell_of_hooks(piece)
+        # 2. New modules beside the model. What they follow is read first: afterwards it may be gone.
+        parts.note_trainable()
+        made, statistics = self._make(missing, masks, device, dtype, side)
+        # 3. The route over both, not in use yet.
+        route = self.router.build(target, made, statistics)
+        if warm:
+            with beside_requests(side):
+                self._warm(route, made, device, dtype)
+        # 4. The swap: forward passes under way keep their route and its modules.
+        with SWAPPING:
+            for piece, modules in made.items():
+                parts[piece].attach(modules)
+            parts.statistics = {**parts.statistics, **statistics}
+            self.router.take(route)
+            for piece in surplus:
+                parts[piece].release()
+
+    def _make(
+        self,
+        missing: Sequence[Piece],
+        masks: Sequence[Sources],
+        device: torch.device,
+        dtype: torch.dtype,
+        side: SideStream | None,
+    ) -> tuple[dict[Piece, Made], dict[str, Tensors]]:
+        """Modules of pieces, and the statistics of masks that have none yet; over a side stream if there is one."""
+        built_on = device if side is None else torch.device("cpu")
+        made: dict[Piece, Made] = {}
+        for piece in missing:
+            made[piece] = self.parts.make(piece, built_on, dtype, made)
+            for module in made[piece].values() if side is not None else ():
+                side.move(module)  # type: ignore[union-attr]
+        copy = side.copy if side is not None else lambda tensor: tensor
+        statistics = {
+            mask: {name: copy(tensor.to(built_on, dtype, copy=True)) for name, tensor in found.items()}
+            for mask, found in self.parts.new_statistics(masks).items()
+        }
+        return made, statistics
+
+    @torch.no_grad()
+    def _warm(self, route: Route, made: Mapping[Piece, Made], device: torch.device, dtype: torch.dtype) -> None:
+        """Bring in the pages of new modules and pay for their first call, off the serving path."""
+        for modules in made.values():
+            for module in modules.values():
+                touch_pages(module)
+        seen = self.seen
+        # A pass in training mode would leave its mark on statistics and on the random state.
+        if seen is None or any(module.training for module in self.parts.networks.model.modules()):
+            return
+        blocks = [piece.number for piece in made if piece.kind in ROLE_OF.values()]
+        # What is compiled is so by module, also what stands in for a block behind with the mask's statistics.
+        last = self.parts.num_blocks if self.parts.compiling is not None or not blocks else max(blocks)
+        seen_now = first_call(route, min(blocks, default=1), last, seen, device, dtype)
+        # What a request has left meanwhile counts for more.
+        if self.seen is seen:
+            self.seen = seen_now
+
+
+def refuse_hooks(parts: Parts) -> None:
+    """Refuse to attach or release a block while accelerate's hooks run the model.
+
+    Raises:
+        StageError: If they do.
+    """
+    if has_accelerate_hooks(parts.networks.model):
+        raise StageError(
+            "accelerate's hooks run the model and may keep its weights elsewhere, so no block can be attached or "
+            "released: call accelerate.hooks.remove_hook_from_submodules(model) first, or load the model "
+            "with keep_all=True"
+        )
+
+
+def loss_of(piece: Piece, sources: Sources, difference: str | None) -> StageError:
+    """The error for a piece that would be released with changes that the repository does not have."""
+    how = "" if difference is None else f" ({difference})"
+    return StageError(
+        f"{piece} was changed since it was loaded{how} and would be lost on leaving sources {sources.mask!r}: save "
+        "the model first and load it again, or load it with keep_all=True"
+    )
