@@ -27,6 +27,7 @@ from .parts.adapters import read_adapter, refuse_vacancies, undone_on_error
 from .parts.locking import exclusive
 from .parts.parts import Parts
 from .parts.router import Router
+from .parts.weights import WeightStore
 from .repository.source import Repository
 from .routes.batchnorm import Statistics
 from .routes.block import Block
@@ -475,6 +476,22 @@ class StagedModel(PreTrainedModel):
         """
         with self.parts.lock:
             self.parts.compile(Compiling(args, kwargs))
+            self._router.reset()
+
+    @torch.no_grad()
+    def take_values(self, store: WeightStore, *, teacher_too: bool = False) -> None:
+        """Copy another repository's weights into the resident ones, and take over its statistics of masks.
+
+        Args:
+            store: The weights, of the same networks and in the same dtype.
+            teacher_too: Take over the teacher's as well.
+
+        Raises:
+            RepositoryError: If a file is not what its manifest says.
+        """
+        with self.parts.lock:
+            self.parts.take_values(store, teacher_too=teacher_too)
+            self._router.reset()
 
     def set_attn_implementation(self, attn_implementation: str | dict[str, Any], *args: Any, **kwargs: Any) -> None:
         """As transformers', for both networks, also for blocks that come later."""

@@ -99,8 +99,8 @@ def test_problem_type_is_chosen_where_the_networks_disagree(pair, tmp_path, monk
 @pytest.mark.parametrize(
     ("teacher", "student", "message"),
     [
-        ({"num_channels": 1}, {}, "the same images, got num_channels 1 for the teacher and 3 for the student"),
-        ({}, {"num_channels": 1}, "the same images, got num_channels 3 for the teacher and 1 for the student"),
+        ({"num_channels": 1}, {}, "the same inputs, got num_channels 1 for the teacher and 3 for the student"),
+        ({}, {"num_channels": 1}, "the same inputs, got num_channels 3 for the teacher and 1 for the student"),
         ({}, {"image_size": 18}, "an image of 16x16 pixels .* an image of 18x18 pixels"),
         (
             {"problem_type": "regression"},

@@ -62,7 +62,7 @@ def test_chart_is_a_picture(told):
 
 
 def test_failed_training_is_told_with_its_reason(tmp_path):
-    with pytest.raises(PWLError, match="num_stages must be at least 1, got 0"):
+    with pytest.raises(PWLError, match="num_blocks must be at least 1, got 0"):
         demo.run_demo(tmp_path, quiet=True, training_arguments=["--num_stages", "0"], console=printing())
 
 

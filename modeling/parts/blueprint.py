@@ -311,7 +311,6 @@ class Blueprint:
         """Put modules that `make` built into their places."""
         for path, module in modules.items():
             _replace(network, path, module)
-        self._fill_frame(network, modules)
         self._note_holes(network)
 
     def release(self, network: PreTrainedModel, section: int | str) -> None:
@@ -319,6 +318,15 @@ class Blueprint:
         for path in self._places[section]:
             self._vacate(network, path)
         self._note_holes(network)
+
+    def fill_frame(self, network: PreTrainedModel, device: torch.device) -> None:
+        """Fill buffers that no block has and no file, such as a decoder's rotary tables, if they are not yet."""
+        for path in self._frame:
+            module = network.get_submodule(path)
+            if any(tensor is not None and tensor.is_meta for tensor in module._buffers.values()):
+                _leave_meta(module, device, None)
+                with device:
+                    fill_missing(network, module)
 
     # --- How it is read ----------------------------------------------------------------------------------------
 
@@ -351,18 +359,6 @@ class Blueprint:
             if not self.is_resident(network, block):
                 network.save_pretrained = partial(raise_incomplete, self.role, block)  # type: ignore[method-assign]
                 return
-
-    def _fill_frame(self, network: PreTrainedModel, modules: Mapping[str, nn.Module]) -> None:
-        """Fill buffers that no block has and no file, such as a decoder's rotary tables, when they are first needed."""
-        frame = [network.get_submodule(path) for path in self._frame]
-        if not any(tensor.is_meta for m in frame for tensor in m._buffers.values() if tensor is not None):
-            return
-        found = (t.device for m in modules.values() for t in chain(m.parameters(), m.buffers()))
-        device = next(found, torch.get_default_device())
-        for module in frame:
-            _leave_meta(module, device, None)
-            with device:
-                fill_missing(network, module)
 
     def _untied(self, network: PreTrainedModel) -> str | None:
         """The first tied tensor that has been given another value at one of its places, in words."""

@@ -42,7 +42,7 @@ def fit_converters(router: Router, batches: Iterable[Inputs], ridge: float) -> N
         model.eval()
         routes = {role: router.of(mask) for role, mask in masks.items()}
         for batch in batches:
-            inputs = on_device(batch, model.device)  # type: ignore[arg-type]
+            inputs = on_device(batch, model.device)
             outputs = {role: route(inputs).outputs for role, route in routes.items()}
             for piece, fit in fits.items():
                 rows = {
@@ -76,7 +76,7 @@ def estimate_statistics(router: Router, batches: Iterable[Inputs], masks: Sequen
         model.eval()
         routes = {mask.mask: router.build(mask, statistics=found, estimate=True) for mask in masks}
         for batch in batches:
-            inputs = on_device(batch, model.device)  # type: ignore[arg-type]
+            inputs = on_device(batch, model.device)
             paths = SharedPaths(routes.__getitem__, inputs, parts.num_blocks, batch_statistics=True)
             for name in routes:
                 paths(name)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping
+from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -23,13 +25,30 @@ class Networks:
         task: The Auto class of its task.
     """
 
-    def __init__(self, model: nn.Module, config: PWLConfig, task: str) -> None:
+    def __init__(self, model: PreTrainedModel, config: PWLConfig, task: str) -> None:
         self.model = model
         self.blueprints: dict[Role, Blueprint] = {
             "teacher": Blueprint("teacher", config.teacher_config, config.teacher_cuts, task),
             "student": Blueprint("student", config.student_config, config.student_cuts, task),
         }
         self.lock = StateLock()
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The model whose children the networks and converters are."""
+        model = self._model()
+        if model is None:
+            raise ReferenceError("the model whose parts these are is gone")
+        return model
+
+    @model.setter
+    def model(self, model: PreTrainedModel) -> None:
+        # Not held: a model that nobody holds gives its memory back at once.
+        self._model = weakref.ref(model)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy of the model says whose they are.
+        return {name: value for name, value in self.__dict__.items() if name != "_model"}
 
     @property
     def num_blocks(self) -> int:

@@ -164,13 +164,12 @@ class NetworkPart(Part):
 
     def make(self, tensors: Tensors, device: torch.device, made: Mapping[Piece, Made]) -> Made:
         network = self.networks.of(self.role)
-        tied = {
-            shared.name: parameter
-            for shared in self.plan.shared
-            if shared.places
-            for parameter in [_held(made, self.role, shared) or self.plan.find_tied(network, shared)]
-            if parameter is not None
-        }
+        tied: dict[str, nn.Parameter] = {}
+        for shared in self.plan.shared:
+            held = _held(made, self.role, shared) if shared.places else None
+            parameter = self.plan.find_tied(network, shared) if held is None else held
+            if parameter is not None:
+                tied[shared.name] = parameter
         own = {name.removeprefix(f"{self.role}."): tensor for name, tensor in tensors.items()}
         modules = self.plan.make(network, self._section, own, device, tied)
         return {f"{self.role}.{path}": module for path, module in modules.items()}

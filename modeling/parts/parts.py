@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from itertools import chain
 from typing import Any
 
 import torch
-from torch import nn
+from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from ..configuration_pwl import PWLConfig
@@ -46,7 +46,7 @@ class Parts:
         task: The Auto class of its task.
     """
 
-    def __init__(self, model: nn.Module, config: PWLConfig, task: str) -> None:
+    def __init__(self, model: PreTrainedModel, config: PWLConfig, task: str) -> None:
         self.networks = Networks(model, config, task)
         self.inventory = Inventory(self.networks)
         self.store: WeightStore | None = None
@@ -56,12 +56,10 @@ class Parts:
         self.discarded: frozenset[str] = frozenset()
         self.compiling: Compiling | None = None
         self.joined_from: tuple[str, ...] = ()
-        # Called after a change that routes must follow.
-        self.changed: Callable[[], None] = _no_routes
         # Whether parameters of the teacher (True), or of the rest, require gradients, as last seen.
         self._trainable = {True: False, False: True}
 
-    def over(self, model: nn.Module) -> Parts:
+    def over(self, model: PreTrainedModel) -> Parts:
         """The same parts of a replica of the model."""
         parts = copy.copy(self)
         parts.networks = copy.copy(self.networks)
@@ -216,7 +214,6 @@ class Parts:
             modules = self[piece].modules()
             for name in self[piece].units & modules.keys():
                 compiling.apply(modules[name])
-        self.changed()
 
     def take_values(self, store: WeightStore, *, teacher_too: bool = False) -> None:
         """Copy the values of a repository into what is resident, and take over its statistics of masks.
@@ -228,7 +225,7 @@ class Parts:
         Raises:
             RepositoryError: If a file is not what the manifest says.
         """
-        device: torch.device = self.networks.model.device  # type: ignore[assignment]
+        device = self.networks.model.device
         for piece in self.all:
             if piece.role != "teacher" or teacher_too:
                 stored = store.piece(piece)
@@ -242,7 +239,6 @@ class Parts:
         # What the model was loaded from may have statistics of masks for which the other repository has none.
         known = self.store.manifest.masks if self.store is not None else ()
         self.discarded |= {mask.mask for mask in known} - statistics.keys()
-        self.changed()
 
     def local_tensors(self, piece: Piece) -> Tensors:
         """The tensors of a piece from memory, or else from the repository.
@@ -255,10 +251,6 @@ class Parts:
         if self.store is None:
             raise RepositoryError(f"{piece} is neither in memory nor in a repository")
         return self.store.piece(piece)
-
-
-def _no_routes() -> None:
-    """What a change means where no routes run over the parts."""
 
 
 def _cast(tensors: Tensors, device: torch.device, dtype: torch.dtype) -> Tensors:

@@ -29,7 +29,6 @@ class Router:
 
     def __init__(self, parts: Parts) -> None:
         self.parts = parts
-        parts.changed = self.reset
         # Whether mixed passes in training mode leave the networks' running statistics alone.
         self.isolates_statistics = True
         self._current: Route | None = None

@@ -95,6 +95,8 @@ class Swapper:
         """Modules of pieces, and the statistics of masks that have none yet; over a side stream if there is one."""
         built_on = device if side is None else torch.device("cpu")
         made: dict[Piece, Made] = {}
+        for role in {piece.role for piece in missing if piece.role is not None}:
+            self.parts.networks.blueprints[role].fill_frame(self.parts.networks.of(role), device)
         for piece in missing:
             made[piece] = self.parts.make(piece, built_on, dtype, made)
             for module in made[piece].values() if side is not None else ():

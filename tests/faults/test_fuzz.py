@@ -215,7 +215,7 @@ def store_for(model: PWLForImageClassification, folder: Path, path: str, content
         replace(stage, files=tuple(true if entry.path == path else entry for entry in stage.files))
         for stage in manifest.stages
     )
-    return WeightStore(Repository.open(folder), replace(manifest, stages=stages), model._blueprints)
+    return WeightStore(Repository.open(folder), replace(manifest, stages=stages), model.parts.inventory)
 
 
 def test_corpus_is_what_its_script_writes(tmp_path, monkeypatch):
@@ -236,7 +236,7 @@ def test_weights_changed_without_the_manifest_are_never_read(model, copied, only
             if changed == content:
                 continue
             (copied / path).write_bytes(changed)
-            store = WeightStore(Repository.open(copied), manifest, model._blueprints)
+            store = WeightStore(Repository.open(copied), manifest, model.parts.inventory)
             with pytest.raises(RepositoryError, match=r"has \d+ bytes|has sha256"):
                 store.piece(piece)
         (copied / path).write_bytes(content)
@@ -271,7 +271,7 @@ def test_networks_file_of_the_right_hash_is_refused_or_has_every_tensor_as_it_mu
     chance, sound = random.Random(path), (copied / path).read_bytes()
     piece = PIECES[path]
     role = "student" if path == STUDENT else "teacher"
-    specs = model._blueprints[role].specs(1)
+    specs = model.parts.networks.blueprints[role].specs(1)
     read = refused = 0
     for i in range(500):
         content = header_changed(chance, sound)

@@ -56,7 +56,7 @@ def arrived(requests: list[Request]) -> set[str]:
 
 def cached(model) -> set[str]:
     """Files of weights that are in the cache."""
-    store = model._store
+    store = model.parts.store
     return {entry.path for entry in store.manifest.files if store.repository.local(entry.path) is not None}
 
 

@@ -11,12 +11,12 @@ from pwl_hf.modeling.parts.blueprint import Blueprint, Vacant
 from pwl_hf.modeling.routes.cuts import default_cuts
 from tests.tiny import FAMILIES, tiny_images, tiny_pair
 
-CPU = torch.device("cpu")
+CPU, TASK = torch.device("cpu"), "AutoModelForImageClassification"
 
 
 def plan_of(model_type: str) -> Blueprint:
     config = tiny_pair(model_type)[0]
-    return Blueprint("teacher", config, default_cuts(REGISTERED[model_type].depths(config), 4))
+    return Blueprint("teacher", config, default_cuts(REGISTERED[model_type].depths(config), 4), TASK)
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)

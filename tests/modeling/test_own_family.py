@@ -50,7 +50,7 @@ class PatchNetForImageClassification(PreTrainedModel):
         self.post_init()
 
     def forward(self, pixel_values: torch.Tensor) -> ImageClassifierOutput:
-        hidden = self.patches(pixel_values).flatten(2).transpose(1, 2)
+        hidden = self.patches(inputs["pixel_values"]).flatten(2).transpose(1, 2)
         for layer in self.layers:
             hidden = layer(hidden)
         return ImageClassifierOutput(logits=self.classifier(hidden.mean(1)))
@@ -87,8 +87,8 @@ class PatchNetFamily(Family):
         return partial(_classify, get("classifier"))
 
 
-def _embed(patches: nn.Module, pixel_values: torch.Tensor, interpolate: bool | None) -> Features:
-    return Features(patches(pixel_values).flatten(2).transpose(1, 2))
+def _embed(patches: nn.Module, inputs: Mapping[str, Any]) -> Features:
+    return Features(patches(inputs["pixel_values"]).flatten(2).transpose(1, 2))
 
 
 def _run(layer: nn.Module, features: Features) -> Features:

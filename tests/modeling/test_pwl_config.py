@@ -183,9 +183,9 @@ def test_cuts_within_a_level_must_agree_in_resolution() -> None:
 # --- Values that cannot be --------------------------------------------------------------------------------------
 
 IMPOSSIBLE = {
-    "no stages": ({"num_stages": 0}, "num_stages must be at least 1, got 0"),
-    "negative stages": ({"num_stages": -3}, "num_stages must be at least 1, got -3"),
-    "stages of another type": ({"num_stages": "four"}, "num_stages"),
+    "no stages": ({"num_stages": 0}, "num_blocks must be at least 1, got 0"),
+    "negative stages": ({"num_stages": -3}, "num_blocks must be at least 1, got -3"),
+    "stages of another type": ({"num_stages": "four"}, "num_blocks"),
     "too many stages": ({"num_stages": 5}, r"\[4\] units cannot be cut into 5 blocks"),
     "cuts too few": ({"teacher_cuts": [2, 4]}, "teacher_cuts must have one cut a block, 4 in all"),
     "cuts not increasing": ({"student_cuts": [1, 3, 2, 4]}, "student_cuts must be positive and increasing"),
@@ -265,7 +265,7 @@ def test_networks_of_other_channels_are_refused_naming_both(
     teacher, student = tiny_pair(model_type)
     PWLConfig(teacher_config=teacher, student_config=student).save_pretrained(tmp_path)
     teacher.num_channels, student.num_channels = teacher_channels, student_channels
-    message = f"same images, got num_channels {teacher_channels} for the teacher and {student_channels} for the student"
+    message = f"same inputs, got num_channels {teacher_channels} for the teacher and {student_channels} for the student"
     with pytest.raises(StrictDataclassError, match=message):
         PWLConfig(teacher_config=teacher, student_config=student)
     # Nor by way of a file that somebody wrote.

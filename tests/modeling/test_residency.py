@@ -35,7 +35,7 @@ def no_collector() -> Iterator[None]:
 
 
 def block(model: PWLForImageClassification, role: str, index: int) -> list[nn.Module]:
-    return [getattr(model, role).get_submodule(path) for path in model._blueprints[role].paths(index)]
+    return [getattr(model, role).get_submodule(path) for path in model.parts.networks.blueprints[role].paths(index)]
 
 
 def references(modules: list[nn.Module]) -> list[weakref.ref]:
@@ -128,7 +128,7 @@ def test_blocks_that_are_not_loaded_hold_no_tensor(load: Load, model_type: str) 
     assert not [*model.decoders.parameters()]
     assert sorted(model.encoders) == ["1"]
     # Not even in what is kept for building them.
-    for plan in model._blueprints.values():
+    for plan in model.parts.networks.blueprints.values():
         spare = [t for m in plan._spare.values() for t in (*m.parameters(), *m.buffers())]
         assert all(t.is_meta for t in spare)
 
@@ -162,7 +162,7 @@ def test_loading_draws_no_random_number_and_initialises_nothing(
 def test_a_forward_in_flight_keeps_its_route(load: Load, model_type: str) -> None:
     model, images = load(model_type), tiny_images(model_type)
     for target in (1, 3, "teacher", 0):
-        in_flight, expected = model._route, model(images).logits
+        in_flight, expected = model._router._current, model(images).logits
         model.set_stage(target)
         model.set_stage(2)
         assert torch.equal(in_flight(images)[0], expected)

@@ -21,16 +21,6 @@ def test_a_mask_keeps_its_letters(mask: str) -> None:
 
 
 @given(masks)
-def test_the_stage_is_the_number_of_teacher_blocks_of_a_prefix(mask: str) -> None:
-    sources = Sources(mask)
-    if "ST" in mask:
-        assert sources.stage is None
-    else:
-        assert sources.stage == mask.count("T")
-        assert Sources.prefix(sources.stage, len(mask)) == sources
-
-
-@given(masks)
 def test_every_block_comes_from_one_network(mask: str) -> None:
     sources = Sources(mask)
     assert sorted(sources.blocks("teacher") + sources.blocks("student")) == list(range(1, len(mask) + 1))
@@ -65,8 +55,6 @@ def test_all_masks_are_there_once_from_student_to_teacher(num_stages: int) -> No
     found = Sources.all(num_stages)
     assert len(set(found)) == len(found) == 2**num_stages
     assert (str(found[0]), str(found[-1])) == ("S" * num_stages, "T" * num_stages)
-    stages = [mask.stage for mask in found if mask.stage is not None]
-    assert sorted(stages) == list(range(num_stages + 1))
 
 
 @given(st.one_of(st.text(max_size=6), st.integers(), st.none(), st.binary(max_size=3)))
@@ -85,12 +73,6 @@ def test_a_mask_of_another_length_is_refused_with_both(mask: str, num_stages: in
         return
     with pytest.raises(ValueError, match=f"{len(mask)} letters, but the model has {num_stages} blocks"):
         Sources.of(mask, num_stages)
-
-
-@pytest.mark.parametrize("stage", [-1, 5, True, 2.0, "2", None])
-def test_a_prefix_that_does_not_exist_is_refused(stage: object) -> None:
-    with pytest.raises(ValueError, match="whole number from 0 to 4"):
-        Sources.prefix(stage, 4)
 
 
 def test_a_mask_is_a_value() -> None:

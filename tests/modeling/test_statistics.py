@@ -175,7 +175,7 @@ def test_a_route_in_flight_never_sees_its_statistics_change() -> None:
     model, images = tiny_model("resnet"), tiny_images("resnet", 4)
     model.set_stage(2)
     for factor in (1, 3):
-        in_flight, expected = model._route, model(images).logits
+        in_flight, expected = model._router._current, model(images).logits
         model.estimate_statistics(images * factor)
         assert torch.equal(in_flight(images)[0], expected)
         assert not torch.equal(model(images).logits, expected)

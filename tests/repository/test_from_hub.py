@@ -211,7 +211,7 @@ def test_explicit_token_goes_with_later_stages_and_copies_but_not_into_pickles(
     other = copy.deepcopy(model)
     other.load_next_stage()
     assert (model.stage, other.stage) == (1, 2)
-    repository = model._store.repository
+    repository = model.parts.store.repository
     assert b"hf_tester" not in pickle.dumps(repository)
     assert pickle.loads(pickle.dumps(repository)) == repository
 

@@ -121,11 +121,11 @@ def refuses_to_load(folder: Path, match: str, **kwargs) -> None:
 def stays_at(model: PWLForImageClassification, folder: Path, match: str, move: Callable[[], object]) -> None:
     """A move is refused, and the model is what it was: stage, answer, names, sizes, and it can still be moved."""
     stage, sources, before = model.stage, model.sources, logits(model)
-    names, resident = list(model.state_dict()), model._resident()
+    names, resident = list(model.state_dict()), model.parts.resident()
     with pytest.raises(RepositoryError, match=match) as refused:
         move()
     assert str(folder) in str(refused.value)
-    assert (model.stage, model.sources, model._resident()) == (stage, sources, resident)
+    assert (model.stage, model.sources, model.parts.resident()) == (stage, sources, resident)
     assert list(model.state_dict()) == names
     assert torch.equal(logits(model), before)
 
@@ -240,7 +240,7 @@ def set_in(*keys: str | int, value: object) -> Callable[[dict], None]:
     ("change", "match"),
     [
         (set_in("num_stages", value=3), "teacher_cuts must have one cut a block, 3 in all"),
-        (set_in("num_stages", value=0), "num_stages must be at least 1"),
+        (set_in("num_stages", value=0), "num_blocks must be at least 1"),
         (set_in("num_stages", value="four"), "config.json is not a valid config"),
         (set_in("teacher_cuts", value=[2, 4, 6, 9]), "teacher_cuts must cover every unit"),
         (set_in("teacher_cuts", value=[4, 2, 6, 8]), "teacher_cuts must be positive and increasing"),

@@ -284,7 +284,7 @@ def test_a_token_is_in_no_saved_file(saved, tmp_path):
     model = load(saved("vit"), token="hf_secret_of_mine")
     model.save_pretrained(tmp_path, token="hf_secret_of_mine")
     assert not [path for path, content in tree(tmp_path).items() if b"hf_secret_of_mine" in content]
-    assert "hf_secret_of_mine" not in repr(model._store.repository)
+    assert "hf_secret_of_mine" not in repr(model.parts.store.repository)
 
 
 def test_save_directory_that_is_a_file_is_refused(saved, tmp_path):

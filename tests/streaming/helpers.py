@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -96,3 +97,9 @@ class Predictions(Dataset):
             "stage": stream.stage,
             "last": self.model(self.images).logits,
         }
+
+
+def wrap_attach(model: Any, wrapper: Callable[..., None]) -> None:
+    """Let a function stand before the attaching of each part of a model: it is given what attaches, and what is."""
+    for part in model.parts.inventory.parts.values():
+        part.attach = partial(wrapper, part.attach)

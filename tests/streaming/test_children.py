@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 
 from pwl_hf import PWLForImageClassification, StageError
 from tests.repository.helpers import shard
-from tests.streaming.helpers import Answers, Pause, Predictions, until
+from tests.streaming.helpers import Answers, Pause, Predictions, until, wrap_attach
 from tests.streaming.test_serving_threads import asking
 
 forking = pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
@@ -130,7 +130,7 @@ def test_a_child_forked_while_the_lock_is_held_has_it_free(load, answers) -> Non
     model, held, free = load(), threading.Event(), threading.Event()
 
     def hold() -> None:
-        with model._lock:
+        with model.parts.lock:
             held.set()
             assert free.wait(30)
 
@@ -186,17 +186,16 @@ def test_children_forked_at_any_moment_are_whole(load, answers) -> None:
 @forking
 def test_a_fork_amid_a_swap_waits_for_it(load, answers) -> None:
     model, expected, amid = load(), answers(), threading.Event()
-    plain = model._attach
 
-    def attach(*args: object) -> None:
-        plain(*args)
+    def attach(plain: Any, made: object) -> None:
+        plain(made)
         amid.set()
         time.sleep(0.2)
 
-    model._attach = attach
+    wrap_attach(model, attach)
     stream = model.stream_stages(1)
     assert amid.wait(20)
-    assert in_fork(lambda: (*look(model, expected), sorted(p[:2] for p in model._resident()))) == (
+    assert in_fork(lambda: (*look(model, expected), sorted(p[:2] for p in model.parts.resident()))) == (
         *(1, 1, False),
         [("encoder", 1), *(("student", i) for i in (2, 3, 4)), ("teacher", 1)],
     )

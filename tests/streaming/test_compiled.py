@@ -108,7 +108,7 @@ def test_twins_with_statistics_of_their_own_are_compiled_too(load, answers) -> N
     model, expected = load("resnet"), answers("resnet")
     model.compile(backend="eager")
     model.set_stage(2)
-    twins = [unit.args[0] for units in model._route.blocks[2:] for unit in units]
+    twins = [unit.args[0] for units in model._router._current.segments[-1].blocks for unit in units]
     own = set(map(id, model.student.modules()))
     assert twins
     assert not [t for t in twins if id(t) in own or t._compiled_call_impl is None]

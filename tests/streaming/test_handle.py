@@ -122,7 +122,7 @@ def test_stream_begins_at_the_stage_asked_for(load) -> None:
 def test_cancelled_amid_a_download_it_ends_soon_and_leaves_the_stage(hub, pull, answers) -> None:
     model = pull()
     # For a minute.
-    hub.bandwidth = model._store.manifest.get(shard(1)).bytes / 60
+    hub.bandwidth = model.parts.store.manifest.get(shard(1)).bytes / 60
     stream = model.stream_stages()
     until(lambda: shard(1) in bodies(hub.requests))
     stream.cancel()

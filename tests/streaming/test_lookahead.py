@@ -49,7 +49,7 @@ def test_small_files_come_beside_large_ones(hub, pull) -> None:
     model = pull()
     stream = model.stream_stages(1)
     # A stalled shard is not waited for.
-    until(lambda: stalled.times == 0 and model._store.repository.local(encoder(1)) is not None)
+    until(lambda: stalled.times == 0 and model.parts.store.repository.local(encoder(1)) is not None)
     assert not stream.done
     stream.cancel()
     assert stream.wait(5)

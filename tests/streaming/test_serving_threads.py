@@ -114,7 +114,7 @@ def test_every_answer_of_a_mask_asked_for_is_that_masks(load, family: str) -> No
 def test_sources_of_the_stage_answer_as_it_or_are_refused(load, answers, family: str) -> None:
     """A mask whose pieces just left is refused; it is never answered by others."""
     model, expected = load(family), answers(family)
-    masks, found, refused = [str(Sources.prefix(k, 4)) for k in range(5)], [], []
+    masks, found, refused = ["SSSS", "TSSS", "TTSS", "TTTS", "TTTT"], [], []
 
     def ask(number: int) -> None:
         stage = number % 5

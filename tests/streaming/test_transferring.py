@@ -16,8 +16,9 @@ import torch
 from torch import nn
 
 from pwl_hf import PWLForImageClassification
-from pwl_hf.modeling import staged_model
+from pwl_hf.modeling.streaming import swapping
 from pwl_hf.modeling.streaming.transferring import SideStream, beside_requests, side_stream
+from tests.streaming.helpers import wrap_attach
 from tests.streaming.test_serving_threads import asking
 from tests.tiny import tiny_images
 
@@ -161,20 +162,21 @@ def test_a_stream_brings_every_new_tensor_aside_before_the_swap(load, side, monk
     model, expected = load(family), load(family, stage=1)
     images = tiny_images(family)
     model(images)
-    monkeypatch.setattr(staged_model, "side_stream", lambda device: side)
+    monkeypatch.setattr(swapping, "side_stream", lambda device: side)
     pinned: list[torch.Tensor] = []
-    plain_pin, plain_attach, plain_warm, at = side.pin, model._attach, model._warm, []
+    plain_pin, plain_warm, at = side.pin, model._swapper._warm, []
     monkeypatch.setattr(side, "pin", lambda tensor: pinned.append(plain_pin(tensor)) or pinned[-1])
 
     def warm(*args: Any) -> None:
         at.append(("warm", side.cuda.current))
         plain_warm(*args)
 
-    def attach(*args: Any) -> None:
+    def attach(plain_attach: Any, made: Any) -> None:
         at.append(("attach", side.cuda.current, side.cuda.log[-1]))
-        plain_attach(*args)
+        plain_attach(made)
 
-    model._warm, model._attach = warm, attach
+    model._swapper._warm = warm
+    wrap_attach(model, attach)
     with model.stream_stages(1):
         pass
     # The warm-up runs aside; at the swap nothing is under way.
@@ -189,7 +191,7 @@ def test_a_stream_brings_every_new_tensor_aside_before_the_swap(load, side, monk
 
 def test_by_hand_a_stage_takes_the_short_way(load, side, monkeypatch) -> None:
     model = load()
-    monkeypatch.setattr(staged_model, "side_stream", lambda device: side)
+    monkeypatch.setattr(swapping, "side_stream", lambda device: side)
     model.load_next_stage()
     assert side.cuda.log == []
 

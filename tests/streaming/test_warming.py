@@ -17,7 +17,7 @@ from transformers.models.vit.modeling_vit import ViTLayer
 
 from pwl_hf import PWLConfig, PWLForImageClassification
 from pwl_hf.modeling.routes.converters import Converter
-from tests.streaming.helpers import until
+from tests.streaming.helpers import until, wrap_attach
 from tests.streaming.test_serving_threads import asking
 from tests.tiny import tiny_images
 
@@ -78,8 +78,8 @@ def test_the_route_is_warm_before_it_is_current(load, calls) -> None:
         called = {call[0] for call in calls if call[1]}
         seen.append((stage, {id(u) for u in units(grown, "teacher", ViTLayer)} <= called))
 
-    plain, at = model._warm, []
-    model._warm = lambda *args: (plain(*args), at.append(model.stage))
+    plain, at = model._swapper._warm, []
+    model._swapper._warm = lambda *args: (plain(*args), at.append(model.stage))
     model.stream_stages(on_stage=on_stage).wait()
     assert seen == [(k, True) for k in (1, 2, 3, 4)]
     assert at == [0, 1, 2, 3]
@@ -103,10 +103,10 @@ def test_the_shape_is_that_of_the_last_answer(load, calls) -> None:
 def test_blocks_in_use_are_not_called_again(load, family: str) -> None:
     model, fixed, called = load(family, stage=2), load(family, stage=3), []
     model(tiny_images(family, 2))
-    blueprint = model._blueprints["teacher"]
+    blueprint = model.parts.networks.blueprints["teacher"]
     for path in blueprint.units.intersection(blueprint.paths(1) + blueprint.paths(2)):
         model.teacher.get_submodule(path).register_forward_hook(lambda *_: called.append(1))
-    blueprint = model._blueprints["student"]
+    blueprint = model.parts.networks.blueprints["student"]
     for path in blueprint.units.intersection(blueprint.paths(4)):
         model.student.get_submodule(path).register_forward_hook(lambda *_: called.append(1))
     with model.stream_stages(3):
@@ -136,7 +136,8 @@ def test_images_of_another_size_with_interpolation_warm_alike(load, family: str)
     model(images, interpolate_pos_encoding=True)
     with model.stream_stages():
         pass
-    assert model._seen[1:3] == ((2, 3, size * 2, size * 2), True)
+    seen = model._swapper.seen.inputs
+    assert (seen["pixel_values"].shape, seen["interpolate_pos_encoding"]) == ((2, 3, size * 2, size * 2), True)
     assert torch.equal(
         model(images, interpolate_pos_encoding=True).logits, fixed(images, interpolate_pos_encoding=True).logits
     )
@@ -199,8 +200,8 @@ def test_a_failure_in_the_warm_up_leaves_the_model_exactly_at_its_stage(
     model, expected = load(family), answers(family)
     model.stream_stages(1).wait()
     assert expected.stage_now(model) == 1
-    state, route = dict(model.state_dict()), model._route
-    statistics, pieces = dict(model.statistics), model._resident()
+    state, route = dict(model.state_dict()), model._router._current
+    statistics, pieces = dict(model.statistics), model.parts.resident()
     plain = Converter.forward
 
     def fail(self: Converter, *args: object) -> torch.Tensor:
@@ -214,7 +215,12 @@ def test_a_failure_in_the_warm_up_leaves_the_model_exactly_at_its_stage(
         assert stream.wait(20)
         assert expected.stage_now(model) == 1
     assert isinstance(stream.exception, MemoryError)
-    assert (stream.stage, model.stage, model._route is route, model._resident() == pieces) == (1, 1, True, True)
+    assert (stream.stage, model.stage, model._router._current is route, model.parts.resident() == pieces) == (
+        1,
+        1,
+        True,
+        True,
+    )
     assert dict(model.statistics).keys() == statistics.keys()
     after = model.state_dict()
     assert after.keys() == state.keys()
@@ -266,11 +272,9 @@ def test_pages_are_in_before_the_swap_also_when_nothing_was_seen(large: Path, mo
     del by_hand
     model, parts = PWLForImageClassification.from_pretrained(large), []
     getattr(model, mode)()
-    plain = model._attach
-    model._attach = lambda *args: (parts.append(resident_part(shard)), plain(*args))
+    wrap_attach(model, lambda plain, made: (parts.append(resident_part(shard)), plain(made)))
     with model.stream_stages(1):
         pass
-    assert model._seen is None
+    assert model._swapper.seen is None
     assert len(parts) == 2
     assert min(parts) > 0.95
-    del model._attach  # A model that nobody holds gives its mappings back at once.

@@ -99,13 +99,13 @@ def test_features_of_a_share_are_those_of_some_images(step):
 def test_routes_are_not_built_anew_at_every_step_but_in_a_new_mode():
     objective = build_objective(tiny_model("resnet"), ObjectiveArguments())
     objective.train()
-    route = objective.model._route_for("TTSS")
+    route = objective.model._router.of("TTSS")
     objective.train()
-    assert objective.model._route_for("TTSS") is route
+    assert objective.model._router.of("TTSS") is route
     objective.model.eval()
     objective.train()
     assert objective.model.training
-    assert objective.model._route_for("TTSS") is not route
+    assert objective.model._router.of("TTSS") is not route
 
 
 @pytest.mark.parametrize("step", [0, 1, 5])

@@ -291,7 +291,7 @@ def test_pushed_repository_is_the_saved_one(launched, tmp_path, hub, repo_id):
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        (["--num_stages", "0"], "num_stages must be at least 1, got 0"),
+        (["--num_stages", "0"], "num_blocks must be at least 1, got 0"),
         (["--mask_weight", "-1"], "mask_weight must not be negative, got -1"),
         (["--alpha", "1.5"], "alpha must be from 0 to 1, got 1.5"),
         (["--augmentation", "mirror"], "invalid choice: 'mirror'"),

@@ -161,8 +161,7 @@ def restore(
                     f"{repository} is a checkpoint of another model: its {piece} has other weights; give the teacher "
                     "that it was trained with"
                 )
-    with parts.lock:
-        parts.take_values(store, teacher_too=teacher_too)
+    model.take_values(store, teacher_too=teacher_too)
     return manifest
 
 

@@ -1,0 +1,259 @@
+"""Families that are data: a network's own forward drives, whatever it is called with, at every stage and mask."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from tests.modeling.driven import LanguageModel, SequenceClassifier, config_of, driven_model, registered, texts
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from pwl_hf import PWLPreTrainedModel, SaveError, Sources, StageError
+from pwl_hf.modeling.repository.manifest import Manifest
+
+TYPES = ["bert", "mpnet", "llama"]
+
+
+@pytest.fixture(autouse=True)
+def families() -> Iterator[None]:
+    with registered():
+        yield
+
+
+def kind_of(model: PWLPreTrainedModel) -> type[Any]:
+    return type(model)
+
+
+def own_logits(network: Any) -> torch.Tensor:
+    with torch.no_grad():
+        return network(**texts()).logits
+
+
+@pytest.mark.parametrize("attn_implementation", ["eager", "sdpa"])
+@pytest.mark.parametrize("model_type", TYPES)
+@torch.no_grad()
+def test_a_student_that_is_the_teacher_is_it_at_every_mask(model_type: str, attn_implementation: str) -> None:
+    if model_type == "mpnet" and attn_implementation == "sdpa":
+        pytest.skip("MPNet has eager attention alone")
+    model = driven_model(model_type, student="teacher")
+    model.set_attn_implementation(attn_implementation)
+    model.student.load_state_dict(model.teacher.state_dict())
+    for converter in (*model.encoders.values(), *model.decoders.values()):
+        converter.weight.copy_(torch.eye(16))
+        converter.bias.zero_()
+    expected = own_logits(model.teacher)
+    for mask in Sources.all(3):
+        assert torch.equal(model(**texts(), sources=str(mask)).logits, expected), mask
+
+
+@pytest.mark.parametrize("model_type", TYPES)
+@torch.no_grad()
+def test_it_grows_from_a_repository_into_the_teacher(tmp_path: Path, model_type: str) -> None:
+    original = driven_model(model_type)
+    original.save_pretrained(tmp_path)
+    by_mask = {str(mask): original(**texts(), sources=str(mask)).logits for mask in Sources.all(3)}
+    assert len({tuple(logits.flatten().tolist()) for logits in by_mask.values()}) == 8
+    model = SequenceClassifier.from_pretrained(tmp_path)
+    assert torch.equal(model(**texts()).logits, own_logits(original.student))
+    with model.stream_stages():
+        pass
+    assert torch.equal(model(**texts()).logits, own_logits(original.teacher))
+    assert torch.equal(model(**texts()).logits, own_logits(model.teacher))
+    for mask, logits in by_mask.items():
+        model.set_sources(mask)
+        assert torch.equal(model(**texts()).logits, logits), mask
+    again = tmp_path / "again"
+    model.save_pretrained(again)
+    for path in tmp_path.rglob("*.safetensors"):
+        if again not in path.parents:
+            assert path.read_bytes() == (again / path.relative_to(tmp_path)).read_bytes()
+
+
+@pytest.mark.parametrize("model_type", TYPES)
+@torch.no_grad()
+def test_plain_transformers_opens_the_teacher(tmp_path: Path, hub: Any, repo_id: str, model_type: str) -> None:
+    model = driven_model(model_type)
+    model.push_to_hub(repo_id)
+    teacher, info = AutoModelForSequenceClassification.from_pretrained(
+        repo_id, subfolder="teacher", output_loading_info=True, cache_dir=tmp_path
+    )
+    assert not any(info.values())
+    assert torch.equal(own_logits(teacher.eval()), own_logits(model.teacher))
+
+
+@torch.no_grad()
+def test_gradients_reach_the_converters_and_blocks_of_a_mask() -> None:
+    model = driven_model("bert").train()
+    with torch.enable_grad():
+        model(**texts(), sources="STS").logits.sum().backward()
+    names = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+    assert {"decoders.1.weight", "encoders.2.weight"} <= names
+    assert not any(name.startswith(("teacher.", "decoders.2", "encoders.1")) for name in names)
+    assert any(name.startswith("student.bert.encoder.layer.0") for name in names)
+    assert not any(name.startswith("student.bert.encoder.layer.1") for name in names)
+
+
+@torch.no_grad()
+def test_paths_of_many_masks_share_their_blocks() -> None:
+    model = driven_model("bert")
+    paths = model.shared_paths(texts())
+    for mask in Sources.all(3):
+        found = paths(str(mask))
+        assert torch.equal(found.logits, model(**texts(), sources=str(mask)).logits)
+        assert [tuple(states.shape) for states in found.hidden_states] == [
+            (3, 8, 16 if letter == "T" else 8) for letter in str(mask)
+        ]
+    some = model.shared_paths(texts()).logits_of("TSS", slice(1, None))
+    assert torch.allclose(some, paths("TSS").logits[1:], atol=1e-6)
+
+
+@torch.no_grad()
+def test_converters_are_fitted_to_texts() -> None:
+    model = driven_model("bert", student="teacher")
+    model.student.load_state_dict(model.teacher.state_dict())
+    model.fit_converters([texts(), texts()], ridge=1e-9)
+    assert torch.allclose(model(**texts(), sources="TST").logits, own_logits(model.teacher), atol=1e-2)
+
+
+@pytest.mark.parametrize("model_type", TYPES)
+@torch.no_grad()
+def test_a_block_is_a_module_of_its_own(model_type: str) -> None:
+    model, given = driven_model(model_type), texts()
+    features = model.block(1, "TTT")(given["input_ids"], attention_mask=given["attention_mask"])
+    for number in (2, 3):
+        features = model.block(number, "TTT")(features, **given)
+    assert torch.equal(features, own_logits(model.teacher))
+    with pytest.raises(ValueError, match="blocks are numbered from 1 to 3, got 4"):
+        model.block(4)
+
+
+# --- What blocks share ------------------------------------------------------------------------------------------
+
+
+def files_at(folder: Path) -> dict[int, set[str]]:
+    manifest = Manifest.from_json((folder / "pwl_index.json").read_text())
+    return {stage.stage: {entry.path for entry in stage.files} for stage in manifest.stages}
+
+
+TIED = "teacher/shared-model.embed_tokens.weight.safetensors"
+
+
+@pytest.fixture
+def tied() -> PWLPreTrainedModel:
+    return driven_model("llama", language_model=True, tie_word_embeddings=True)
+
+
+@torch.no_grad()
+def test_a_tied_tensor_is_stored_once_and_tied_again(tmp_path: Path, tied: PWLPreTrainedModel) -> None:
+    tied.save_pretrained(tmp_path)
+    index = json.loads((tmp_path / "pwl_index.json").read_text())
+    assert (index["format_version"], index["min_reader"]) == (2, 2)
+    entry = next(entry for entry in index["stages"][1]["files"] if entry["path"] == TIED)
+    assert (entry["blocks"], entry["parameters"]) == ([1, 3], 50 * 16)
+    stored: list[str] = []
+    for path in tmp_path.rglob("*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            stored += [name for name in file.keys() if "embed_tokens" in name or "lm_head" in name]  # noqa: SIM118
+    assert sorted(stored) == ["model.embed_tokens.weight", "student.model.embed_tokens.weight"]
+    model = LanguageModel.from_pretrained(tmp_path)
+    assert model.student.lm_head.weight is model.student.model.embed_tokens.weight
+    for stage in (1, 2, 3):
+        assert model.load_next_stage() == stage
+        assert torch.equal(model(**texts()).logits, tied(**texts(), sources=model.sources).logits)
+    assert model.teacher.lm_head.weight is model.teacher.model.embed_tokens.weight
+    assert torch.equal(model(**texts()).logits, own_logits(tied.teacher))
+    model.set_stage(0)
+    assert torch.equal(model(**texts()).logits, own_logits(tied.student))
+    assert model.student.lm_head.weight is model.student.model.embed_tokens.weight
+
+
+@torch.no_grad()
+def test_it_is_resident_as_long_as_one_of_its_blocks_is(tmp_path: Path, tied: PWLPreTrainedModel) -> None:
+    tied.save_pretrained(tmp_path)
+    model = LanguageModel.from_pretrained(tmp_path, stage=1)
+    names = {str(piece) for piece in model.parts.resident()}
+    assert "teacher model.embed_tokens.weight, which blocks share," in names
+    # The student's first block is gone, its head is not.
+    assert "student model.embed_tokens.weight, which blocks share," in names
+    head = model.student.lm_head.weight
+    model.set_sources("STT")
+    assert model.student.model.embed_tokens.weight is not None
+    assert torch.equal(model.student.model.embed_tokens.weight, head)
+    model.set_sources("TTT")
+    assert not any(str(piece).startswith("student") for piece in model.parts.resident())
+    model.set_sources("TTS")
+    assert torch.equal(model(**texts()).logits, tied(**texts(), sources="TTS").logits)
+
+
+@torch.no_grad()
+def test_a_change_of_a_tied_tensor_is_not_lost(tmp_path: Path, tied: PWLPreTrainedModel) -> None:
+    tied.save_pretrained(tmp_path)
+    model = LanguageModel.from_pretrained(tmp_path, stage="teacher")
+    model.teacher.lm_head.weight.add_(1.0)
+    with pytest.raises(StageError, match=r"embed_tokens.weight, which blocks share, was changed"):
+        model.set_stage(0)
+    model.save_pretrained(tmp_path / "changed")
+    again = LanguageModel.from_pretrained(tmp_path / "changed", stage="teacher")
+    assert torch.equal(again(**texts()).logits, model(**texts()).logits)
+
+
+@torch.no_grad()
+def test_a_tie_that_was_broken_is_neither_saved_nor_released(tmp_path: Path, tied: PWLPreTrainedModel) -> None:
+    tied.save_pretrained(tmp_path)
+    model = LanguageModel.from_pretrained(tmp_path, keep_all=True)
+    weight = model.teacher.lm_head.weight
+    model.teacher.lm_head.weight = torch.nn.Parameter(weight + 1, requires_grad=False)
+    with pytest.raises(SaveError, match=r"'lm_head.weight' is not tied to 'model.embed_tokens.weight'"):
+        model.save_pretrained(tmp_path / "untied")
+    growing = LanguageModel.from_pretrained(tmp_path, stage="teacher")
+    growing.teacher.lm_head.weight = torch.nn.Parameter(weight + 1, requires_grad=False)
+    with pytest.raises(StageError, match=r"'lm_head.weight' is not tied"):
+        growing.set_stage(0)
+
+
+@torch.no_grad()
+def test_plain_transformers_opens_a_tied_teacher(tmp_path: Path, hub: Any, repo_id: str, tied: Any) -> None:
+    tied.push_to_hub(repo_id)
+    teacher, info = AutoModelForCausalLM.from_pretrained(
+        repo_id, subfolder="teacher", output_loading_info=True, cache_dir=tmp_path
+    )
+    assert not any(info.values())
+    assert teacher.lm_head.weight is teacher.model.embed_tokens.weight
+    assert torch.equal(own_logits(teacher.eval()), own_logits(tied.teacher))
+    grown = LanguageModel.from_pretrained(repo_id, cache_dir=tmp_path)
+    grown.set_stage("teacher")
+    assert torch.equal(grown(**texts()).logits, own_logits(tied.teacher))
+
+
+@torch.no_grad()
+def test_a_module_that_every_block_needs_has_a_file_of_its_own(tmp_path: Path) -> None:
+    model = driven_model("mpnet")
+    model.save_pretrained(tmp_path)
+    shared = "teacher/shared-mpnet.encoder.relative_attention_bias.safetensors"
+    assert shared in files_at(tmp_path)[1]
+    growing = SequenceClassifier.from_pretrained(tmp_path)
+    growing.set_sources("SST")
+    assert torch.equal(growing(**texts()).logits, model(**texts(), sources="SST").logits)
+    growing.set_sources("SSS")
+    assert sum(p.numel() for p in growing.teacher.parameters()) == 0
+
+
+def test_networks_of_other_vocabularies_are_refused() -> None:
+    teacher, student = config_of("bert", "teacher"), config_of("bert", "student")
+    student.vocab_size = 51
+    with pytest.raises(Exception, match="same inputs, got vocab_size 50 for the teacher and 51 for the student"):
+        SequenceClassifier.config_class(teacher_config=teacher, student_config=student, num_blocks=2)
+
+
+def test_a_network_that_the_task_does_not_have_is_refused() -> None:
+    class Detector(SequenceClassifier):
+        task = "AutoModelForObjectDetection"
+
+    config = driven_model("bert").config
+    with pytest.raises(ValueError, match="no network of model_type 'bert' for AutoModelForObjectDetection"):
+        Detector(config)
