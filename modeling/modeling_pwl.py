@@ -273,7 +273,7 @@ class PWLPreTrainedModel(StagedModel):
     ) -> None:
         """Save the whole repository, from any stage.
 
-        Pieces that are not resident are copied from where the model was loaded from, so the weight files
+        Parts that are not resident are copied from where the model was loaded from, so the weight files
         are the same bytes at every stage. Each file is written beside its place and moved into it, the
         manifest last. After a cast to another dtype, every file is converted.
 
@@ -304,7 +304,7 @@ class PWLPreTrainedModel(StagedModel):
                 a file cannot be written, or another save changes the folder meanwhile.
         """
         from .parts.adapters import check_adapter_folder, check_base_is_saved
-        from .parts.saving import save_repository
+        from .publishing.saving import save_repository
 
         # As the state dict of a compiled model has them, which transformers' Trainer gives here.
         state_dict = {name.removeprefix("_orig_mod."): tensor for name, tensor in (state_dict or {}).items()} or None

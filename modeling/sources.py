@@ -31,8 +31,8 @@ LETTERS: dict[str, Letter] = {"S": Letter("student"), "T": Letter("teacher")}
 ROLE_OF: dict[str, Role] = {letter: meaning.role for letter, meaning in LETTERS.items()}
 
 
-class Piece(NamedTuple):
-    """A part of a model that is fetched, attached and released as one.
+class PartId(NamedTuple):
+    """Which part of a model: what is fetched, attached and released as one.
 
     Args:
         kind: A block of the teacher or the student, a converter, or tensors that blocks of one network share.
@@ -132,10 +132,10 @@ class Sources:
         return tuple(found)
 
     @cached_property
-    def pieces(self) -> frozenset[Piece]:
+    def part_ids(self) -> frozenset[PartId]:
         """Everything that the path of this mask runs through."""
-        blocks = (Piece(ROLE_OF[letter], i) for i, letter in enumerate(self.mask, start=1))
-        converters = (Piece(direction, i) for i, direction in self.changes)
+        blocks = (PartId(ROLE_OF[letter], i) for i, letter in enumerate(self.mask, start=1))
+        converters = (PartId(direction, i) for i, direction in self.changes)
         return frozenset((*blocks, *converters))
 
     @cached_property

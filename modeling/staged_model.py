@@ -1,6 +1,6 @@
 """A model that goes from stage to stage, at once or in the background, and what torch does to it meanwhile.
 
-Notation: N blocks; a stage is a mask of the schedule, usually blocks 1..k from the teacher. A piece is a block or a
+Notation: N blocks; a stage is a mask of the schedule, usually blocks 1..k from the teacher. A part is a block or a
 converter.
 """
 
@@ -324,9 +324,9 @@ class StagedModel(PreTrainedModel):
                 raise StageError(f"sources {self.sources!r} is no stage: call set_stage first")
             refuse_hooks(parts)
             # Values are compared when their block is released; what was put in is known now.
-            for piece in sorted(parts.resident() - parts.wanted(self._schedule.mask(until))):
-                if (difference := parts[piece].difference()) is not None:
-                    raise loss_of(piece, self._router.sources, difference)
+            for part in sorted(parts.resident() - parts.wanted(self._schedule.mask(until))):
+                if (difference := part.difference()) is not None:
+                    raise loss_of(part, self._router.sources, difference)
             stream = StageStream(
                 parts,
                 self._schedule,
@@ -558,7 +558,7 @@ class StagedModel(PreTrainedModel):
             "(resume_from_checkpoint, load_best_model_at_end), whose model.safetensors is the student alone: use "
             "PWLTrainer (pwl_hf.training), or load the checkpoint's folder with "
             "PWLForImageClassification.from_pretrained(folder, keep_all=True). A part of a state dict must have names "
-            "of model.state_dict(), with the same pieces resident; load the student alone by model.student"
+            "of model.state_dict(), with the same parts resident; load the student alone by model.student"
         )
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:

@@ -12,8 +12,8 @@ from transformers import AutoImageProcessor, BaseImageProcessor
 from pwl_hf.data.errors import DataError
 from pwl_hf.data.processing import check_channels, process, upright
 from pwl_hf.modeling import PWLForImageClassification
-from pwl_hf.modeling.parts.saving import processor_files, save_repository
 from pwl_hf.modeling.publishing.model_card import card_of, write_card
+from pwl_hf.modeling.publishing.saving import processor_files, save_repository
 from pwl_hf.modeling.repository.output_folder import check_output, paths_of_save
 from pwl_hf.modeling.schedule import Schedule
 

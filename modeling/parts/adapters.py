@@ -196,8 +196,8 @@ def check_base_is_saved(model: PreTrainedModel, parts: Parts) -> None:
     for wrapped in _WRAPPED:
         tensors = {name.replace(wrapped, ""): tensor for name, tensor in tensors.items()}
         saved = {name.replace(wrapped, "") for name in saved}
-    for piece in sorted(parts.resident()):
-        for name, stored in parts.store.piece(piece).items():
+    for part in sorted(parts.resident()):
+        for name, stored in parts.store.read(part).items():
             found = tensors.get(name)
             if name in saved:
                 continue

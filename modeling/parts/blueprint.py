@@ -197,6 +197,7 @@ class Blueprint:
         network, self._skeleton = self._skeleton or self._build_meta(), None
         for path in chain.from_iterable(self._places.values()):
             self._vacate(network, path)
+        self.place_frame(network, torch.device("cpu"))
         self._note_holes(network)
         return network
 
@@ -319,14 +320,17 @@ class Blueprint:
             self._vacate(network, path)
         self._note_holes(network)
 
-    def fill_frame(self, network: PreTrainedModel, device: torch.device) -> None:
-        """Fill buffers that no block has and no file, such as a decoder's rotary tables, if they are not yet."""
+    def place_frame(self, network: PreTrainedModel, device: torch.device) -> None:
+        """Bring buffers that no block has and no file, such as a decoder's rotary tables, to a device."""
         for path in self._frame:
             module = network.get_submodule(path)
-            if any(tensor is not None and tensor.is_meta for tensor in module._buffers.values()):
+            tensors = [tensor for tensor in module._buffers.values() if tensor is not None]
+            if any(tensor.is_meta for tensor in tensors):
                 _leave_meta(module, device, None)
                 with device:
                     fill_missing(network, module)
+            elif any(tensor.device != device for tensor in tensors):
+                module.to(device)
 
     # --- How it is read ----------------------------------------------------------------------------------------
 

@@ -1,6 +1,6 @@
 """Converters and statistics from data: what two trained networks need to be joined without training.
 
-Notation: N blocks; a piece is a block or a converter.
+Notation: N blocks; a part is a block or a converter.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from ..finite import first_not_finite, on_device
 from ..routes.converters import Converter, LeastSquares, channel_rows
 from ..routes.route import statistics_at_rest
 from ..routes.shared_paths import SharedPaths
-from ..sources import DIRECTIONS, Piece, Role, Sources
+from ..sources import DIRECTIONS, PartId, Role, Sources
 from .router import Router
 
 Inputs = Mapping[str, Any]
@@ -25,17 +25,17 @@ def fit_converters(router: Router, batches: Iterable[Inputs], ridge: float) -> N
     masks: dict[Role, str] = {"teacher": "T" * parts.num_blocks, "student": "S" * parts.num_blocks}
     for mask in masks.values():
         router.of(mask)
-    converters: dict[Piece, Converter] = {
-        Piece(direction, int(boundary)): converter  # type: ignore[misc]
+    converters: dict[PartId, Converter] = {
+        PartId(direction, int(boundary)): converter  # type: ignore[misc]
         for direction in sorted(DIRECTIONS)
         for boundary, converter in parts.networks.converters(direction).items()
     }
     if len(converters) != len(DIRECTIONS) * (parts.num_blocks - 1):
         raise StageError("fit_converters needs every converter: load the model with keep_all=True")
     fits = {}
-    for piece, converter in converters.items():
+    for part, converter in converters.items():
         width_out, width_in = converter.weight.shape
-        fits[piece] = LeastSquares(width_in, width_out, ridge, str(piece))
+        fits[part] = LeastSquares(width_in, width_out, ridge, str(part))
     model = parts.networks.model
     was_training = model.training
     try:
@@ -44,19 +44,19 @@ def fit_converters(router: Router, batches: Iterable[Inputs], ridge: float) -> N
         for batch in batches:
             inputs = on_device(batch, model.device)
             outputs = {role: route(inputs).outputs for role, route in routes.items()}
-            for piece, fit in fits.items():
+            for part, fit in fits.items():
                 rows = {
-                    role: channel_rows(found[piece.number - 1].tensor, converters[piece].channels_first)
+                    role: channel_rows(found[part.number - 1].tensor, converters[part].channels_first)
                     for role, found in outputs.items()
                 }
-                ends: tuple[Role, Role] = ("teacher", "student") if piece.kind == "encoder" else ("student", "teacher")
+                ends: tuple[Role, Role] = ("teacher", "student") if part.kind == "encoder" else ("student", "teacher")
                 fit.add(rows[ends[0]], rows[ends[1]])
-        solved = {piece: fit.solve(converters[piece].weight.dtype) for piece, fit in fits.items()}
+        solved = {part: fit.solve(converters[part].weight.dtype) for part, fit in fits.items()}
     finally:
         model.train(was_training)
-    for piece, (weight, bias) in solved.items():
-        converters[piece].weight.copy_(weight)
-        converters[piece].bias.copy_(bias)
+    for part, (weight, bias) in solved.items():
+        converters[part].weight.copy_(weight)
+        converters[part].bias.copy_(bias)
 
 
 def estimate_statistics(router: Router, batches: Iterable[Inputs], masks: Sequence[Sources]) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from ..repository.manifest import file_of
-from ..sources import DIRECTIONS, Direction, Piece, Role, Sources
+from ..sources import DIRECTIONS, Direction, PartId, Role, Sources
 from .blueprint import Shared, TensorSpec
 from .networks import Networks, add_children, remove_child
 from .structure import Structure, special_tensor
@@ -41,23 +41,34 @@ class Part(ABC):
     """A part of a model that is fetched, attached and released as one.
 
     Args:
-        piece: Which part it is.
+        part_id: Which part it is.
         networks: Where it is attached.
     """
 
-    def __init__(self, piece: Piece, networks: Networks) -> None:
-        self.piece = piece
+    def __init__(self, part_id: PartId, networks: Networks) -> None:
+        self.id = part_id
         self.networks = networks
+
+    def __str__(self) -> str:
+        return str(self.id)
+
+    def __lt__(self, other: Part) -> bool:
+        return self.id < other.id
+
+    @property
+    def role(self) -> Role | None:
+        """The network that it is of; None for a converter."""
+        return self.id.role
 
     @property
     def file(self) -> str:
         """The file of a repository that holds it."""
-        return file_of(self.piece, self.networks.num_blocks)
+        return file_of(self.id, self.networks.num_blocks)
 
     @property
     def of_teacher(self) -> bool:
         """Whether it is frozen with the teacher."""
-        return self.piece.role == "teacher"
+        return self.role == "teacher"
 
     @property
     def blocks(self) -> tuple[int, ...]:
@@ -85,7 +96,7 @@ class Part(ABC):
         """Whether it is attached."""
 
     @abstractmethod
-    def make(self, tensors: Tensors, device: torch.device, made: Mapping[Piece, Made]) -> Made:
+    def make(self, tensors: Tensors, device: torch.device, made: Mapping[Part, Made]) -> Made:
         """Build it over given tensors, beside the model.
 
         Args:
@@ -124,17 +135,17 @@ class NetworkPart(Part):
     """Modules of one network: a block, or a module that each of its blocks needs.
 
     Args:
-        piece: Which part it is.
+        part_id: Which part it is.
         networks: Where it is attached.
         shared: If it is a shared module, what the plan says of it.
     """
 
-    def __init__(self, piece: Piece, networks: Networks, shared: Shared | None = None) -> None:
-        super().__init__(piece, networks)
-        self.role: Role = "teacher" if self.of_teacher else "student"
-        self.plan = networks.blueprints[self.role]
+    def __init__(self, part_id: PartId, networks: Networks, shared: Shared | None = None) -> None:
+        super().__init__(part_id, networks)
+        self.network_role: Role = "teacher" if self.of_teacher else "student"
+        self.plan = networks.blueprints[self.network_role]
         self._shared = shared
-        self._section: int | str = piece.number if shared is None else shared.name
+        self._section: int | str = part_id.number if shared is None else shared.name
 
     @property
     def blocks(self) -> tuple[int, ...]:
@@ -144,49 +155,53 @@ class NetworkPart(Part):
     def units(self) -> frozenset[str]:
         if self._shared is not None:
             return frozenset()
-        return frozenset(f"{self.role}.{path}" for path in self.plan.units.intersection(self._paths))
+        return frozenset(f"{self.network_role}.{path}" for path in self.plan.units.intersection(self._paths))
 
     @property
     def of_labels(self) -> frozenset[str]:
-        if self.piece.number != self.networks.num_blocks:
+        if self.id.number != self.networks.num_blocks:
             return frozenset()
         paths = self.plan.family.classifier_paths(self.plan.config)
-        return frozenset(name for name in self.specs if name.startswith(tuple(f"{self.role}.{p}." for p in paths)))
+        return frozenset(
+            name for name in self.specs if name.startswith(tuple(f"{self.network_role}.{p}." for p in paths))
+        )
 
     @cached_property
     def specs(self) -> Mapping[str, TensorSpec]:
-        return _of_network(self.role, self.plan.specs(self._section))
+        return _of_network(self.network_role, self.plan.specs(self._section))
 
     @property
     def is_resident(self) -> bool:
         # Asking must not make a network.
-        return self.networks.has(self.role) and self.plan.is_resident(self.networks.of(self.role), self._section)
+        return self.networks.has(self.network_role) and self.plan.is_resident(
+            self.networks.of(self.network_role), self._section
+        )
 
-    def make(self, tensors: Tensors, device: torch.device, made: Mapping[Piece, Made]) -> Made:
-        network = self.networks.of(self.role)
+    def make(self, tensors: Tensors, device: torch.device, made: Mapping[Part, Made]) -> Made:
+        network = self.networks.of(self.network_role)
         tied: dict[str, nn.Parameter] = {}
         for shared in self.plan.shared:
-            held = _held(made, self.role, shared) if shared.places else None
+            held = _held(made, self.network_role, shared) if shared.places else None
             parameter = self.plan.find_tied(network, shared) if held is None else held
             if parameter is not None:
                 tied[shared.name] = parameter
-        own = {name.removeprefix(f"{self.role}."): tensor for name, tensor in tensors.items()}
+        own = {name.removeprefix(f"{self.network_role}."): tensor for name, tensor in tensors.items()}
         modules = self.plan.make(network, self._section, own, device, tied)
-        return {f"{self.role}.{path}": module for path, module in modules.items()}
+        return {f"{self.network_role}.{path}": module for path, module in modules.items()}
 
     def attach(self, made: Made) -> None:
-        modules = {name.removeprefix(f"{self.role}."): module for name, module in made.items()}
-        self.plan.attach(self.networks.of(self.role), modules)
+        modules = {name.removeprefix(f"{self.network_role}."): module for name, module in made.items()}
+        self.plan.attach(self.networks.of(self.network_role), modules)
 
     def release(self) -> None:
-        self.plan.release(self.networks.of(self.role), self._section)
+        self.plan.release(self.networks.of(self.network_role), self._section)
 
     def modules(self) -> dict[str, nn.Module]:
-        network = self.networks.of(self.role)
-        return {f"{self.role}.{path}": network.get_submodule(path) for path in self._paths}
+        network = self.networks.of(self.network_role)
+        return {f"{self.network_role}.{path}": network.get_submodule(path) for path in self._paths}
 
     def difference(self) -> str | None:
-        return self.plan.difference(self.networks.of(self.role), self._section)
+        return self.plan.difference(self.networks.of(self.network_role), self._section)
 
     @property
     def _paths(self) -> tuple[str, ...]:
@@ -199,10 +214,10 @@ class TiedPart(Part):
     Its modules are the blocks'; it is resident as long as one of them is.
     """
 
-    def __init__(self, piece: Piece, networks: Networks, shared: Shared) -> None:
-        super().__init__(piece, networks)
-        self.role: Role = "teacher" if self.of_teacher else "student"
-        self.plan = networks.blueprints[self.role]
+    def __init__(self, part_id: PartId, networks: Networks, shared: Shared) -> None:
+        super().__init__(part_id, networks)
+        self.network_role: Role = "teacher" if self.of_teacher else "student"
+        self.plan = networks.blueprints[self.network_role]
         self._shared = shared
 
     @property
@@ -211,13 +226,13 @@ class TiedPart(Part):
 
     @cached_property
     def specs(self) -> Mapping[str, TensorSpec]:
-        return _of_network(self.role, self.plan.specs(self._shared.name))
+        return _of_network(self.network_role, self.plan.specs(self._shared.name))
 
     @property
     def is_resident(self) -> bool:
         return self._found() is not None
 
-    def make(self, tensors: Tensors, device: torch.device, made: Mapping[Piece, Made]) -> Made:
+    def make(self, tensors: Tensors, device: torch.device, made: Mapping[Part, Made]) -> Made:
         return {"": Held(nn.Parameter(next(iter(tensors.values()))))}
 
     def attach(self, made: Made) -> None:
@@ -237,9 +252,9 @@ class TiedPart(Part):
         return {} if found is None else {name: found.detach() for name in self.specs}
 
     def _found(self) -> nn.Parameter | None:
-        if not self.networks.has(self.role):
+        if not self.networks.has(self.network_role):
             return None
-        return self.plan.find_tied(self.networks.of(self.role), self._shared)
+        return self.plan.find_tied(self.networks.of(self.network_role), self._shared)
 
 
 class ConverterPart(Part):
@@ -248,7 +263,7 @@ class ConverterPart(Part):
     @property
     def direction(self) -> Direction:
         """Which way it leads."""
-        return "encoder" if self.piece.kind == "encoder" else "decoder"
+        return "encoder" if self.id.kind == "encoder" else "decoder"
 
     @cached_property
     def specs(self) -> Mapping[str, TensorSpec]:
@@ -257,21 +272,21 @@ class ConverterPart(Part):
 
     @property
     def is_resident(self) -> bool:
-        return str(self.piece.number) in self.networks.converters(self.direction)
+        return str(self.id.number) in self.networks.converters(self.direction)
 
-    def make(self, tensors: Tensors, device: torch.device, made: Mapping[Piece, Made]) -> Made:
+    def make(self, tensors: Tensors, device: torch.device, made: Mapping[Part, Made]) -> Made:
         converter = self._on_meta()
         converter.load_state_dict({name.rpartition(".")[2]: t for name, t in tensors.items()}, assign=True)
         return {self._name: converter.eval()}
 
     def attach(self, made: Made) -> None:
-        add_children(self.networks.converters(self.direction), {str(self.piece.number): made[self._name]})
+        add_children(self.networks.converters(self.direction), {str(self.id.number): made[self._name]})
 
     def release(self) -> None:
-        remove_child(self.networks.converters(self.direction), str(self.piece.number))
+        remove_child(self.networks.converters(self.direction), str(self.id.number))
 
     def modules(self) -> dict[str, nn.Module]:
-        return {self._name: self.networks.converters(self.direction)[str(self.piece.number)]}
+        return {self._name: self.networks.converters(self.direction)[str(self.id.number)]}
 
     def difference(self) -> str | None:
         converter = self.modules()[self._name]
@@ -279,11 +294,11 @@ class ConverterPart(Part):
 
     @property
     def _name(self) -> str:
-        return f"{self.direction}s.{self.piece.number}"
+        return f"{self.direction}s.{self.id.number}"
 
     def _on_meta(self) -> nn.Module:
         with torch.device("meta"):
-            return self.networks.new_converter(self.direction, self.piece.number)
+            return self.networks.new_converter(self.direction, self.id.number)
 
 
 class Inventory:
@@ -297,17 +312,17 @@ class Inventory:
         self.networks = networks
 
     @cached_property
-    def parts(self) -> dict[Piece, Part]:
+    def parts(self) -> dict[PartId, Part]:
         """The parts in a fixed order, what blocks share before the blocks."""
         found: list[Part] = []
         for role, plan in self.networks.blueprints.items():
             for shared in plan.shared:
                 kind = TiedPart if shared.places else NetworkPart
-                found.append(kind(Piece("shared", 0, shared.name, role), self.networks, shared))
-            found += [NetworkPart(Piece(role, block), self.networks) for block in range(1, plan.num_blocks + 1)]
+                found.append(kind(PartId("shared", 0, shared.name, role), self.networks, shared))
+            found += [NetworkPart(PartId(role, block), self.networks) for block in range(1, plan.num_blocks + 1)]
         for boundary in range(1, self.networks.num_blocks):
-            found += [ConverterPart(Piece(kind, boundary), self.networks) for kind in DIRECTIONS]
-        return {part.piece: part for part in sorted(found, key=lambda part: part.piece)}
+            found += [ConverterPart(PartId(direction, boundary), self.networks) for direction in DIRECTIONS]
+        return {part.id: part for part in sorted(found)}
 
     @cached_property
     def by_file(self) -> dict[str, list[Part]]:
@@ -317,14 +332,11 @@ class Inventory:
             found.setdefault(part.file, []).append(part)
         return found
 
-    def of(self, sources: Sources) -> frozenset[Piece]:
+    def of(self, sources: Sources) -> frozenset[Part]:
         """Everything that a mask's path runs through."""
-        shared = (part for part in self.parts.values() if part.blocks and part.piece.role is not None)
-        return sources.pieces | {
-            part.piece
-            for part in shared
-            if not set(part.blocks).isdisjoint(sources.blocks(part.piece.role))  # type: ignore[arg-type]
-        }
+        shared = [part for part in self.parts.values() if part.role is not None and part.blocks]
+        needed = [part for part in shared if not set(part.blocks).isdisjoint(sources.blocks(part.role))]  # type: ignore[arg-type]
+        return frozenset([*(self.parts[part_id] for part_id in sources.part_ids), *needed])
 
 
 def _of_network(role: Role, specs: Mapping[str, TensorSpec]) -> dict[str, TensorSpec]:
@@ -332,9 +344,9 @@ def _of_network(role: Role, specs: Mapping[str, TensorSpec]) -> dict[str, Tensor
     return {f"{role}.{n}": replace(s, checkpoint_name=prefix + s.checkpoint_name) for n, s in specs.items()}
 
 
-def _held(made: Mapping[Piece, Made], role: Role, shared: Shared) -> nn.Parameter | None:
-    found = made.get(Piece("shared", 0, shared.name, role))
-    held = found[""] if found is not None else None
+def _held(made: Mapping[Part, Made], role: Role, shared: Shared) -> nn.Parameter | None:
+    wanted = PartId("shared", 0, shared.name, role)
+    held = next((modules[""] for part, modules in made.items() if part.id == wanted), None)
     return held.parameter if isinstance(held, Held) else None
 
 

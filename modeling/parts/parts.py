@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from itertools import chain
 from typing import Any
 
@@ -15,7 +15,7 @@ from ..configuration_pwl import PWLConfig
 from ..errors import RepositoryError, StageError
 from ..routes.batchnorm import Statistics
 from ..routes.compiling import Compiling
-from ..sources import Piece, Role, Sources
+from ..sources import Role, Sources
 from ..transformers_internals import copy_checkpointing
 from .locking import StateLock
 from .networks import Networks
@@ -92,34 +92,30 @@ class Parts:
         """Whether all stays resident, so that a change of stage only takes another route."""
         return self.store is None or self.keeps_all
 
-    def __getitem__(self, piece: Piece) -> Part:
-        return self.inventory.parts[piece]
+    def __iter__(self) -> Iterator[Part]:
+        """Every part, in a fixed order."""
+        return iter(self.inventory.parts.values())
 
-    @property
-    def all(self) -> Collection[Piece]:
-        """Every piece, in a fixed order."""
-        return self.inventory.parts.keys()
+    def resident(self) -> frozenset[Part]:
+        """The parts that are attached."""
+        return frozenset(part for part in self if part.is_resident)
 
-    def resident(self) -> frozenset[Piece]:
-        """The pieces that are attached."""
-        return frozenset(piece for piece, part in self.inventory.parts.items() if part.is_resident)
-
-    def wanted(self, sources: Sources) -> frozenset[Piece]:
-        """The pieces that are to be resident at a mask."""
+    def wanted(self, sources: Sources) -> frozenset[Part]:
+        """The parts that are to be resident at a mask."""
         if self.is_whole:
-            return frozenset(self.all)
-        return self.inventory.of(sources) | {piece for piece in self.all if piece.role in self.keep}
+            return frozenset(self)
+        return self.inventory.of(sources) | {part for part in self if part.role in self.keep}
 
-    def check_resident(self, sources: Sources, made: Mapping[Piece, Made] = {}) -> None:
+    def check_resident(self, sources: Sources, made: Collection[Part] = ()) -> None:
         """Refuse a mask that needs what is neither resident nor about to be.
 
         Raises:
-            StageError: With the first such piece.
+            StageError: With the first such part.
         """
-        for piece in sorted(self.inventory.of(sources)):
-            if piece not in made and not self[piece].is_resident:
+        for part in sorted(self.inventory.of(sources)):
+            if part not in made and not part.is_resident:
                 raise StageError(
-                    f"sources {sources.mask!r} needs {piece}, which is not resident: call "
+                    f"sources {sources.mask!r} needs {part}, which is not resident: call "
                     f"set_sources({sources.mask!r}), or load the model with keep_all=True"
                 )
 
@@ -127,22 +123,22 @@ class Parts:
         """Refuse to go on unless everything is resident.
 
         Raises:
-            StageError: With the first piece that is not.
+            StageError: With the first part that is not.
         """
-        if missing := sorted(set(self.all) - self.resident()):
+        if missing := sorted(set(self) - self.resident()):
             raise StageError(f"this needs {missing[0]}, which is not resident: load the model with keep_all=True")
 
     # --- Values -------------------------------------------------------------------------------------------------
 
     def tensors(self) -> Tensors:
         """All resident tensors of the parts, by full in-memory name."""
-        return {name: tensor for piece in sorted(self.resident()) for name, tensor in self[piece].tensors().items()}
+        return {name: tensor for part in sorted(self.resident()) for name, tensor in part.tensors().items()}
 
-    def is_unchanged(self, piece: Piece) -> bool:
-        """Whether a resident piece is, bit for bit, what the repository holds."""
-        if self.store is None or self[piece].difference() is not None:
+    def is_unchanged(self, part: Part) -> bool:
+        """Whether a resident part is, bit for bit, what the repository holds."""
+        if self.store is None or part.difference() is not None:
             return False
-        stored, resident = self.store.piece(piece), self[piece].tensors()
+        stored, resident = self.store.read(part), part.tensors()
         return stored.keys() == resident.keys() and all(
             _is_as_stored(tensor, stored[name]) for name, tensor in resident.items()
         )
@@ -161,12 +157,12 @@ class Parts:
                 self._trainable[of_teacher] = first or any(found)
 
     def make(
-        self, piece: Piece, device: torch.device, dtype: torch.dtype, made: Mapping[Piece, Made] | None = None
+        self, part: Part, device: torch.device, dtype: torch.dtype, made: Mapping[Part, Made] | None = None
     ) -> Made:
-        """A piece's modules from the repository, in the state that the rest of the model is in.
+        """A part's modules from the repository, in the state that the rest of the model is in.
 
         Args:
-            piece: The piece.
+            part: The part.
             device: Where it goes.
             dtype: Its floating dtype.
             made: What was made before it and is not attached yet.
@@ -177,8 +173,8 @@ class Parts:
         """
         if self.store is None:
             raise StageError("the model was not loaded from a repository")
-        part, model = self[piece], self.networks.model
-        modules = part.make(_cast(self.store.piece(piece), device, dtype), device, made or {})
+        model = self.networks.model
+        modules = part.make(_cast(self.store.read(part), device, dtype), device, made or {})
         copy_checkpointing(model, modules.values())
         units = part.units if self.compiling is not None else ()
         for name, module in modules.items():
@@ -198,21 +194,21 @@ class Parts:
         found = {mask.mask: self.store.statistics(mask) for mask in masks if mask.mask not in known}
         return {mask: tensors for mask, tensors in found.items() if tensors is not None}
 
-    def tell_of_hooks(self, piece: Piece) -> None:
-        """Warn of what a user has put on the modules of a piece that is about to be released, and that runs no more."""
-        if (hooked := hooked_by_others(self[piece].modules().values())) is not None:
+    def tell_of_hooks(self, part: Part) -> None:
+        """Warn of what a user has put on the modules of a part that is about to be released, and that runs no more."""
+        if (hooked := hooked_by_others(part.modules().values())) is not None:
             logger.warning(
                 "%s is released, and with it a hook, or a forward, that was put on its %s: put it on the model itself, "
                 "or load the model with keep_all=True",
-                *(piece, hooked),
+                *(part, hooked),
             )
 
     def compile(self, compiling: Compiling) -> None:
         """Compile the units that are resident, and those that come later."""
         self.compiling = compiling
-        for piece in sorted(self.resident()):
-            modules = self[piece].modules()
-            for name in self[piece].units & modules.keys():
+        for part in sorted(self.resident()):
+            modules = part.modules()
+            for name in part.units & modules.keys():
                 compiling.apply(modules[name])
 
     def take_values(self, store: WeightStore, *, teacher_too: bool = False) -> None:
@@ -226,10 +222,10 @@ class Parts:
             RepositoryError: If a file is not what the manifest says.
         """
         device = self.networks.model.device
-        for piece in self.all:
-            if piece.role != "teacher" or teacher_too:
-                stored = store.piece(piece)
-                for name, tensor in self[piece].tensors().items():
+        for part in self:
+            if not part.of_teacher or teacher_too:
+                stored = store.read(part)
+                for name, tensor in part.tensors().items():
                     tensor.copy_(stored[name])
         statistics = {mask.mask: store.statistics(mask) or {} for mask in store.manifest.masks}
         self.statistics = {
@@ -240,17 +236,17 @@ class Parts:
         known = self.store.manifest.masks if self.store is not None else ()
         self.discarded |= {mask.mask for mask in known} - statistics.keys()
 
-    def local_tensors(self, piece: Piece) -> Tensors:
-        """The tensors of a piece from memory, or else from the repository.
+    def values_of(self, part: Part) -> Tensors:
+        """The tensors of a part from memory, or else from the repository.
 
         Raises:
             RepositoryError: If neither has it.
         """
-        if self[piece].is_resident:
-            return self[piece].tensors()
+        if part.is_resident:
+            return part.tensors()
         if self.store is None:
-            raise RepositoryError(f"{piece} is neither in memory nor in a repository")
-        return self.store.piece(piece)
+            raise RepositoryError(f"{part} is neither in memory nor in a repository")
+        return self.store.read(part)
 
 
 def _cast(tensors: Tensors, device: torch.device, dtype: torch.dtype) -> Tensors:

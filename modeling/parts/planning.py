@@ -77,9 +77,9 @@ def _differences(parts: Parts) -> Iterator[str]:
         elif plan.config.num_labels != config.num_labels:
             yield f"config.num_labels is {config.num_labels}, the {role}'s {plan.config.num_labels}"
     # What belongs to no network as a whole, the converters.
-    for piece in sorted(parts.resident()):
-        if piece.role is None and (found := parts[piece].difference()) is not None:
-            yield f"of {piece}, {found}"
+    for part in sorted(parts.resident()):
+        if part.role is None and (found := part.difference()) is not None:
+            yield f"of {part}, {found}"
     own = ("teacher.", "student.", "encoders.", "decoders.")
     for name in networks.model.state_dict():
         if not name.startswith(own):
@@ -94,7 +94,7 @@ class _Planner:
         check_savable(parts)
         self.resident = parts.resident()
         self._check_given()
-        tensors = [tensor for piece in self.resident for tensor in self._own(parts[piece]).values()]
+        tensors = [tensor for part in self.resident for tensor in self._own(part).values()]
         floating = {tensor.dtype for tensor in tensors if tensor.is_floating_point()}
         if len(floating) != 1:
             raise ValueError(
@@ -140,9 +140,9 @@ class _Planner:
         return PlannedFile(path, parameters, None, lambda: self._gather(parts), blocks)
 
     def _is_unchanged(self, parts: list[Part]) -> bool:
-        resident = [part.piece for part in parts if part.piece in self.resident]
+        resident = [part for part in parts if part in self.resident]
         try:
-            return all(self.parts.is_unchanged(piece) for piece in resident)
+            return all(self.parts.is_unchanged(part) for part in resident)
         except (RepositoryError, OSError):
             # The source is gone or was written over; what is in memory needs no source.
             if len(resident) < len(parts):
@@ -176,7 +176,7 @@ class _Planner:
     def _gather(self, parts: list[Part]) -> Tensors:
         tensors: Tensors = {}
         for part in parts:
-            found = self._own(part) if part.piece in self.resident else self.parts.local_tensors(part.piece)
+            found = self._own(part) if part in self.resident else self.parts.values_of(part)
             for name, tensor in found.items():
                 dtype = self.dtype if tensor.is_floating_point() else tensor.dtype
                 tensors[part.specs[name].checkpoint_name] = tensor.detach().to("cpu", dtype)

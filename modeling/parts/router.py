@@ -12,9 +12,9 @@ from torch import nn
 from ..errors import StageError
 from ..routes.batchnorm import Statistics
 from ..routes.route import Route, build_route
-from ..sources import ROLE_OF, Piece, Sources
+from ..sources import ROLE_OF, PartId, Sources
 from .locking import SWAPPING
-from .part import Made
+from .part import Made, Part
 from .parts import Parts
 
 
@@ -73,44 +73,44 @@ class Router:
         """The route of a mask.
 
         Raises:
-            StageError: If it needs a piece that is not resident.
+            StageError: If it needs a part that is not resident.
             ValueError: If the mask is malformed.
         """
         # One dict from start to end: a route that is built while the model changes must not be kept after it.
         routes = self._others
         if sources not in routes or not routes[sources].is_current(self.parts.networks.model._modules):
-            with SWAPPING:  # Over one stage's pieces, not over a part of two.
+            with SWAPPING:  # Over one stage's parts, not over some of two.
                 routes[sources] = self.build(Sources.of(sources, self.parts.num_blocks))
         return routes[sources]
 
     def build(
         self,
         sources: Sources,
-        made: Mapping[Piece, Made] = MappingProxyType({}),
+        made: Mapping[Part, Made] = MappingProxyType({}),
         statistics: Mapping[str, Statistics] = MappingProxyType({}),
         *,
         estimate: bool = False,
     ) -> Route:
-        """The route of a mask over what is resident, and over pieces and statistics that are about to be.
+        """The route of a mask over what is resident, and over parts and statistics that are about to be.
 
         Args:
             sources: The mask.
-            made: Pieces that were made and are not attached yet.
+            made: Parts that were made and are not attached yet.
             statistics: BatchNorm statistics by mask that the model does not have yet.
             estimate: Build the path that estimates the mask's statistics.
 
         Raises:
-            StageError: If it needs a piece that is not resident.
+            StageError: If it needs a part that is not resident.
         """
         parts = self.parts
         parts.check_resident(sources, made)
         ahead: dict[str, nn.Module] = {name: m for modules in made.values() for name, m in modules.items() if name}
-        converters: dict[Piece, nn.Module] = {}
+        converters: dict[PartId, nn.Module] = {}
         places = []
         for boundary, direction in sources.changes:
             name, holder = f"{direction}s.{boundary}", parts.networks.converters(direction)
             converter = ahead[name] if name in ahead else holder[str(boundary)]
-            converters[Piece(direction, boundary)] = converter
+            converters[PartId(direction, boundary)] = converter
             places.append((holder, str(boundary), converter))
         route = build_route(
             sources,

@@ -15,7 +15,7 @@ from ..repository.fetching import Watch
 from ..repository.manifest import Manifest, statistics_file
 from ..repository.source import Repository, Verified
 from ..repository.verification import stamp_of
-from ..sources import ROLE_OF, Piece, Role, Sources
+from ..sources import ROLE_OF, PartId, Role, Sources
 from .blueprint import Blueprint
 from .part import Inventory, Part, Tensors
 
@@ -84,7 +84,7 @@ class WeightStore:
         watch: Watch | None = None,
         cancelled: Event | None = None,
     ) -> None:
-        """Fetch and check files, all or none: afterwards their pieces can be read.
+        """Fetch and check files, all or none: afterwards their parts can be read.
 
         Args:
             paths: The files.
@@ -116,9 +116,8 @@ class WeightStore:
         self.prepare([path])
         return self._checked[path][0]
 
-    def piece(self, piece: Piece) -> Tensors:
+    def read(self, part: Part) -> Tensors:
         """The tensors of a part, by full in-memory name."""
-        part = self.inventory.parts[piece]
         self.prepare([part.file])
         return self._read(part.file, {name: spec.checkpoint_name for name, spec in part.specs.items()})
 
@@ -164,7 +163,7 @@ class WeightStore:
 
     def _blocks_behind(self, sources: Sources) -> list[Part]:
         """The blocks of a mask that see features of a converter."""
-        return [self.inventory.parts[Piece(ROLE_OF[sources.mask[k - 1]], k)] for k in sources.converted_blocks]
+        return [self.inventory.parts[PartId(ROLE_OF[sources.mask[k - 1]], k)] for k in sources.converted_blocks]
 
     def _statistics_names(self, sources: Sources) -> dict[str, str]:
         """Name in the file -> full in-memory name, for the running statistics behind a mask's first converter."""

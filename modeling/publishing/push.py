@@ -90,7 +90,7 @@ def push_model(parts: Parts, schedule: Schedule, target: Target) -> CommitInfo:
         huggingface_hub.errors.HfHubHTTPError: If the Hub refuses.
     """
     from ..parts.planning import plan_files
-    from ..parts.saving import fetch_attachments, new_manifest, stored_processor, text_files, write_tensors
+    from .saving import fetch_attachments, new_manifest, stored_processor, text_files, write_tensors
 
     with tempfile.TemporaryDirectory() as folder:
         # What is published is of one stage; it is sent when the model may go on.

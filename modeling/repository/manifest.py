@@ -31,7 +31,7 @@ from typing import Any
 
 from ..errors import RepositoryError
 from ..schedule import Schedule
-from ..sources import LETTERS, Direction, Piece, Role, Sources
+from ..sources import LETTERS, Direction, PartId, Role, Sources
 
 # The newest format that is read; what needs no more is written as version 1.
 FORMAT_VERSION = 2
@@ -61,15 +61,15 @@ def statistics_file(sources: Sources) -> str:
     return f"statistics/{sources}.safetensors"
 
 
-def file_of(piece: Piece, num_blocks: int) -> str:
-    """The file that holds a piece of a model."""
-    if piece.role == "student":
+def file_of(part: PartId, num_blocks: int) -> str:
+    """The file that holds a part of a model."""
+    if part.role == "student":
         return STUDENT_FILE
-    if piece.kind == "teacher":
-        return teacher_shard(piece.number, num_blocks)
-    if piece.kind == "shared":
-        return f"teacher/shared-{piece.name}.safetensors"
-    return converter_file("encoder" if piece.kind == "encoder" else "decoder", piece.number)
+    if part.kind == "teacher":
+        return teacher_shard(part.number, num_blocks)
+    if part.kind == "shared":
+        return f"teacher/shared-{part.name}.safetensors"
+    return converter_file("encoder" if part.kind == "encoder" else "decoder", part.number)
 
 
 def stages_of_files(schedule: Schedule, shared: Iterable[FileEntry]) -> dict[str, int]:
@@ -77,7 +77,7 @@ def stages_of_files(schedule: Schedule, shared: Iterable[FileEntry]) -> dict[str
     found: dict[str, int] = {}
     shared = list(shared)
     for stage, mask in enumerate(schedule):
-        paths = [file_of(piece, schedule.num_blocks) for piece in mask.pieces]
+        paths = [file_of(part, schedule.num_blocks) for part in mask.part_ids]
         paths += [entry.path for entry in shared if entry.is_needed_by(mask)]
         for path in (*paths, statistics_file(mask)):
             found.setdefault(path, stage)
@@ -250,10 +250,10 @@ class Manifest:
         Raises:
             RepositoryError: If a file is not listed.
         """
-        pieces = {*sources.pieces, *(Piece(role, k) for role in keep for k in range(1, self.num_blocks + 1))}
-        blocks = {piece.number for piece in pieces if piece.kind == "teacher"}
+        parts = {*sources.part_ids, *(PartId(role, k) for role in keep for k in range(1, self.num_blocks + 1))}
+        blocks = {part.number for part in parts if part.kind == "teacher"}
         shared = [entry.path for entry in self.files if entry.is_shared and not blocks.isdisjoint(entry.blocks)]
-        paths = sorted({*(file_of(piece, self.num_blocks) for piece in pieces), *shared})
+        paths = sorted({*(file_of(part, self.num_blocks) for part in parts), *shared})
         missing = [path for path in paths if path not in self._by_path]
         if missing:
             raise RepositoryError(f"{MANIFEST_FILE} does not list {missing[0]!r}, which sources {sources} needs")

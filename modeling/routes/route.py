@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 from torch import nn
 
 from ..families.base import Features, Inputs, Segment, SegmentOutput
-from ..sources import ROLE_OF, Piece, Role, Sources
+from ..sources import ROLE_OF, PartId, Role, Sources
 from .batchnorm import Statistics, own_statistics, twin
 from .compiling import Compiling
 
@@ -127,7 +127,7 @@ def build_route(
     sources: Sources,
     blueprints: Mapping[Role, Plan],
     networks: Mapping[Role, PreTrainedModel],
-    converters: Mapping[Piece, nn.Module],
+    converters: Mapping[PartId, nn.Module],
     statistics: Statistics | None = None,
     *,
     made: Mapping[str, nn.Module] | None = None,
@@ -195,7 +195,7 @@ def build_route(
         plan = blueprints[ROLE_OF[letter]]
         last = rest[-1] if rest else first
         segments.append(plan.family.segment(plan.config, plan.cuts, first, last, getter))
-    at_boundary = {i: converters[Piece(direction, i)] for i, direction in sources.changes}
+    at_boundary = {i: converters[PartId(direction, i)] for i, direction in sources.changes}
     return Route(
         sources=sources,
         segments=tuple(segments),

@@ -11,13 +11,13 @@ import torch
 
 from ..errors import StageError
 from ..parts.locking import SWAPPING
-from ..parts.part import Made, Tensors
+from ..parts.part import Made, Part, Tensors
 from ..parts.parts import Parts
 from ..parts.router import Router
 from ..parts.structure import has_accelerate_hooks
 from ..repository.manifest import statistics_file
 from ..routes.route import Route
-from ..sources import ROLE_OF, Piece, Sources
+from ..sources import ROLE_OF, Sources
 from .transferring import SideStream, beside_requests, side_stream
 from .warming import Seen, first_call, touch_pages
 
@@ -57,16 +57,16 @@ class Swapper:
         # In the background the device is asked for nothing that requests would wait behind.
         side = side_stream(device) if warm else None
         # 1. Everything that can fail: files, hashes, names, shapes, and changes that would be lost.
-        paths = {parts[piece].file for piece in missing}
+        paths = {part.file for part in missing}
         masks = store.manifest.masks if parts.keeps_all else [target]
         paths |= {path for mask in masks if store.manifest.get(path := statistics_file(mask)) is not None}
         store.prepare(sorted(paths))
-        for piece in surplus:
+        for part in surplus:
             with beside_requests(side):
-                unchanged = parts.is_unchanged(piece)
+                unchanged = parts.is_unchanged(part)
             if not unchanged:
-                raise loss_of(piece, self.router.sources, parts[piece].difference())
-            parts.tell_of_hooks(piece)
+                raise loss_of(part, self.router.sources, part.difference())
+            parts.tell_of_hooks(part)
         # 2. New modules beside the model. What they follow is read first: afterwards it may be gone.
         parts.note_trainable()
         made, statistics = self._make(missing, masks, device, dtype, side)
@@ -77,29 +77,29 @@ class Swapper:
                 self._warm(route, made, device, dtype)
         # 4. The swap: forward passes under way keep their route and its modules.
         with SWAPPING:
-            for piece, modules in made.items():
-                parts[piece].attach(modules)
+            for part, modules in made.items():
+                part.attach(modules)
             parts.statistics = {**parts.statistics, **statistics}
             self.router.take(route)
-            for piece in surplus:
-                parts[piece].release()
+            for part in surplus:
+                part.release()
 
     def _make(
         self,
-        missing: Sequence[Piece],
+        missing: Sequence[Part],
         masks: Sequence[Sources],
         device: torch.device,
         dtype: torch.dtype,
         side: SideStream | None,
-    ) -> tuple[dict[Piece, Made], dict[str, Tensors]]:
-        """Modules of pieces, and the statistics of masks that have none yet; over a side stream if there is one."""
+    ) -> tuple[dict[Part, Made], dict[str, Tensors]]:
+        """Modules of parts, and the statistics of masks that have none yet; over a side stream if there is one."""
         built_on = device if side is None else torch.device("cpu")
-        made: dict[Piece, Made] = {}
-        for role in {piece.role for piece in missing if piece.role is not None}:
-            self.parts.networks.blueprints[role].fill_frame(self.parts.networks.of(role), device)
-        for piece in missing:
-            made[piece] = self.parts.make(piece, built_on, dtype, made)
-            for module in made[piece].values() if side is not None else ():
+        made: dict[Part, Made] = {}
+        for role in {part.role for part in missing if part.role is not None}:
+            self.parts.networks.blueprints[role].place_frame(self.parts.networks.of(role), device)
+        for part in missing:
+            made[part] = self.parts.make(part, built_on, dtype, made)
+            for module in made[part].values() if side is not None else ():
                 side.move(module)  # type: ignore[union-attr]
         copy = side.copy if side is not None else lambda tensor: tensor
         statistics = {
@@ -109,7 +109,7 @@ class Swapper:
         return made, statistics
 
     @torch.no_grad()
-    def _warm(self, route: Route, made: Mapping[Piece, Made], device: torch.device, dtype: torch.dtype) -> None:
+    def _warm(self, route: Route, made: Mapping[Part, Made], device: torch.device, dtype: torch.dtype) -> None:
         """Bring in the pages of new modules and pay for their first call, off the serving path."""
         for modules in made.values():
             for module in modules.values():
@@ -118,7 +118,7 @@ class Swapper:
         # A pass in training mode would leave its mark on statistics and on the random state.
         if seen is None or any(module.training for module in self.parts.networks.model.modules()):
             return
-        blocks = [piece.number for piece in made if piece.kind in ROLE_OF.values()]
+        blocks = [part.id.number for part in made if part.id.kind in ROLE_OF.values()]
         # What is compiled is so by module, also what stands in for a block behind with the mask's statistics.
         last = self.parts.num_blocks if self.parts.compiling is not None or not blocks else max(blocks)
         seen_now = first_call(route, min(blocks, default=1), last, seen, device, dtype)
@@ -141,10 +141,10 @@ def refuse_hooks(parts: Parts) -> None:
         )
 
 
-def loss_of(piece: Piece, sources: Sources, difference: str | None) -> StageError:
-    """The error for a piece that would be released with changes that the repository does not have."""
+def loss_of(part: Part, sources: Sources, difference: str | None) -> StageError:
+    """The error for a part that would be released with changes that the repository does not have."""
     how = "" if difference is None else f" ({difference})"
     return StageError(
-        f"{piece} was changed since it was loaded{how} and would be lost on leaving sources {sources.mask!r}: save "
+        f"{part} was changed since it was loaded{how} and would be lost on leaving sources {sources.mask!r}: save "
         "the model first and load it again, or load it with keep_all=True"
     )

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
-from tests.modeling.driven import LanguageModel, SequenceClassifier, config_of, driven_model, registered, texts
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from pwl_hf import PWLPreTrainedModel, SaveError, Sources, StageError
 from pwl_hf.modeling.repository.manifest import Manifest
+from tests.modeling.driven import LanguageModel, SequenceClassifier, config_of, driven_model, registered, texts
 
 TYPES = ["bert", "mpnet", "llama"]
 
@@ -84,6 +84,16 @@ def test_plain_transformers_opens_the_teacher(tmp_path: Path, hub: Any, repo_id:
     )
     assert not any(info.values())
     assert torch.equal(own_logits(teacher.eval()), own_logits(model.teacher))
+
+
+@torch.no_grad()
+def test_a_model_moves_and_casts_whatever_is_resident(tmp_path: Path) -> None:
+    driven_model("llama").save_pretrained(tmp_path)
+    model = SequenceClassifier.from_pretrained(tmp_path)
+    assert model.teacher.model.rotary_emb.inv_freq.device.type == "cpu"
+    model.to(torch.float64).set_stage("teacher")
+    expected = SequenceClassifier.from_pretrained(tmp_path, stage="teacher")
+    assert torch.allclose(model(**texts()).logits.float(), expected(**texts()).logits, atol=1e-5)
 
 
 @torch.no_grad()
@@ -176,7 +186,7 @@ def test_a_tied_tensor_is_stored_once_and_tied_again(tmp_path: Path, tied: PWLPr
 def test_it_is_resident_as_long_as_one_of_its_blocks_is(tmp_path: Path, tied: PWLPreTrainedModel) -> None:
     tied.save_pretrained(tmp_path)
     model = LanguageModel.from_pretrained(tmp_path, stage=1)
-    names = {str(piece) for piece in model.parts.resident()}
+    names = {str(part) for part in model.parts.resident()}
     assert "teacher model.embed_tokens.weight, which blocks share," in names
     # The student's first block is gone, its head is not.
     assert "student model.embed_tokens.weight, which blocks share," in names
@@ -185,7 +195,7 @@ def test_it_is_resident_as_long_as_one_of_its_blocks_is(tmp_path: Path, tied: PW
     assert model.student.model.embed_tokens.weight is not None
     assert torch.equal(model.student.model.embed_tokens.weight, head)
     model.set_sources("TTT")
-    assert not any(str(piece).startswith("student") for piece in model.parts.resident())
+    assert not any(str(part).startswith("student") for part in model.parts.resident())
     model.set_sources("TTS")
     assert torch.equal(model(**texts()).logits, tied(**texts(), sources="TTS").logits)
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -50,7 +51,7 @@ class PatchNetForImageClassification(PreTrainedModel):
         self.post_init()
 
     def forward(self, pixel_values: torch.Tensor) -> ImageClassifierOutput:
-        hidden = self.patches(inputs["pixel_values"]).flatten(2).transpose(1, 2)
+        hidden = self.patches(pixel_values).flatten(2).transpose(1, 2)
         for layer in self.layers:
             hidden = layer(hidden)
         return ImageClassifierOutput(logits=self.classifier(hidden.mean(1)))

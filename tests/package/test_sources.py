@@ -50,21 +50,17 @@ def imported_modules(path: Path) -> set[tuple[str, bool]]:
 
 
 # What a place may import besides itself: the layers of `modeling`, from the ground up.
-GROUND = {"errors", "bounds", "lazy", "sources", "transformers_internals", "finite"}
-BELOW: dict[str, set[str]] = {"repository": {"errors", "sources"}, "families": GROUND}
+GROUND = {"errors", "bounds", "lazy", "sources", "schedule", "transformers_internals", "finite"}
+BELOW: dict[str, set[str]] = {"repository": {"errors", "sources", "schedule"}, "families": GROUND}
 BELOW["routes"] = GROUND | {"families"}
 BELOW["configuration_pwl"] = BELOW["routes"] | {"routes"}
 BELOW["loading"] = BELOW["configuration_pwl"] | {"configuration_pwl", "repository"}
-BELOW["parts"] = BELOW["loading"] | {"loading", "publishing"}
+BELOW["parts"] = BELOW["loading"] | {"loading"}
 BELOW["streaming"] = BELOW["loading"] | {"loading", "parts"}
 BELOW["publishing"] = BELOW["loading"] | {"loading", "parts"}
-BELOW["pieces"] = BELOW["parts"] | {"parts", "streaming"}
-BELOW["staged_model"] = BELOW["pieces"] | {"pieces"}
+BELOW["staged_model"] = BELOW["parts"] | {"parts", "streaming"}
 BELOW["modeling_pwl"] = BELOW["staged_model"] | {"staged_model"}
 BELOW["tasks"] = BELOW["modeling_pwl"] | {"modeling_pwl"}
-
-# Functions that take the model, whose type is above them.
-TAKE_THE_MODEL = {"parts.adapters", "parts.fitting", "parts.saving", "publishing.push", "streaming.stream"}
 
 
 @pytest.mark.parametrize("path", MODELING, ids=name_of)
@@ -73,15 +69,14 @@ def test_imports_of_modeling_point_down(path):
     place = name.partition(".")[0]
     if name in ("__init__", *GROUND) or name.endswith("__init__"):
         return
-    for module, for_types in imported_modules(path):
+    for module, _ in imported_modules(path):
         target = module.partition(".")[0]
-        if for_types and name in TAKE_THE_MODEL and target in ("staged_model", "modeling_pwl"):
-            continue
         assert target == place or target in BELOW[place], f"{name} imports {module}"
 
 
 def test_modules_of_modeling_import_each_other_in_no_circle():
-    graph = {name_of(path): {m for m, for_types in imported_modules(path) if not for_types} for path in MODELING}
+    """Not for types alone either."""
+    graph = {name_of(path): {module for module, _ in imported_modules(path)} for path in MODELING}
     done: set[str] = set()
 
     def visit(name: str, above: tuple[str, ...]) -> None:

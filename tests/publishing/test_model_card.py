@@ -6,8 +6,8 @@ import pytest
 from huggingface_hub import ModelCard
 
 from pwl_hf import Metric, PWLForImageClassification
-from pwl_hf.modeling.parts.saving import write_metrics
 from pwl_hf.modeling.publishing.model_card import human_bytes, stage_rows, write_card
+from pwl_hf.modeling.publishing.saving import write_metrics
 from tests.tiny import tiny_config, tiny_model
 
 

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from pwl_hf import Metric, OverwriteError, PWLConfig, PWLForImageClassification, RepositoryError
-from pwl_hf.modeling.parts.saving import write_metrics
+from pwl_hf.modeling.publishing.saving import write_metrics
 from pwl_hf.modeling.repository import files
 from tests.repository.helpers import (
     INDEX,

@@ -15,7 +15,7 @@ import torch
 
 from pwl_hf import Metric, RepositoryError, SaveError
 from pwl_hf.modeling.parts import saving
-from pwl_hf.modeling.parts.saving import write_metrics
+from pwl_hf.modeling.publishing.saving import write_metrics
 from pwl_hf.modeling.repository import output_folder
 from pwl_hf.modeling.repository.manifest import Manifest
 from tests.repository.helpers import INDEX, STUDENT, contents, load, logits, tree

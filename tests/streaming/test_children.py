@@ -195,7 +195,7 @@ def test_a_fork_amid_a_swap_waits_for_it(load, answers) -> None:
     wrap_attach(model, attach)
     stream = model.stream_stages(1)
     assert amid.wait(20)
-    assert in_fork(lambda: (*look(model, expected), sorted(p[:2] for p in model.parts.resident()))) == (
+    assert in_fork(lambda: (*look(model, expected), sorted(part.id[:2] for part in model.parts.resident()))) == (
         *(1, 1, False),
         [("encoder", 1), *(("student", i) for i in (2, 3, 4)), ("teacher", 1)],
     )

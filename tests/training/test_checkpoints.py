@@ -10,7 +10,7 @@ import torch
 from transformers import AutoImageProcessor, AutoModelForImageClassification, ViTImageProcessorPil
 
 from pwl_hf import Metric, PWLForImageClassification, RepositoryError
-from pwl_hf.modeling.parts.saving import write_metrics
+from pwl_hf.modeling.publishing.saving import write_metrics
 from pwl_hf.modeling.repository.manifest import Manifest
 from pwl_hf.training.trainer.checkpoints import CheckpointWriter, last_checkpoint, restore
 from tests.tiny import tiny_config, tiny_images, tiny_model

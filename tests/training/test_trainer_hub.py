@@ -6,7 +6,7 @@ import pytest
 from transformers import AutoImageProcessor, ViTImageProcessorPil
 
 from pwl_hf import Metric, PWLForImageClassification
-from pwl_hf.modeling.parts.saving import write_metrics
+from pwl_hf.modeling.publishing.saving import write_metrics
 from tests.hub import Fault
 from tests.training.tiny_runs import differences, everything, tiny_trainer
 

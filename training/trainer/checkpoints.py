@@ -19,8 +19,8 @@ from transformers.utils import logging
 from pwl_hf.modeling import Manifest, PWLConfig, PWLForImageClassification, RepositoryError
 from pwl_hf.modeling.loading import read_config
 from pwl_hf.modeling.parts.planning import PlannedFile
-from pwl_hf.modeling.parts.saving import save_repository
 from pwl_hf.modeling.parts.weights import WeightStore, same_bits
+from pwl_hf.modeling.publishing.saving import save_repository
 from pwl_hf.modeling.repository.files import atomic_write, leads_out
 from pwl_hf.modeling.repository.manifest import FileEntry
 from pwl_hf.modeling.repository.source import Repository
@@ -155,10 +155,10 @@ def restore(
         )
     store.prepare([entry.path for entry in manifest.files])
     if not teacher_too:
-        for piece in sorted(parts.all):
-            if piece.role == "teacher" and not _same(parts[piece].tensors(), store.piece(piece)):
+        for part in parts:
+            if part.of_teacher and not _same(part.tensors(), store.read(part)):
                 raise ValueError(
-                    f"{repository} is a checkpoint of another model: its {piece} has other weights; give the teacher "
+                    f"{repository} is a checkpoint of another model: its {part} has other weights; give the teacher "
                     "that it was trained with"
                 )
     model.take_values(store, teacher_too=teacher_too)

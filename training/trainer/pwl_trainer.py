@@ -22,7 +22,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
 from pwl_hf.modeling import PWLForImageClassification
 from pwl_hf.modeling.parts.planning import check_savable
-from pwl_hf.modeling.parts.saving import processor_files
+from pwl_hf.modeling.publishing.saving import processor_files
 from pwl_hf.modeling.repository.output_folder import check_output, paths_of_save
 from pwl_hf.training.objective.distillation import Distillation
 from pwl_hf.training.trainer.checkpoints import CheckpointWriter, check_resumable, last_checkpoint, restore

@@ -19,7 +19,9 @@ from transformers.utils import logging
 
 from ..configuration_pwl import PWLConfig
 from ..errors import FetchError, MissingFileError, SaveError
-from ..publishing.remote_code import auto_map, chosen_code, code_of, code_paths, network_auto_map, set_auto_map
+from ..parts.parts import Parts
+from ..parts.planning import PlannedFile, plan_files
+from ..parts.weights import WeightStore
 from ..repository.files import copy_file, sha256_of, temporary_name, write_bytes, write_text
 from ..repository.manifest import (
     MANIFEST_FILE,
@@ -42,9 +44,7 @@ from ..repository.output_folder import (
 )
 from ..repository.source import Repository
 from ..schedule import Schedule
-from .parts import Parts
-from .planning import PlannedFile, plan_files
-from .weights import WeightStore
+from .remote_code import auto_map, chosen_code, code_of, code_paths, network_auto_map, set_auto_map
 
 if TYPE_CHECKING:
     from transformers import BaseImageProcessor
@@ -355,7 +355,7 @@ def _teacher_index(parts: Parts, manifest: Manifest) -> str:
     weight_map: dict[str, str] = {}
     total_size = total_parameters = 0
     for part in parts.inventory.parts.values():
-        if part.piece.role != "teacher":
+        if part.role != "teacher":
             continue
         for spec in part.specs.values():
             weight_map[spec.checkpoint_name] = Path(part.file).name
