@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 _EXPORTS = {
     "Boundary": "families.base",
     "Converter": "routes.converters",
+    "DrivenFamily": "families.driven",
     "Family": "families.base",
     "Features": "families.base",
     "FetchError": "errors",
@@ -68,6 +69,7 @@ _EXPORTS = {
 __all__ = [
     "Boundary",
     "Converter",
+    "DrivenFamily",
     "Family",
     "Features",
     "FetchError",

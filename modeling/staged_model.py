@@ -321,7 +321,9 @@ class StagedModel(PreTrainedModel):
             if parts.is_whole:
                 raise StageError("everything is resident already, there is nothing to stream: call set_stage")
             if first is None or until is None:
-                raise StageError(f"sources {self.sources!r} is no stage: call set_stage first")
+                raise StageError(
+                    f"only a model that is at a stage can be streamed, and sources {self.sources!r} is none: call set_stage"
+                )
             refuse_hooks(parts)
             # Values are compared when their block is released; what was put in is known now.
             for part in sorted(parts.resident() - parts.wanted(self._schedule.mask(until))):

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from pwl_hf.modeling import (
         Boundary,
         Converter,
+        DrivenFamily,
         Family,
         Features,
         FetchError,
@@ -57,6 +58,7 @@ __version__ = "0.1.0"
 _EXPORTS = {
     "Boundary": "modeling",
     "Converter": "modeling",
+    "DrivenFamily": "modeling",
     "Family": "modeling",
     "Features": "modeling",
     "FetchError": "modeling",
@@ -84,6 +86,7 @@ _EXPORTS = {
 __all__ = [
     "Boundary",
     "Converter",
+    "DrivenFamily",
     "Family",
     "Features",
     "FetchError",

@@ -95,12 +95,14 @@ class Swapper:
         """Modules of parts, and the statistics of masks that have none yet; over a side stream if there is one."""
         built_on = device if side is None else torch.device("cpu")
         made: dict[Part, Made] = {}
+        there: set[int] = set()
         for role in {part.role for part in missing if part.role is not None}:
             self.parts.networks.blueprints[role].place_frame(self.parts.networks.of(role), device)
         for part in missing:
             made[part] = self.parts.make(part, built_on, dtype, made)
             for module in made[part].values() if side is not None else ():
-                side.move(module)  # type: ignore[union-attr]
+                side.move(module, there)  # type: ignore[union-attr]
+                there |= {id(parameter) for parameter in module.parameters()}
         copy = side.copy if side is not None else lambda tensor: tensor
         statistics = {
             mask: {name: copy(tensor.to(built_on, dtype, copy=True)) for name, tensor in found.items()}

@@ -7,7 +7,7 @@ own, and the thread waits on the host until they are there: later users have not
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from typing import Any
@@ -30,22 +30,21 @@ class SideStream:
         self._serving = cuda.default_stream(device)
         self._stream = cuda.Stream(device)
 
-    def move(self, module: nn.Module) -> None:
+    def move(self, module: nn.Module, there: Collection[int] = ()) -> None:
         """Copy a module's tensors to the device; returns when they are there.
 
         Args:
             module: A module that is not in use yet, in ordinary memory.
+            there: The `id` of each tensor of it that is on the device already, being another module's as well.
         """
-        module._apply(self.copy)
+        module._apply(lambda tensor: tensor if id(tensor) in there else self.copy(tensor))
 
     def copy(self, tensor: torch.Tensor) -> torch.Tensor:
-        """A copy of a tensor in ordinary memory on the device; returns when it is there. One on the device stays.
+        """A copy of a tensor in ordinary memory on the device; returns when it is there.
 
         One at a time: pinned memory is kept by torch for the next tensor of the size, and all of a block's at once
         would be kept for ever.
         """
-        if tensor.device == self.device:
-            return tensor
         pinned = self.pin(tensor)
         # Memory of the serving stream, for there it is used and given back. It may be that of a tensor which
         # requests under way still read.

@@ -186,16 +186,22 @@ def test_a_joined_model_saves_and_loads(tmp_path: Path) -> None:
     [
         ({}, 4),
         ({"num_stages": 2}, 2),
+        ({"num_blocks": 2}, 2),
         ({"teacher_cuts": [1, 8]}, 2),
         ({"student_cuts": [1, 2, 4]}, 3),
         ({"teacher_cuts": [3, 6, 8], "student_cuts": [1, 2, 4], "num_stages": 3}, 3),
     ],
 )
-def test_the_number_of_stages_is_given_or_that_of_the_cuts(kwargs: dict, stages: int) -> None:
+def test_the_number_of_blocks_is_given_or_that_of_the_cuts(kwargs: dict, stages: int) -> None:
     model = join(*networks("vit"), **kwargs)
     assert model.num_stages == stages
     for name in ("teacher_cuts", "student_cuts"):
         assert getattr(model.config, name) == kwargs.get(name, getattr(model.config, name))
+
+
+def test_the_number_of_blocks_is_given_once() -> None:
+    with pytest.raises(TypeError, match="num_blocks and num_stages are one thing"):
+        join(*networks("vit"), num_blocks=2, num_stages=2)
 
 
 def test_modes_and_labels_are_the_networks() -> None:

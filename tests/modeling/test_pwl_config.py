@@ -74,6 +74,16 @@ def test_default_cuts_are_written_out() -> None:
     assert saved["model_type"] == "pwl"
 
 
+@pytest.mark.parametrize("name", ["num_blocks", "num_stages"])
+def test_blocks_have_two_names_and_one_in_the_file(name: str) -> None:
+    teacher, student = tiny_pair("vit")
+    config = PWLConfig(teacher_config=teacher, student_config=student, **{name: 2})
+    assert (config.num_blocks, config.num_stages, config.teacher_cuts) == (2, 2, [4, 8])
+    written = json.loads(config.to_json_string())
+    assert (written["num_stages"], "num_blocks" in written) == (2, False)
+    assert PWLConfig(**written).num_blocks == 2
+
+
 def test_configs_may_be_given_as_dicts() -> None:
     for model_type in FAMILIES:
         teacher, student = tiny_pair(model_type)

@@ -59,7 +59,7 @@ BELOW["parts"] = BELOW["loading"] | {"loading"}
 BELOW["streaming"] = BELOW["loading"] | {"loading", "parts"}
 BELOW["publishing"] = BELOW["loading"] | {"loading", "parts"}
 BELOW["staged_model"] = BELOW["parts"] | {"parts", "streaming"}
-BELOW["modeling_pwl"] = BELOW["staged_model"] | {"staged_model"}
+BELOW["modeling_pwl"] = BELOW["staged_model"] | {"staged_model", "publishing"}
 BELOW["tasks"] = BELOW["modeling_pwl"] | {"modeling_pwl"}
 
 

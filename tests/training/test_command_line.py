@@ -164,3 +164,33 @@ def test_json_and_yaml_read_alike(tmp_path):
     (tmp_path / "a.json").write_text('{"rate": 0.001, "names": ["a"]}')
     (tmp_path / "a.yaml").write_text("rate: 0.001\nnames: [a]\n")
     assert read_recipe(tmp_path / "a.json") == read_recipe(tmp_path / "a.yaml")
+
+
+@dataclass
+class Renamed:
+    count: int = field(default=1, metadata={"aliases": ["--number"]})
+
+
+@pytest.mark.parametrize(
+    ("recipes", "words", "count"),
+    [
+        (["number: 2"], [], 2),
+        (["count: 3", "number: 2"], [], 2),
+        (["number: 2", "count: 3"], [], 3),
+        (["count: 3", "number: 2", "count: 4"], [], 4),
+        (["number: 2"], ["--count", "5"], 5),
+        (["count: 3"], ["--number", "6"], 6),
+    ],
+)
+def test_an_option_of_two_names_is_one_option(tmp_path, recipes, words, count):
+    paths = [tmp_path / f"{i}.yaml" for i in range(len(recipes))]
+    for path, text in zip(paths, recipes, strict=True):
+        path.write_text(text)
+    parsed = CommandLine([Renamed], "train.py", "Train.").parse([*map(str, paths), *words])
+    assert (parsed.parts[0].count, parsed.options) == (count, {"count": count})
+
+
+def test_an_option_is_not_given_by_both_names(tmp_path, capsys):
+    (tmp_path / "both.yaml").write_text("count: 1\nnumber: 2\n")
+    message = refused(CommandLine([Renamed], "train.py", "Train."), [str(tmp_path / "both.yaml")], capsys)
+    assert "number and another key are the one option count: give one" in message
