@@ -87,7 +87,13 @@ class HandCutSegment:
     embedder: Callable[[Inputs], Features] | None
     blocks: tuple[tuple[Callable[[Features], Features], ...], ...]
     head: Callable[[Features], torch.Tensor] | None
-    modules: Mapping[str, nn.Module] = field(default_factory=dict, repr=False)
+    modules_of: Mapping[int, Mapping[str, nn.Module]] = field(default_factory=dict, repr=False)
+
+    @property
+    def modules(self) -> Mapping[str, nn.Module]:
+        """See `Segment`."""
+        blocks = range(self.first, self.last + 1)
+        return {path: module for block in blocks for path, module in self.modules_of[block].items()}
 
     def __call__(self, features: Features | None, inputs: Inputs) -> SegmentOutput:
         """See `Segment`."""
@@ -106,7 +112,7 @@ class HandCutSegment:
             return self
         embedder = self.embedder if number == self.first else None
         head = self.head if number == self.last else None
-        return HandCutSegment(number, number, embedder, (self.blocks[number - self.first],), head, self.modules)
+        return HandCutSegment(number, number, embedder, (self.blocks[number - self.first],), head, self.modules_of)
 
 
 @dataclass(frozen=True)
@@ -208,9 +214,11 @@ class Family(ABC):
             last: The last block.
             get: For a block, what its modules are fetched through.
         """
-        modules: dict[str, nn.Module] = {}
+        modules_of: dict[int, dict[str, nn.Module]] = {block: {} for block in range(first, last + 1)}
 
         def noting(block: int) -> GetModule:
+            modules = modules_of[block]
+
             def get_once(path: str) -> nn.Module:
                 if path not in modules:
                     modules[path] = get(block)(path)
@@ -228,7 +236,7 @@ class Family(ABC):
                 for block in range(first, last + 1)
             ),
             self.head(config, noting(last)) if last == len(cuts) else None,
-            modules,
+            modules_of,
         )
 
     def classifier_paths(self, config: PreTrainedConfig) -> tuple[str, ...]:
