@@ -322,7 +322,8 @@ class StagedModel(PreTrainedModel):
                 raise StageError("everything is resident already, there is nothing to stream: call set_stage")
             if first is None or until is None:
                 raise StageError(
-                    f"only a model that is at a stage can be streamed, and sources {self.sources!r} is none: call set_stage"
+                    f"only a model that is at a stage can be streamed, and sources {self.sources!r} is none: call "
+                    "set_stage first"
                 )
             refuse_hooks(parts)
             # Values are compared when their block is released; what was put in is known now.
