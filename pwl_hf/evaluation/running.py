@@ -73,12 +73,12 @@ def evaluate_masks(
     reader = _Reader(data, _classes(model, label_names), batch_size, num_workers, progress)
     tally = Tally(found, model.schedule)
     with _evaluating(model):
-        for pixel_values, labels in reader.batches(model):
+        for inputs, labels in reader.batches(model):
             right: dict[str, torch.Tensor] = {}
             waiting = iter(sorted(found))
             while together := list(islice(waiting, _SHARING)):
-                paths = model.shared_paths(pixel_values)
-                with _naming(pixel_values):
+                paths = model.shared_paths(inputs)
+                with _naming(inputs[model.main_input_name]):
                     right |= {mask: _is_right(paths(mask).logits, labels) for mask in together}
             tally.add(torch.stack([right[mask] for mask in found]).cpu())
     return tally.result()
@@ -153,13 +153,13 @@ def _step_through(model: Model, reader: _Reader) -> Evaluation:
 
 
 def _right_and_labels(
-    model: Model, batches: Iterator[tuple[torch.Tensor, torch.Tensor]]
+    model: Model, batches: Iterator[tuple[dict[str, torch.Tensor], torch.Tensor]]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Which images are right along the current path, and their labels: both (images,), on the CPU."""
     right, seen = [torch.empty(0, dtype=torch.bool)], [torch.empty(0, dtype=torch.int64)]
-    for pixel_values, labels in batches:
-        with _naming(pixel_values):
-            right.append(_is_right(model(pixel_values, return_dict=True).logits, labels).cpu())
+    for inputs, labels in batches:
+        with _naming(inputs[model.main_input_name]):
+            right.append(_is_right(model(**inputs, return_dict=True).logits, labels).cpu())
         seen.append(labels.cpu())
     return torch.cat(right), torch.cat(seen)
 
@@ -197,8 +197,8 @@ class _Reader:
     progress: bool
     title: str = "evaluating"
 
-    def batches(self, model: Model) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Images (B, C, H, W) of the model's dtype and their labels (B,) as the model numbers them."""
+    def batches(self, model: Model) -> Iterator[tuple[dict[str, torch.Tensor], torch.Tensor]]:
+        """Inputs by name, floating ones of the model's dtype, and labels (B,) as the model numbers them."""
         # A loader draws from the global generator otherwise, and an evaluation during training would change it.
         loader: DataLoader[Any] = DataLoader(
             self.data, self.batch_size, num_workers=self.num_workers, generator=torch.Generator()
@@ -208,10 +208,14 @@ class _Reader:
         for batch in tqdm(loader, desc=self.title, disable=not self.progress, leave=False):
             if "labels" not in batch:
                 raise ValueError("the data has no labels, so nothing can be right: name their column")
-            pixel_values, labels = batch["pixel_values"], batch["labels"].long()
+            labels = batch["labels"].long()
+            inputs = {name: value for name, value in batch.items() if name not in ("labels", "sample_ids")}
             if wrong := labels[(labels < 0) | (labels >= len(classes))].tolist():
                 raise ValueError(f"the data has the label {wrong[0]}, the model's labels are 0 to {len(classes) - 1}")
-            yield pixel_values.to(device, dtype), classes[labels].to(device)
+            yield (
+                {n: v.to(device, dtype if v.is_floating_point() else v.dtype) for n, v in inputs.items()},
+                classes[labels].to(device),
+            )
 
 
 @contextmanager

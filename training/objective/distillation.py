@@ -10,6 +10,7 @@ from torch import nn
 
 from pwl_hf.evaluation.labels import check_one_label
 from pwl_hf.modeling import PWLForImageClassification
+from pwl_hf.modeling.finite import Batch, by_name
 from pwl_hf.training.images.mixup import Mixup
 from pwl_hf.training.networks.identity import set_identity
 from pwl_hf.training.objective.attention import AttentionTransfer
@@ -83,7 +84,7 @@ class Distillation(nn.Module):
 
     def forward(
         self,
-        pixel_values: torch.Tensor,
+        inputs: Batch,
         labels: torch.Tensor | None = None,
         step: int = 0,
         sample_ids: torch.Tensor | None = None,
@@ -91,10 +92,10 @@ class Distillation(nn.Module):
         """The loss of a batch.
 
         Args:
-            pixel_values: (B, C, H, W), floating.
+            inputs: What the model would be called with, by name, or a tensor: the main input.
             labels: (B,), int64; not needed where every alpha is 0.
             step: The step's number, for what is drawn at random: the same in every process.
-            sample_ids: (B,), int64: which images these are, for terms that know something of each.
+            sample_ids: (B,), int64: which samples these are, for terms that know something of each.
 
         Returns:
             The scalar `loss`, and the terms that applied, by name and without gradients.
@@ -103,22 +104,23 @@ class Distillation(nn.Module):
             ValueError: If labels are needed and missing, or sample_ids are.
         """
         if self.mixup is not None and self.training:
-            count = cast(int, self.model.config.num_labels)
-            pixel_values, labels = self.mixup(
-                pixel_values, labels, sample_ids, num_labels=count, seed=self.seed, step=step
+            count, main = cast(int, self.model.config.num_labels), self.model.main_input_name
+            inputs = by_name(inputs, main)
+            inputs[main], labels = self.mixup(
+                inputs[main], labels, sample_ids, num_labels=count, seed=self.seed, step=step
             )
         if self.teacher_drift:
             self.model.teacher.train(self.training)
         passes = Passes(
             self.model,
-            pixel_values,
+            inputs,
             labels=labels,
             step=step,
             seed=self.seed,
             sample_ids=sample_ids,
             shared=not self.shared_statistics,
         )
-        loss, found = torch.zeros((), device=pixel_values.device), {}
+        loss, found = torch.zeros((), device=self.model.device), {}
         for weight, term in self.terms:
             value = term(passes)
             if value is not None:

@@ -1,6 +1,6 @@
-"""What the terms of one step share: the images, and the paths that were run over them.
+"""What the terms of one step share: the inputs, and the paths that were run over them.
 
-Notation: N blocks; B images of C channels, H x W pixels; K labels.
+Notation: N blocks; B samples; K labels.
 """
 
 from __future__ import annotations
@@ -8,13 +8,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import torch
 
 from pwl_hf.modeling import PWLForImageClassification
+from pwl_hf.modeling.finite import Batch, by_name
 from pwl_hf.modeling.routes.shared_paths import PathOutput, SharedPaths
 
-# All images of a batch.
+# All samples of a batch.
 ALL = slice(None)
 
 
@@ -51,16 +53,16 @@ class Passes:
 
     Args:
         model: A PWL model with everything resident.
-        pixel_values: (B, C, H, W), floating.
+        inputs: What the model would be called with, by name, or a tensor: the main input.
         labels: (B,), int64; None where the teacher's answers alone are learnt from.
         step: The step's number, the same in every process.
         seed: The run's seed.
-        sample_ids: (B,), int64: which images these are, for terms that know something of each.
+        sample_ids: (B,), int64: which samples these are, for terms that know something of each.
         shared: Let paths share the blocks that they have in common (see `shared_paths`).
     """
 
     model: PWLForImageClassification
-    pixel_values: torch.Tensor
+    inputs: Batch
     labels: torch.Tensor | None = None
     step: int = 0
     seed: int = 0
@@ -90,18 +92,18 @@ class Passes:
         if self.shared:
             return self._paths(mask)
         if mask not in self._alone:
-            found = self.model(self.pixel_values, sources=mask, output_hidden_states=True, return_dict=True)
+            found = self.model(**self._named, sources=mask, output_hidden_states=True, return_dict=True)
             self._alone[mask] = PathOutput(found.logits, found.hidden_states)
         return self._alone[mask]
 
     def part(self, share: int, number: int = 0) -> slice:
-        """Every so manieth image, others at every step and for every number; all of them if the share is 1."""
-        # A batch smaller than the share: there must be an image.
-        share = min(share, len(self.pixel_values))
+        """Every n-th sample, others at every step and for every number; all of them if the share is 1."""
+        # A batch smaller than the share: there must be a sample.
+        share = min(share, len(self._named[self.model.main_input_name]))
         return slice((self.step + number) % share, None, share) if share > 1 else ALL
 
     def boundaries(self, share: int = 1) -> list[Boundary]:
-        """The boundaries 1 to N-1, for every n-th image."""
+        """The boundaries 1 to N-1, for every n-th sample."""
         if share not in self._boundaries:
             rows = self.part(share)
             features = zip(self.teacher.hidden_states[:-1], self.student.hidden_states[:-1], strict=True)
@@ -112,10 +114,10 @@ class Passes:
         return self._boundaries[share]
 
     def logits(self, mask: str, rows: slice = ALL) -> torch.Tensor:
-        """The logits of a mask, of all images (B, K) or of some.
+        """The logits of a mask, of all samples (B, K) or of some.
 
         Of some, what lies before the mask's first change is run for all the same, and what comes after for them
-        alone: BatchNorms there take the statistics of fewer images.
+        alone: BatchNorms there take the statistics of fewer samples.
         """
         if rows == ALL or not self.shared:
             return self.path(mask).logits[rows]
@@ -123,4 +125,8 @@ class Passes:
 
     @cached_property
     def _paths(self) -> SharedPaths:
-        return self.model.shared_paths(self.pixel_values)
+        return self.model.shared_paths(self._named)
+
+    @cached_property
+    def _named(self) -> dict[str, Any]:
+        return by_name(self.inputs, self.model.main_input_name)

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
 
 from pwl_hf.modeling import PWLForImageClassification
+from pwl_hf.modeling.finite import Batch, by_name, on_device
 from pwl_hf.modeling.routes.batchnorm import batch_norms
 from pwl_hf.training.objective.masks import mixed_masks
 
@@ -64,7 +66,7 @@ class MaskChoice:
 @torch.no_grad()
 def select_statistics(
     model: PWLForImageClassification,
-    batches: Iterable[torch.Tensor],
+    batches: Iterable[Batch],
     labels: torch.Tensor,
     masks: Sequence[str] | None = None,
     *,
@@ -80,8 +82,8 @@ def select_statistics(
 
     Args:
         model: A model with everything resident.
-        batches: Training images, not augmented, (B, C, H, W) each; at least two batches. They are kept in memory.
-        labels: (n,), int64, of all images in order.
+        batches: Training samples, not augmented; at least two batches, as in `fit_converters`. They are kept in memory.
+        labels: (n,), int64, of all samples in order.
         masks: The masks; all that take blocks of both networks by default.
         held_out: The part of the images that is measured on, at the least; whole batches are taken.
 
@@ -91,21 +93,22 @@ def select_statistics(
     Raises:
         ValueError: If there are fewer than two batches, or not one label for each image.
     """
-    images = list(batches)
-    if len(images) < 2:
-        raise ValueError(f"select_statistics needs at least two batches, to estimate and to measure, got {len(images)}")
-    count = sum(len(batch) for batch in images)
+    samples = [by_name(batch, model.main_input_name) for batch in batches]
+    sizes = [len(batch[model.main_input_name]) for batch in samples]
+    if len(samples) < 2:
+        raise ValueError(f"select_statistics needs at least two batches, to estimate and to measure, got {len(samples)}")
+    count = sum(sizes)
     if labels.shape != (count,):
-        raise ValueError(f"labels must be one for each of the {count} images, got a tensor of {tuple(labels.shape)}")
+        raise ValueError(f"labels must be one for each of the {count} samples, got a tensor of {tuple(labels.shape)}")
     if not any(True for _ in batch_norms(model.student, "student")) and not any(
         True for _ in batch_norms(model.teacher, "teacher")
     ):
         return {}
     if masks is None:
         masks = mixed_masks(model.num_blocks)
-    first = _first_measured([len(batch) for batch in images], held_out)
-    estimated, measured = images[:first], images[first:]
-    right_labels = labels[sum(len(batch) for batch in estimated) :].to(model.device)
+    first = _first_measured(sizes, held_out)
+    estimated, measured = samples[:first], samples[first:]
+    right_labels = labels[sum(sizes[:first]) :].to(model.device).split(sizes[first:])
     was_training = model.training
     model.eval()
     try:
@@ -115,7 +118,7 @@ def select_statistics(
         model.estimate_statistics(estimated, masks)
         own = _cross_entropies(model, measured, right_labels, masks)
         chosen = {mask: MaskChoice(shared[mask], own[mask]) for mask in masks}
-        model.estimate_statistics(images, [mask for mask, choice in chosen.items() if choice.keeps_own])
+        model.estimate_statistics(samples, [mask for mask, choice in chosen.items() if choice.keeps_own])
         for mask, choice in chosen.items():
             if not choice.keeps_own:
                 model.discard_statistics(mask)
@@ -133,12 +136,16 @@ def _first_measured(sizes: Sequence[int], held_out: float) -> int:
 
 
 def _cross_entropies(
-    model: PWLForImageClassification, batches: Sequence[torch.Tensor], labels: torch.Tensor, masks: Sequence[str]
+    model: PWLForImageClassification,
+    batches: Sequence[dict[str, Any]],
+    labels: Sequence[torch.Tensor],
+    masks: Sequence[str],
 ) -> dict[str, float]:
-    """The mean cross entropy of all images, by mask."""
+    """The mean cross entropy of all samples, by mask, of batches and their labels."""
     found = dict.fromkeys(masks, 0.0)
-    for batch, wanted in zip(batches, labels.split([len(batch) for batch in batches]), strict=True):
-        paths = model.shared_paths(batch.to(model.device))
+    for batch, wanted in zip(batches, labels, strict=True):
+        paths = model.shared_paths(on_device(batch, model.device))
         for mask in masks:
             found[mask] += functional.cross_entropy(paths(mask).logits.float(), wanted, reduction="sum").item()
-    return {mask: total / len(labels) for mask, total in found.items()}
+    count = sum(len(wanted) for wanted in labels)
+    return {mask: total / count for mask, total in found.items()}

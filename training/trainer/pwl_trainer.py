@@ -5,6 +5,7 @@ Notation: N blocks; B images of C channels, H x W pixels; K labels.
 
 from __future__ import annotations
 
+import inspect
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,6 +34,9 @@ from pwl_hf.training.trainer.step_log import StepLog
 from pwl_hf.training.trainer.training_arguments import PWLTrainingArguments
 
 Batch = dict[str, Any]
+
+# What is in a batch besides the model's inputs.
+_ANSWERS = ("labels", "sample_ids")
 
 
 class Augments(Protocol):
@@ -142,7 +146,7 @@ class PWLTrainer(HubTrainer):
         return wrapped
 
     def _set_signature_columns_if_needed(self) -> None:
-        columns: Any = ["pixel_values", "labels", "sample_ids"]
+        columns: Any = [*inspect.signature(type(self.model).forward).parameters, *_ANSWERS]
         self._signature_columns = columns
 
     def compute_loss(
@@ -157,16 +161,16 @@ class PWLTrainer(HubTrainer):
         Raises:
             ValueError: If images are to be augmented and have no numbers.
         """
-        pixel_values, sample_ids = inputs["pixel_values"], inputs.get("sample_ids")
-        step = self.state.global_step
+        named, sample_ids = _without_answers(inputs), inputs.get("sample_ids")
+        step, main = self.state.global_step, self.model.main_input_name
         if self.augmentation is not None:
             if sample_ids is None:
                 raise ValueError("augmentation needs sample_ids in every batch: give the dataset's items a number each")
             with torch.no_grad():
-                pixel_values = self.augmentation.augment(pixel_values, sample_ids, self.args.seed, step)
-        losses = model(pixel_values, inputs.get("labels"), step=step, sample_ids=sample_ids)
+                named[main] = self.augmentation.augment(named[main], sample_ids, self.args.seed, step)
+        losses = model(named, inputs.get("labels"), step=step, sample_ids=sample_ids)
         terms = {name: value for name, value in losses.items() if name != "loss"}
-        self._step_log.add(terms, len(pixel_values))
+        self._step_log.add(terms, len(named[main]))
         return (losses["loss"], losses) if return_outputs else losses["loss"]
 
     def floating_point_ops(self, inputs: Batch) -> int:
@@ -292,7 +296,7 @@ class PWLTrainer(HubTrainer):
         if labels is None:
             raise ValueError("the images to measure on have no labels: give an eval_dataset that has, or none")
         with torch.no_grad(), self.accelerator.autocast():
-            paths = self.model.shared_paths(inputs["pixel_values"])
+            paths = self.model.shared_paths(_without_answers(inputs))
             logits = torch.stack([paths(mask).logits for mask in self._stages], dim=1).float()
             loss = functional.cross_entropy(logits.flatten(0, 1), labels.repeat_interleave(len(self._stages)))
         return loss, None if prediction_loss_only else logits.argmax(-1), labels
@@ -331,6 +335,11 @@ class PWLTrainer(HubTrainer):
     def _restore(self, checkpoint: str) -> None:
         manifest = restore(self.model, checkpoint, teacher_too=self.objective.teacher_drift)
         self._writer.adopt(checkpoint, manifest)
+
+
+def _without_answers(batch: Batch) -> dict[str, torch.Tensor]:
+    """What a batch holds for the model: neither labels nor the samples' numbers."""
+    return {name: value for name, value in batch.items() if name not in _ANSWERS}
 
 
 def _stage_accuracies(prediction: EvalPrediction) -> dict[str, float]:
