@@ -36,6 +36,10 @@ _REFUSED = {
     "kernel_config": "the last stage is the teacher bit for bit",
     "use_kernels": "the last stage is the teacher bit for bit",
     "proxies": "huggingface_hub takes proxies from the environment",
+    "num_blocks": "a repository is cut into blocks already",
+    "num_stages": "a repository has its own stages; call set_schedule for others",
+    "teacher_cuts": "a repository is cut into blocks already",
+    "student_cuts": "a repository is cut into blocks already",
 }
 # Arguments that transformers passes for itself, or that change nothing here.
 _IGNORED = (

@@ -20,6 +20,9 @@ from tests.tiny import tiny_images
 REFUSED = {
     "quantization_config": BitsAndBytesConfig(load_in_8bit=True),
     "tp_plan": "auto",
+    "num_blocks": 2,
+    "num_stages": 2,
+    "teacher_cuts": [2, 8],
     "tp_size": 2,
     "device_mesh": object(),
     "distributed_config": object(),

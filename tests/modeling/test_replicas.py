@@ -1,0 +1,59 @@
+"""Replicas, as `nn.DataParallel` makes them: each runs the path over its own copies."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+
+import pytest
+import torch
+from torch import nn
+
+from pwl_hf import PWLForImageClassification
+from tests.tiny import tiny_images, tiny_model
+
+
+def replicate(model: nn.Module) -> nn.Module:
+    """What `torch.nn.parallel.replicate` does, on the one device that there is."""
+    copies = {module: module._replicate_for_data_parallel() for module in model.modules()}
+    for module, copy in copies.items():
+        for name, child in module._modules.items():
+            copy._modules[name] = None if child is None else copies[child]
+        for name, parameter in module._parameters.items():
+            copy._parameters[name] = None if parameter is None else parameter.clone()
+        for name, buffer in module._buffers.items():
+            copy._buffers[name] = None if buffer is None else buffer.clone()
+    return copies[model]
+
+
+@pytest.mark.parametrize("model_type", ["vit", "resnet"])
+@torch.no_grad()
+def test_a_replica_runs_over_its_own_modules(model_type: str) -> None:
+    model, images = tiny_model(model_type), tiny_images(model_type)
+    model.set_stage(2)
+    expected = model(images).logits
+    replica = replicate(model)
+    assert torch.equal(replica(images).logits, expected)
+    assert (replica.stage, replica.sources) == (2, "TTSS")
+    own = {id(module) for module in replica.modules()}
+    assert {id(module) for _, _, module in replica._router.current().places} <= own
+    assert torch.equal(model(images).logits, expected)
+    assert model.parts.networks.model is model
+
+
+def test_a_model_that_nobody_holds_is_gone_at_once(tmp_path) -> None:
+    tiny_model("vit").save_pretrained(tmp_path)
+    model = PWLForImageClassification.from_pretrained(tmp_path)
+    with torch.no_grad():
+        model(tiny_images("vit"))
+    with model.stream_stages(2):
+        pass
+    model.set_stage(1)
+    seen = weakref.ref(model), weakref.ref(model.teacher)
+    gc.collect()
+    gc.disable()
+    try:
+        del model
+        assert [ref() for ref in seen] == [None, None]
+    finally:
+        gc.enable()
