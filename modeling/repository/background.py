@@ -7,6 +7,7 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
+from contextvars import copy_context
 from types import TracebackType
 from typing import Generic, TypeVar
 
@@ -29,8 +30,9 @@ class Prefetch(Generic[Result]):
         self._cancelled = threading.Event()
         self._result: list[Result] = []
         self._error: BaseException | None = None
-        # ThreadPoolExecutor would join at exit, and a failed call must not hang on the network.
-        self._thread = threading.Thread(target=self._run, name="pwl-fetch", daemon=True)
+        # ThreadPoolExecutor would join at exit, and a failed call must not hang on the network. The caller's limit of
+        # bandwidth holds there too.
+        self._thread = threading.Thread(target=copy_context().run, args=[self._run], name="pwl-fetch", daemon=True)
 
     def __enter__(self) -> Prefetch[Result]:
         self._farewell = end_before_exit(self, self._cancelled.set, [self._thread])

@@ -6,8 +6,9 @@ import errno
 import os
 import re
 from pathlib import Path
-from threading import Event
+from threading import Event, RLock
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, is_offline_mode
 from huggingface_hub.errors import (
@@ -18,38 +19,40 @@ from huggingface_hub.errors import (
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
 )
-from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
+from huggingface_hub.utils import httpx, tqdm  # type: ignore[attr-defined]
 
 from ..errors import FetchError, MissingFileError
 from .files import temporary_name
-from .interrupting import interruptible
 from .retrying import is_passing, root_cause
+from .transfers import interruptible
 from .verification import pointer_of
 
 if TYPE_CHECKING:
     from .source import Repository
 
-# A class of progress bars, as huggingface_hub takes it: it sees every chunk.
-Watch = type[Any]
-
 FAULTS = (HfHubHTTPError, httpx.HTTPError, OSError)
 
 
-def download(
-    repository: Repository,
-    path: str,
-    *,
-    force: bool = False,
-    watch: Watch | None = None,
-    cancelled: Event | None = None,
-) -> Path:
+class _Bar(tqdm):  # type: ignore[misc]
+    """The Hub's progress bar with a lock of its own, which a forked child gets unlocked."""
+
+    @classmethod
+    def renew(cls) -> None:
+        cls._lock, cls._instances = RLock(), WeakSet[Any]()
+
+
+_Bar.renew()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_Bar.renew)
+
+
+def download(repository: Repository, path: str, *, force: bool = False, cancelled: Event | None = None) -> Path:
     """The local path of a file of a Hub repository, downloaded if it is not in the cache.
 
     Args:
         repository: The pinned commit.
         path: The file's path, within the repository's subfolder.
         force: Download it even if it is in the cache.
-        watch: A progress bar class.
         cancelled: Ends it: the waiting between tries, and requests under way.
 
     Raises:
@@ -59,7 +62,7 @@ def download(
     """
     try:
         with interruptible(cancelled):
-            return repository.retry.run(lambda: _try(repository, path, force, watch), cancelled)
+            return repository.retry.run(lambda: _try(repository, path, force), cancelled)
     except LocalEntryNotFoundError as error:
         raise FetchError(_explain(repository, path, error)) from error
     except EntryNotFoundError as error:
@@ -68,24 +71,16 @@ def download(
         raise FetchError(_explain(repository, path, error)) from error
 
 
-def download_again(
-    repository: Repository,
-    path: str,
-    *,
-    force: bool,
-    watch: Watch | None = None,
-    cancelled: Event | None = None,
-) -> Path:
+def download_again(repository: Repository, path: str, *, force: bool, cancelled: Event | None = None) -> Path:
     """Ask the Hub for a file that is in the cache; if it cannot be had, the cache stays as it was.
 
-    huggingface_hub leaves a pointer that exists as it is, whatever it downloads: a link to somewhere else, or a plain
-    file in a cache without links, would be found again and again. So it is moved out of the way first.
+    huggingface_hub keeps a pointer that exists, whatever it downloads, so a link to somewhere else, or a plain file
+    in a cache without links, would be found again and again. It is moved out of the way first.
 
     Args:
         repository: The pinned commit.
         path: The file's path, within the repository's subfolder.
         force: Download it in any case; otherwise only if the cache has no file of the Hub's ETag.
-        watch: As in `download`.
         cancelled: As in `download`.
 
     Raises:
@@ -95,7 +90,7 @@ def download_again(
     """
     cached = repository.local(path)
     if cached is None:
-        return download(repository, path, force=force, watch=watch, cancelled=cancelled)
+        return download(repository, path, force=force, cancelled=cancelled)
     pointer = pointer_of(cached)
     aside = temporary_name(pointer)
     try:
@@ -103,7 +98,7 @@ def download_again(
     except OSError as error:
         raise FetchError(_explain(repository, path, error)) from error
     try:
-        return download(repository, path, force=force, watch=watch, cancelled=cancelled)
+        return download(repository, path, force=force, cancelled=cancelled)
     finally:
         # Another process may have fetched it meanwhile.
         if os.path.lexists(pointer):
@@ -125,7 +120,7 @@ def etag_of(repository: Repository, path: str) -> str | None:
         return None
 
 
-def _try(repository: Repository, path: str, force: bool, watch: Watch | None) -> Path:
+def _try(repository: Repository, path: str, force: bool) -> Path:
     try:
         return Path(
             hf_hub_download(
@@ -137,7 +132,7 @@ def _try(repository: Repository, path: str, force: bool, watch: Watch | None) ->
                 cache_dir=repository.cache_dir,
                 local_files_only=repository.local_files_only,
                 force_download=repository.force_download or force,
-                tqdm_class=watch,
+                tqdm_class=_Bar,
             )
         )
     except HfHubHTTPError:

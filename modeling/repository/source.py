@@ -18,7 +18,7 @@ from huggingface_hub.errors import HFValidationError
 
 from ..errors import FetchError, MissingFileError, RepositoryError
 from .background import download_concurrently
-from .fetching import Watch, download, download_again, etag_of
+from .fetching import download, download_again, etag_of
 from .files import leads_out, write_text
 from .manifest import MANIFEST_FILE, FileEntry, Manifest
 from .retrying import RetryPolicy, is_passing
@@ -112,15 +112,12 @@ class Repository:
         # It never changes, and a copy of a model needs the token for its later stages.
         return self
 
-    def fetch(
-        self, path: str, *, force: bool = False, watch: Watch | None = None, cancelled: Event | None = None
-    ) -> Path:
+    def fetch(self, path: str, *, force: bool = False, cancelled: Event | None = None) -> Path:
         """The local path of a file, downloaded if it is not in the cache.
 
         Args:
             path: Its path in the repository.
             force: Download it even if it is in the cache.
-            watch: A progress bar class for the download.
             cancelled: Ends it: the waiting between tries, and requests under way.
 
         Raises:
@@ -134,8 +131,8 @@ class Repository:
                 raise MissingFileError(f"{self} has no file {path!r}")
             return local
         if force or self.force_download:
-            return download_again(self, path, force=True, watch=watch, cancelled=cancelled)
-        return download(self, path, watch=watch, cancelled=cancelled)
+            return download_again(self, path, force=True, cancelled=cancelled)
+        return download(self, path, cancelled=cancelled)
 
     def fetch_all(self, entries: Iterable[FileEntry], fetch: Callable[[FileEntry, Event], Path]) -> dict[str, Path]:
         """The local paths of files. Small files of a Hub are fetched while large ones download.
@@ -318,7 +315,6 @@ class Repository:
         entries: Collection[FileEntry],
         fetched: Mapping[str, Path] | None = None,
         *,
-        watch: Watch | None = None,
         cancelled: Event | None = None,
     ) -> dict[str, Verified]:
         """Fetch weight files and compare each with its size and sha256.
@@ -329,7 +325,6 @@ class Repository:
         Args:
             entries: The files.
             fetched: Local paths of those that were fetched just now.
-            watch: A progress bar class for what is downloaded.
             cancelled: As in `fetch`.
 
         Returns:
@@ -340,7 +335,7 @@ class Repository:
             FetchError: If it could not be had.
             Interrupted: If it was cancelled.
         """
-        fetch = partial(self.fetch, watch=watch, cancelled=cancelled)
+        fetch = partial(self.fetch, cancelled=cancelled)
         local = dict(fetched or {})
         missing = [entry for entry in entries if entry.path not in local]
         local |= self.fetch_all(missing, lambda entry, ended: fetch(entry.path, cancelled=cancelled or ended))

@@ -19,9 +19,8 @@ from typing import TYPE_CHECKING
 
 from ..errors import FetchError, StageError
 from ..repository.background import end_before_exit
-from ..repository.interrupting import Interrupted
 from ..repository.manifest import FileEntry
-from ..repository.pacing import Pace, Transfer
+from ..repository.transfers import Interrupted, Pace
 from ..sources import Sources
 
 if TYPE_CHECKING:
@@ -204,12 +203,9 @@ class StageStream:
             self._fetched.put(local)
 
     def _fetch_file(self, entry: FileEntry, _: threading.Event) -> Path:
-        repository, transfer = self._store.repository, self._pace.begin()
-        is_new = repository.local(entry.path) is None
-        local = repository.fetch(entry.path, watch=transfer.watch(), cancelled=self._cancelled)
-        if is_new:
-            transfer.settle(entry.bytes)
-        return local
+        repository = self._store.repository
+        with self._pace.limit(entry.bytes if repository.local(entry.path) is None else 0):
+            return repository.fetch(entry.path, cancelled=self._cancelled)
 
     def _has_room(self, stage: int, size: int) -> bool:
         """Whether a stage may be fetched now: its turn has come, or it is within the look-ahead."""
@@ -242,7 +238,8 @@ class StageStream:
         if model is None or store is None:
             return
         paths = [entry.path for entry in self._plan[stage]]
-        store.prepare(paths, fetched=fetched, watch=Transfer(self._pace).watch(), cancelled=self._cancelled)
+        with self._pace.limit():
+            store.prepare(paths, fetched=fetched, cancelled=self._cancelled)
         if self._cancelled.is_set():
             return
         model._advance(stage)
