@@ -224,7 +224,7 @@ class Repository:
             return False
 
     def _is_the_hubs(self, path: str, local: Path) -> bool | None:
-        """Whether a small file is what the Hub has; None if that cannot be told."""
+        """Whether a file is what the Hub has; None if that cannot be told."""
         # A snapshot that is opened as a folder names its files as the cache does.
         named = is_as_named(local) if blob_of(local) is not None else None
         if named is not None or self.commit is None:
@@ -348,7 +348,7 @@ class Repository:
             if not self._can_download:
                 raise
             # 1. A file that is what it was served as: a request without contents tells if the Hub has another now.
-            if self._is_as_served(entry.path, local):
+            if self._is_the_hubs(entry.path, local):
                 if not self.refresh(entry.path):
                     self._suspect_manifest()
                     raise
@@ -366,12 +366,6 @@ class Repository:
             raise RepositoryError(
                 f"{error}; it came so twice in a row; the same call later fetches it again"
             ) from error
-
-    def _is_as_served(self, path: str, local: Path) -> bool:
-        if blob_of(local) is not None:
-            return is_as_named(local) is True
-        etag = etag_of(self, path)
-        return etag is not None and is_named(local, etag) is True
 
     def _suspect_manifest(self) -> None:
         """Before a file is refused that is the Hub's: ask whether the manifest is, too."""
