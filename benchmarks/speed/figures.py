@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 from benchmarks.speed.pairs import Pair, repository
 from benchmarks.speed.timing import Spread
+
+# Rows that several measures have.
+TEACHER_ROW, STUDENT_ROW = "transformers' teacher", "transformers' student"
+FIRST_ROW, WHOLE_ROW = "first answer", "all stages, one answer at the end"
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,10 @@ class Place:
     pair: Pair
     data: Path
     repeats: int
+
+    def rounds(self, part: int, of: int) -> int:
+        """A part of the rounds, at least one: `rounds(2, of=3)` are two thirds of them."""
+        return max(1, self.repeats * part // of)
 
     def repository(self) -> Path:
         """The pair's repository with random weights, made if it is not there; `student/` in it is the plain student."""
@@ -47,6 +55,23 @@ class Figure:
     value: Spread
     unit: str = "x"
     base: str | None = None
+
+    @classmethod
+    def of(cls, name: str, values: Sequence[float], unit: str, base: str | None = None) -> Self:
+        """The median and quartiles of values, one for each round."""
+        return cls(name, Spread.of(values), unit, base)
+
+    @classmethod
+    def ratio(cls, name: str, own: Sequence[float], whole: Sequence[float], base: str) -> Self:
+        """Values as parts of others, round by round.
+
+        Args:
+            name: What it is.
+            own: One value for each round.
+            whole: What each is a part of.
+            base: What that is called.
+        """
+        return cls(name, Spread.of([a / b for a, b in zip(own, whole, strict=True)]), base=base)
 
 
 @dataclass(frozen=True)
@@ -73,16 +98,12 @@ class Measure(Protocol):
         """Measure a pair."""
 
 
-def ratios(times: Mapping[str, Sequence[float]], base: str, named: str) -> list[Figure]:
+def ratios(times: Mapping[str, Sequence[float]], base: str, named: str | None = None) -> list[Figure]:
     """Each thing's times as a part of the base's, round by round.
 
     Args:
         times: By name, one for each round, of things that took turns.
         base: The name of what the others are held against.
-        named: What the base is called in tables.
+        named: What the base is called in tables, if not by its name.
     """
-    return [
-        Figure(name, Spread.of([own / whole for own, whole in zip(found, times[base], strict=True)]), base=named)
-        for name, found in times.items()
-        if name != base
-    ]
+    return [Figure.ratio(name, own, times[base], named or base) for name, own in times.items() if name != base]

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -83,18 +84,31 @@ def imported(rehearsed: Sequence[Task], environment: Mapping[str, str]) -> Itera
         yield run
 
 
-def from_empty_cache(place: Place, hub: Hub, run: Callable[[Task], Run], task: Task) -> tuple[Run, list[Asked]]:
-    """Do a task with a Hub cache that is new and thrown away, and tell what the Hub was asked meanwhile.
+def from_empty_cache(
+    place: Place, hub: Hub, tasks: Mapping[str, Task], rehearsed: Sequence[Task], rounds: int
+) -> tuple[dict[str, list[Run]], dict[str, list[list[Asked]]]]:
+    """Do tasks in turn, each with a Hub cache of its own, in a fork of a process whose imports are done.
 
     Args:
-        place: Where the cache is made.
-        hub: The Hub that the task loads from.
-        run: Does the task, as `imported` gives it.
-        task: The task, without a cache.
+        place: Where caches are made.
+        hub: The Hub that the tasks load from.
+        tasks: By name, without a cache.
+        rehearsed: As in `imported`.
+        rounds: How often each is done.
+
+    Returns:
+        By name, round by round: what was done, and what the Hub was asked meanwhile.
     """
-    with TemporaryDirectory(dir=place.data) as cache:
-        hub.take()
-        return run(replace(task, cache_dir=cache)), hub.take()
+    runs: dict[str, list[Run]] = {name: [] for name in tasks}
+    asked: dict[str, list[list[Asked]]] = {name: [] for name in tasks}
+    with TemporaryDirectory(dir=place.data) as home, imported(rehearsed, hub.environment(Path(home))) as run:
+        for _ in range(rounds):
+            for name, task in tasks.items():
+                with TemporaryDirectory(dir=place.data) as cache:
+                    hub.take()
+                    runs[name].append(run(replace(task, cache_dir=cache)))
+                    asked[name].append(hub.take())
+    return runs, asked
 
 
 def _run(start: float, seconds: float, marks: Mapping[str, Any]) -> Run:

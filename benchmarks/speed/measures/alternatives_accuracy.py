@@ -10,7 +10,6 @@ import torch
 from benchmarks.speed.figures import Figure, Measured, Place
 from benchmarks.speed.measures.alternatives import BF16_WAY, INT8_WAY, PWL_WAY, STUDENT_WAY, TEACHER_WAY, ways
 from benchmarks.speed.measures.alternatives_files import BF16, INT8
-from benchmarks.speed.timing import Spread
 from pwl_hf import PWLForImageClassification
 from pwl_hf.modeling.repository.manifest import MANIFEST_FILE, STUDENT_FILE, Manifest
 
@@ -34,10 +33,10 @@ def accuracy(place: Place) -> Measured:
     def add(name: str, found: torch.Tensor, size: int) -> None:
         images = f"{len(found)} images"
         if labels is not None:
-            figures.append(Figure(f"right: {name}", _percent(found == labels), "%", images))
+            figures.append(Figure.of(f"right: {name}", _percent(found == labels), "%", images))
         if name != TEACHER_WAY:
-            figures.append(Figure(f"as the teacher: {name}", _percent(found == by_teacher), "%", images))
-        figures.append(Figure(f"weights until then: {name}", Spread.of([size / 1e3]), "kB"))
+            figures.append(Figure.of(f"as the teacher: {name}", _percent(found == by_teacher), "%", images))
+        figures.append(Figure.of(f"weights until then: {name}", [size / 1e3], "kB"))
 
     add(TEACHER_WAY, by_teacher, _size(known[TEACHER_WAY].folder / STUDENT_FILE))
     for name, file in ((STUDENT_WAY, STUDENT_FILE), (INT8_WAY, INT8), (BF16_WAY, f"{BF16}/{STUDENT_FILE}")):
@@ -70,8 +69,8 @@ def images_of(place: Place) -> tuple[torch.Tensor, torch.Tensor | None]:
     return to_tensor(test.images, image_processor()), torch.tensor(test.labels)
 
 
-def _percent(right: torch.Tensor) -> Spread:
-    return Spread.of([100 * right.double().mean().item()])
+def _percent(right: torch.Tensor) -> list[float]:
+    return [100 * right.double().mean().item()]
 
 
 def _size(path: Path) -> int:

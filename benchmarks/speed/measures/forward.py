@@ -15,7 +15,6 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from benchmarks.speed.figures import Figure, Measured, Place
-from benchmarks.speed.timing import Spread
 from pwl_hf import PWLForImageClassification
 from pwl_hf.modeling.families.registry import family_of
 
@@ -39,12 +38,11 @@ def forward(place: Place) -> Measured:
             raise AssertionError(f"{name}: the logits are not those of {base}")
         one, other = in_turns(ours, theirs, place.repeats)
         seconds[name], seconds[f"{name}: {base}"] = one, other
-        found = Spread.of([a / b for a, b in zip(one, other, strict=True)])
-        figures.append(Figure(name, found, base=base))
+        figures.append(Figure.ratio(name, one, other, base))
         if base == BY_HAND:
             of_stages.append(figures[-1])
-            beyond = Spread.of([1000 * (a - b) for a, b in zip(one, other, strict=True)])
-            figures.append(Figure(f"{name}: beyond that", beyond, "ms"))
+            beyond = [1000 * (a - b) for a, b in zip(one, other, strict=True)]
+            figures.append(Figure.of(f"{name}: beyond that", beyond, "ms"))
 
     network = family_of(place.pair.teacher).model_class()
     ends = {0: "student", place.pair.num_stages: "teacher"}

@@ -12,16 +12,14 @@ import torch
 from huggingface_hub import constants
 from transformers import PreTrainedConfig
 
-from benchmarks.speed.figures import Figure, Measured, Place, ratios
+from benchmarks.speed.figures import FIRST_ROW, TEACHER_ROW, WHOLE_ROW, Figure, Measured, Place, ratios
 from benchmarks.speed.fresh import Fresh, Mark
 from benchmarks.speed.hub import Asked, serving, total_bytes
 from benchmarks.speed.loads import by_stages, by_transformers
 from benchmarks.speed.pairs import Pair, repository
-from benchmarks.speed.timing import Spread, interleaved
+from benchmarks.speed.timing import interleaved
 from pwl_hf import PWLForImageClassification
 from pwl_hf.modeling.families.registry import family_of
-
-TEACHER = "transformers' teacher"
 
 # Numbers of stages; of those, the ones that both networks have units for.
 STAGES = (1, 2, 4, 8, 12)
@@ -58,7 +56,7 @@ def growth(place: Place) -> Measured:
             times[variant.name] = _times(variant, place.repeats)
             figures += [
                 replace(figure, name=f"{variant.name}: {figure.name}")
-                for figure in ratios(times[variant.name], TEACHER, f"{TEACHER}, of this repository")
+                for figure in ratios(times[variant.name], TEACHER_ROW, f"{TEACHER_ROW}, of this repository")
             ]
         series[by] = times
     cut = of_stages(place)
@@ -67,10 +65,10 @@ def growth(place: Place) -> Measured:
         # The first stage opens the repository; of those after it, the one with the most bytes counts.
         first, largest = stages[0], max(stages[1:], key=total_bytes)
         for stage, found in (("stage 0", first), ("largest stage", largest)):
-            figures.append(Figure(f"{name}: {stage}, bytes", Spread.of([total_bytes(found) / 1e6]), "MB"))
-            figures.append(Figure(f"{name}: {stage}, requests", Spread.of([float(len(found))]), "requests"))
+            figures.append(Figure.of(f"{name}: {stage}, bytes", [total_bytes(found) / 1e6], "MB"))
+            figures.append(Figure.of(f"{name}: {stage}, requests", [len(found)], "requests"))
         whole = sum(total_bytes(stage) for stage in stages)
-        figures.append(Figure(f"{name}: all stages, bytes", Spread.of([whole / 1e6]), "MB"))
+        figures.append(Figure.of(f"{name}: all stages, bytes", [whole / 1e6], "MB"))
         series.setdefault("requests", {})[name] = [[len(stage), total_bytes(stage)] for stage in stages]
     return Measured(figures, series)
 
@@ -129,9 +127,9 @@ def _times(variant: Variant, repeats: int) -> dict[str, list[float]]:
     network = family_of(variant.pair.teacher).model_class()
     pixel_values = variant.pair.pixel_values()
     things = {
-        TEACHER: by_transformers(network, variant.folder / "teacher", pixel_values),
-        "first answer": by_stages(variant.folder, 0, pixel_values),
-        "all stages, one answer at the end": by_stages(variant.folder, variant.pair.num_stages, pixel_values),
+        TEACHER_ROW: by_transformers(network, variant.folder / "teacher", pixel_values),
+        FIRST_ROW: by_stages(variant.folder, 0, pixel_values),
+        WHOLE_ROW: by_stages(variant.folder, variant.pair.num_stages, pixel_values),
     }
     with torch.inference_mode():
         return interleaved(things, repeats)

@@ -18,7 +18,6 @@ from benchmarks.speed.figures import Figure, Measured, Place
 from benchmarks.speed.fresh import Fresh, Mark
 from benchmarks.speed.hub import PWL, STUDENT, TEACHER, Hub, serving_pair
 from benchmarks.speed.pairs import pairs
-from benchmarks.speed.timing import Spread
 from pwl_hf import PWLForImageClassification
 from pwl_hf.modeling.families.registry import family_of
 
@@ -38,7 +37,7 @@ def requests(place: Place) -> Measured:
     functions = {GROWING: "grow", PLAIN: "replace"}
     seen: dict[str, list[dict[str, Any]]] = {name: [] for name in functions}
     with serving_pair(place) as hub:
-        for _ in range(max(1, place.repeats // 3)):
+        for _ in range(place.rounds(1, of=3)):
             for name, found in _round(hub, functions, place).items():
                 seen[name].append(found)
     figures = [figure for name, runs in seen.items() for figure in _figures(name, runs)]
@@ -148,19 +147,17 @@ def _figures(name: str, runs: Sequence[Mapping[str, Any]]) -> list[Figure]:
     Were nothing disturbed, each would be 1, whatever part of the requests each stage had.
     """
 
-    def against(share: float, column: int) -> Spread:
+    def against(share: float, column: int) -> list[float]:
         limits = by_stage([row for run in runs for row in run["idle"]], column, lambda times: quantile(times, share))
-        return Spread.of(
-            [quantile([row[column] / limits[row[3]] for row in run["requests"]], share) for run in runs],
-        )
+        return [quantile([row[column] / limits[row[3]] for row in run["requests"]], share) for run in runs]
 
     medians = by_stage([row for run in runs for row in run["idle"]], 1, lambda times: quantile(times, 0.5))
     slowest = [max(row[1] - medians[row[3]] for row in run["requests"]) for run in runs]
     return [
-        Figure(f"p99 {name}", against(0.99, 1), base="idle p99 of the same stages"),
-        Figure(f"p99 {name}, time that the thread ran", against(0.99, 2), base="idle p99 of the same stages"),
-        Figure(f"median {name}", against(0.5, 1), base="idle median of the same stages"),
-        Figure(f"slowest {name}", Spread.of(slowest), "ms", "above the idle median of its stage"),
+        Figure.of(f"p99 {name}", against(0.99, 1), "x", "idle p99 of the same stages"),
+        Figure.of(f"p99 {name}, time that the thread ran", against(0.99, 2), "x", "idle p99 of the same stages"),
+        Figure.of(f"median {name}", against(0.5, 1), "x", "idle median of the same stages"),
+        Figure.of(f"slowest {name}", slowest, "ms", "above the idle median of its stage"),
     ]
 
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 
 from benchmarks.speed.answering import Answer, Client, quantile, requests_of
 from benchmarks.speed.figures import Figure, Measured, Place
-from benchmarks.speed.timing import Spread
 from pwl_hf import PWLForImageClassification
 
 # Swaps at the usual 9 rounds, and of stages that are loaded without a stream.
@@ -67,7 +66,7 @@ def swaps(place: Place) -> Measured:
     }
     seen = {name: _watch(place, grow, count) for name, (grow, count) in ways.items()}
     figures = [
-        Figure(name, Spread.of([1000 * seconds for seconds in found.excesses()]), "ms", "idle p95 of the stage")
+        Figure.of(name, [1000 * seconds for seconds in found.excesses()], "ms", "idle p95 of the stage")
         for name, found in seen.items()
     ]
     series = {

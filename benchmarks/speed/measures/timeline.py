@@ -24,7 +24,6 @@ from benchmarks.speed.hub import BANDWIDTH, LATENCY, serving
 from benchmarks.speed.measures.alternatives import INT8_WAY, PWL_WAY, STUDENT_WAY, TEACHER_WAY, Way, ways
 from benchmarks.speed.measures.alternatives_accuracy import images_of
 from benchmarks.speed.memory import Watched, watch
-from benchmarks.speed.timing import Spread
 from pwl_hf import PWLForImageClassification
 from pwl_hf.modeling.repository.manifest import MANIFEST_FILE, STUDENT_FILE, Manifest
 
@@ -58,11 +57,11 @@ def timeline(place: Place) -> Measured:
     whole = answers[TEACHER_WAY][0][0]
     figures = [
         *(
-            Figure(f"first answer: {name}", Spread.of([answers[name][0][0] / whole]), base=TEACHER_WAY)
+            Figure.of(f"first answer: {name}", [answers[name][0][0] / whole], "x", TEACHER_WAY)
             for name in drawn
             if name != TEACHER_WAY
         ),
-        Figure(f"the teacher's answer: {PWL_WAY}", Spread.of([answers[PWL_WAY][-1][0] / whole]), base=TEACHER_WAY),
+        Figure.of(f"the teacher's answer: {PWL_WAY}", [answers[PWL_WAY][-1][0] / whole], "x", TEACHER_WAY),
     ]
     series = {
         "pair": place.name,
