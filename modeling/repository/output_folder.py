@@ -201,11 +201,12 @@ def saving_into(
         SaveError: If another save into the folder does not come to its end.
     """
     root = Path(directory)
-    check_output(root, paths, inputs=inputs, overwrite=overwrite)
+    if not root.is_dir() and os.path.lexists(root):
+        check_output(root, paths, inputs=inputs, overwrite=overwrite)
     with writing(root):
         root.mkdir(parents=True, exist_ok=True)
     with exclusive_folder(root) as alone:
-        # Again: what another save has written while this one waited is not what was checked.
+        # Not before: the files of a save under way are in no manifest yet.
         check_output(root, paths, inputs=inputs, overwrite=overwrite)
         contents = Contents.of(root)
         stale = contents.weights() - set(paths)
