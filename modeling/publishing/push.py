@@ -22,10 +22,11 @@ from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
 
 from ..errors import FetchError, OverwriteError, PublishError, RepositoryError
 from ..repository.manifest import MANIFEST_FILE, FileEntry, Manifest
+from ..repository.output_folder import PROCESSOR_FILE
 from ..repository.retrying import RetryPolicy, is_passing
 from ..repository.source import Repository
 from ..repository.verification import check_file, git_hashes
-from .endpoints import HANDLER_FILE, PROCESSOR_FILE, REQUIREMENTS_FILE, endpoint_files, is_our_handler
+from .endpoints import HANDLER_FILE, REQUIREMENTS_FILE, endpoint_files, is_our_handler
 from .model_card import CARD_FILE, card_of, own_words, read_card, render_card
 from .remote_code import STANDALONE, with_code
 
@@ -229,15 +230,13 @@ def _commit_once(
         return api.create_commit(repo_id, [*weights, *others], **options)
     except (HfHubHTTPError, EntryNotFoundError, ValueError) as error:
         # The server cannot copy between these two repositories: send the files instead.
-        has_copies = any(isinstance(operation, CommitOperationCopy) for operation in weights)
-        if source is None or not has_copies or is_passing(error):
+        copied = {operation.path_in_repo for operation in weights if isinstance(operation, CommitOperationCopy)}
+        if source is None or not copied or is_passing(error):
             raise
-        by_path = {entry.path: entry for entry in manifest.files}
-        weights = [
-            CommitOperationAdd(operation.path_in_repo, _fetched(source, by_path[operation.path_in_repo]))
-            for operation in weights
-        ]
-        return api.create_commit(repo_id, [*weights, *_renewed(others)], **options)
+        fetched = source.fetch_verified([entry for entry in manifest.files if entry.path in copied])
+        sent = [operation for operation in weights if operation.path_in_repo not in copied]
+        added = [CommitOperationAdd(path, local) for path, local in fetched.items()]
+        return api.create_commit(repo_id, [*added, *_renewed([*sent, *others])], **options)
 
 
 def _weight_operation(
@@ -253,10 +252,6 @@ def _weight_operation(
         return CommitOperationAdd(entry.path, cached)
     elsewhere: dict[str, Any] = {} if source.name == repo_id else {"src_repo_id": source.name, "src_repo_type": "model"}
     return CommitOperationCopy(source.path_in_repo(entry.path), entry.path, src_revision=source.commit, **elsewhere)
-
-
-def _fetched(source: Repository, entry: FileEntry) -> Path:
-    return source.fetch_verified([entry])[entry.path]
 
 
 def _renewed(operations: list[Any]) -> list[Any]:
