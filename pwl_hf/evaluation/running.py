@@ -20,8 +20,8 @@ from pwl_hf.evaluation.labels import check_one_label, class_numbers
 from pwl_hf.evaluation.orders import masks_of
 from pwl_hf.evaluation.results import Evaluation
 from pwl_hf.evaluation.tally import Tally
-from pwl_hf.modeling import PWLForImageClassification, Sources
 from pwl_hf.modeling import PWLForImageClassification as Model
+from pwl_hf.modeling import Sources
 
 # How many masks share their blocks: the features of all of them are in memory at once. Sorted masks begin alike.
 _SHARING = 16
@@ -116,7 +116,7 @@ def evaluate_stages(
         StageError: If stages are being streamed, or a block was changed that a change of stage would release.
         RepositoryError: If a file is not what the manifest says.
     """
-    opened: Model = model if isinstance(model, Model) else PWLForImageClassification.from_pretrained(model)
+    opened: Model = model if isinstance(model, Model) else Model.from_pretrained(model)
     if opened._store is None or opened._keep_all:
         return evaluate_masks(
             opened,

@@ -117,6 +117,8 @@ class PWLTrainer(HubTrainer):
         if not had_cache:
             # Trainer sets it on every config, also where there is nothing to cache, and it would be saved.
             del model.config.use_cache
+        # For `remove_unused_columns`: the forward of the model does not take all that the objective does.
+        self._signature_columns: Any = ["pixel_values", "labels", "sample_ids"]
         self.objective = objective
         self.augmentation = augmentation
         self._stages = masks_of("prefix", model.num_stages)
@@ -142,10 +144,6 @@ class PWLTrainer(HubTrainer):
         of_ours = self.accelerator.unwrap_model(known) is self.objective
         wrapped: nn.Module = self.accelerator.prepare_model(known if of_ours else self.objective)
         return wrapped
-
-    def _set_signature_columns_if_needed(self) -> None:
-        columns: Any = ["pixel_values", "labels", "sample_ids"]
-        self._signature_columns = columns
 
     def compute_loss(
         self,

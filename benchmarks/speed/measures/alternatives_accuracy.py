@@ -63,7 +63,8 @@ def images_of(place: Place) -> tuple[torch.Tensor, torch.Tensor | None]:
         shape = (_RANDOM_IMAGES, 3, place.pair.size, place.pair.size)
         return torch.randn(shape, generator=torch.Generator().manual_seed(0)), None
     # The digits need scikit-learn, which nothing else here does.
-    from pwl_hf.data.digits import image_processor, load_splits, to_tensor
+    from pwl_hf.data.digits import image_processor, load_splits
+    from pwl_hf.data.processing import to_tensor
 
     _, test = load_splits()
     return to_tensor(test.images, image_processor()), torch.tensor(test.labels)
