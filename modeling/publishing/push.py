@@ -163,8 +163,8 @@ def _commit(
         if not is_passing(error) and not isinstance(error, FetchError):
             raise
         raise PublishError(
-            f"{target.repo_id} could not be pushed to: the network or the Hub failed in every try; the same call "
-            f"later goes on from here ({type(error).__name__}: {error})"
+            f"{target.repo_id} could not be pushed to: the network or the Hub failed in every try; call again "
+            f"later to resume ({type(error).__name__}: {error})"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""Downloading one file of a pinned commit, again and again if need be, and saying why it did not come (no torch)."""
+"""Downloading one file of a pinned commit, with retries, and explaining why it failed (no torch)."""
 
 from __future__ import annotations
 
@@ -53,11 +53,11 @@ def download(repository: Repository, path: str, *, force: bool = False, cancelle
         repository: The pinned commit.
         path: The file's path, within the repository's subfolder.
         force: Download it even if it is in the cache.
-        cancelled: Ends it: the waiting between tries, and requests under way.
+        cancelled: Once set, ends waits between tries and requests under way.
 
     Raises:
         MissingFileError: If the repository has no such file.
-        FetchError: If it could not be had, after all tries.
+        FetchError: If it cannot be downloaded, after all tries.
         Interrupted: If it was cancelled.
     """
     try:
@@ -72,7 +72,7 @@ def download(repository: Repository, path: str, *, force: bool = False, cancelle
 
 
 def download_again(repository: Repository, path: str, *, force: bool, cancelled: Event | None = None) -> Path:
-    """Ask the Hub for a file that is in the cache; if it cannot be had, the cache stays as it was.
+    """Download a file that is in the cache; if that fails, the cache stays as it was.
 
     huggingface_hub keeps a pointer that exists, whatever it downloads, so a link to somewhere else, or a plain file
     in a cache without links, would be found again and again. It is moved out of the way first.
@@ -80,12 +80,12 @@ def download_again(repository: Repository, path: str, *, force: bool, cancelled:
     Args:
         repository: The pinned commit.
         path: The file's path, within the repository's subfolder.
-        force: Download it in any case; otherwise only if the cache has no file of the Hub's ETag.
+        force: Download it in any case; otherwise only if the cache has no blob of the Hub's ETag.
         cancelled: As in `download`.
 
     Raises:
         MissingFileError: If the repository has no such file.
-        FetchError: If it could not be had, after all tries.
+        FetchError: If it cannot be downloaded, after all tries.
         Interrupted: If it was cancelled.
     """
     cached = repository.local(path)
@@ -108,10 +108,10 @@ def download_again(repository: Repository, path: str, *, force: bool, cancelled:
 
 
 def etag_of(repository: Repository, path: str) -> str | None:
-    """What the Hub says that a file is: the git hash of a small file, the sha256 of a large one, elsewhere anything.
+    """The Hub's ETag of a file: the git hash of a small file, the sha256 of a large one; mirrors may give any text.
 
     Returns:
-        The ETag; None if the Hub does not tell now.
+        The ETag; None if the Hub cannot be asked now.
     """
     url = hf_hub_url(repository.name, repository.path_in_repo(path), revision=repository.commit)
     try:
@@ -138,13 +138,12 @@ def _try(repository: Repository, path: str, force: bool) -> Path:
     except HfHubHTTPError:
         raise
     except ValueError as error:
-        # "Force download failed due to the above error."
+        # huggingface_hub wraps the cause of a failed force_download.
         if isinstance(error.__cause__, FAULTS):
             raise error.__cause__ from None
         raise
     except RuntimeError as error:
-        # Whatever went wrong on the way of a file that comes through Xet; also a connection pool that another
-        # thread has closed.
+        # Xet raises nothing else; so does a connection pool that another thread closed.
         number = re.search(r"os error (\d+)", str(error))
         raise (OSError(int(number[1]), str(error)) if number else ConnectionError(str(error))) from error
 
@@ -163,7 +162,7 @@ def _advice(repository: Repository, error: BaseException) -> str:
     if isinstance(error, LocalEntryNotFoundError | OfflineModeIsEnabled):
         if repository.local_files_only or is_offline_mode():
             return "it is not in the local cache, and the Hub is not to be asked; fetch it first with `pwl-hf download`"
-        return "it is not in the local cache, and the Hub is out of reach; the same call later goes on from here"
+        return "it is not in the local cache, and the Hub is out of reach; call again later to resume"
     if isinstance(error, GatedRepoError):
         return "the repository is gated; ask for access on its page, and give a token that has it"
     if isinstance(error, RepositoryNotFoundError):
@@ -176,4 +175,4 @@ def _advice(repository: Repository, error: BaseException) -> str:
         return "the cache may not be written to; give another cache_dir"
     if not is_passing(error):
         return "another try would not change that; see the cause"
-    return "the network or the Hub failed in every try; the same call later goes on from here"
+    return "the network or the Hub failed in every try; call again later to resume"

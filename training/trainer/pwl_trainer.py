@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -245,22 +246,15 @@ class PWLTrainer(HubTrainer):
 
     def _average_statistics(self) -> None:
         if self.accelerator.num_processes > 1:
-            average_statistics(self.model.student, self._mean)
+            mean = partial(self.accelerator.reduce, reduction="mean")
+            average_statistics(self.model.student, mean)
             if self.objective.teacher_drift:
-                average_statistics(self.model.teacher, self._mean)
-
-    def _mean(self, tensor: torch.Tensor) -> torch.Tensor:
-        mean: torch.Tensor = self.accelerator.reduce(tensor, "mean")
-        return mean
-
-    def _sum(self, tensor: torch.Tensor) -> torch.Tensor:
-        total: torch.Tensor = self.accelerator.reduce(tensor, "sum")
-        return total
+                average_statistics(self.model.teacher, mean)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """As Trainer's; a log of the loss also has every term of it, and images a second of all processes."""
         if self.is_in_train and "loss" in logs:
-            logs |= self._step_log.drain(self._sum, self.args.device)
+            logs |= self._step_log.drain(self.accelerator.reduce, self.args.device)
         super().log(logs, start_time)
 
     # --- Measuring ----------------------------------------------------------------------------------------------
