@@ -1,4 +1,4 @@
-"""Fills the store with the runs of a table."""
+"""Training and measuring the runs that the store lacks."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ def fill(
     report: Report,
     again: bool = False,
 ) -> dict[str, str]:
-    """Train and measure the runs that the store has not, and add each when it is done.
+    """Train and measure the runs that the store lacks, and add each when it is done.
 
     Args:
-        runs: The runs wanted.
+        runs: The runs.
         store: The store.
         workplace: Where they are trained.
-        jobs: How many at a time.
-        report: Told of progress.
-        again: Train and measure also those that the store has.
+        jobs: How many run side by side.
+        report: Called with each line of progress.
+        again: Also train and measure those that the store has.
 
     Returns:
         Why trainings and runs failed, by key; a run whose teacher failed is not begun. None of these is in the store.
@@ -50,7 +50,7 @@ def fill(
 
     def measure(run: Run) -> None:
         teacher = run.training.teacher
-        # All teachers were begun before: a run that waits here keeps none of them waiting.
+        # No deadlock: teachers are ahead of all runs in the pool.
         if teacher is not None and trained[teacher.key].exception() is not None:
             raise ChildFailed(f"not run: {teacher.key} failed")
         report(f"{run.key}: begins")
@@ -71,17 +71,17 @@ def fill(
                 failed[names[future]] = str(error)
                 report(f"{names[future]}: FAILED: {error}")
     finally:
-        # Whoever owns the children ends them; the threads then end too.
+        # The owner of the children ends them, and with them these threads.
         pool.shutdown(wait=False, cancel_futures=True)
     return failed
 
 
 def check_files(files: Mapping[str, str], folder: Path | None) -> None:
-    """Refuse data other than that which the definitions name.
+    """Refuse data files that are not those of the definitions.
 
     Args:
         files: The SHA-256 of each file.
-        folder: The folder they are in.
+        folder: Their folder.
 
     Raises:
         ValueError: If no folder is given, a file is missing or has other bytes.

@@ -25,9 +25,9 @@ class Run:
 
     Args:
         start: When it began, in seconds of `time.monotonic`.
-        seconds: From there to its last answer.
-        marks: Seconds from its beginning to each of the marks (`benchmarks.speed.child.Marks`) that it made.
-        stages: Seconds from its beginning to each stage.
+        seconds: From its start to its last answer.
+        marks: Seconds from its start to each of its marks (`benchmarks.speed.child.Marks`).
+        stages: Seconds from its start to each stage.
     """
 
     start: float
@@ -43,11 +43,11 @@ def plain_class(place: Place) -> str:
 
 
 def fresh(task: Task, environment: Mapping[str, str]) -> Run:
-    """Do a task in a fresh process, timed from before the process is there until it has said that it has answered.
+    """Do a task in a fresh process, timed from before the process starts until its answer is read.
 
     Args:
         task: The task.
-        environment: The process's.
+        environment: The environment of the process.
 
     Raises:
         RuntimeError: If the process fails.
@@ -64,11 +64,11 @@ def imported(rehearsed: Sequence[Task], environment: Mapping[str, str]) -> Itera
     """A process whose imports are done, within a `with` block.
 
     Args:
-        rehearsed: What it does beforehand, from local files, so that nothing is left to import.
-        environment: The process's.
+        rehearsed: Tasks over local files that it does first, so that nothing is left to import.
+        environment: The environment of the process.
 
     Yields:
-        A function that does a task in a fork of the process, timed from the fork; it is the first that the fork does.
+        A function that does a task in a fork of the process, timed from the fork.
 
     Raises:
         RuntimeError: If the process fails.

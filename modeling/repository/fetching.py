@@ -131,7 +131,7 @@ def _try(repository: Repository, path: str, force: bool) -> Path:
                 token=repository.token,
                 cache_dir=repository.cache_dir,
                 local_files_only=repository.local_files_only,
-                force_download=repository.force_download or force,
+                force_download=force,
                 tqdm_class=_Bar,
             )
         )

@@ -1,4 +1,4 @@
-"""PWL against what users would do instead: time and bytes to the first answer, and to the teacher's own."""
+"""PWL against its alternatives: time and bytes to the first answer, and to the teacher's answer."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ INT8_WAY, BF16_WAY = "int8 first, then the teacher", "bf16 first, then the teach
 ACCELERATE_WAY, BOTH_WAY = "accelerate's load_checkpoint_and_dispatch", "both networks from one file"
 MAPPED_WAY = "both networks from one file, mapped"
 
-# The repository with the files of all the others.
+# The repository with the files of all alternatives.
 ALTERNATIVES = "org/alternatives"
 _WAYS = "benchmarks.speed.measures.alternatives_ways"
 
 
 @dataclass(frozen=True)
 class Way:
-    """One thing that users may do.
+    """An alternative, or PWL.
 
     Args:
         network: Its class.
-        where: The same as `Task` takes it.
+        where: The class as `Task` takes it.
         folder: Its files.
-        hub_id: The repository that serves them.
-        task: What a process does that loads it from a Hub, as `Task` takes it.
+        hub_id: Its repository on the Hub.
+        task: The `way` of its `Task`.
     """
 
     network: Any
@@ -50,12 +50,12 @@ class Way:
 
     @property
     def grows(self) -> bool:
-        """Whether its first answer is not its last."""
+        """True if its weights change after the first answer."""
         return self.task != "first"
 
 
 def ways(place: Place) -> dict[str, Way]:
-    """All of them for a pair, by name; the teacher is the first."""
+    """All ways for a pair, by name; the teacher is the first."""
     folder, others = place.repository().resolve(), alternatives(place).resolve()
     plain, where = family_of(place.pair.teacher).model_class(), plain_class(place)
 
@@ -75,7 +75,7 @@ def ways(place: Place) -> dict[str, Way]:
 
 
 def warm(place: Place) -> Measured:
-    """From local files in the page cache, those of PWL verified before."""
+    """From local files in the page cache; PWL's are verified before."""
     return _local(place, cold=False)
 
 
@@ -86,7 +86,7 @@ def cold(place: Place) -> Measured:
 
 def hub(place: Place) -> Measured:
     """From a Hub, with an empty cache, each in a fork of a process whose imports are done. A quarter of the rounds."""
-    # The same download once again: what it does better is done in milliseconds.
+    # It downloads the same file: what differs takes milliseconds.
     known, size = {name: way for name, way in ways(place).items() if name != MAPPED_WAY}, place.pair.size
     tasks = {name: Task(way.where, way.hub_id, size, way.task) for name, way in known.items()}
     rehearsed = [replace(tasks[name], source=str(way.folder)) for name, way in known.items()]
@@ -134,7 +134,7 @@ def _local(place: Place, *, cold: bool) -> Measured:
 def _times(
     known: Mapping[str, Way], first: Mapping[str, Sequence[float]], whole: Mapping[str, Sequence[float]]
 ) -> list[Figure]:
-    """First answers, and then the whole ways of what grows, both as parts of the teacher's time."""
+    """First answers, and whole ways of what grows, relative to the teacher's time."""
     base = whole[TEACHER_WAY]
     of_first = {f"first answer: {name}": seconds for name, seconds in first.items() if name != TEACHER_WAY}
     of_whole = {f"the teacher's answer: {name}": whole[name] for name, way in known.items() if way.grows}
@@ -145,7 +145,7 @@ def _times(
 def _bytes(
     known: Mapping[str, Way], runs: Mapping[str, Sequence[Run]], asked: Mapping[str, Sequence[Sequence[Asked]]]
 ) -> list[Figure]:
-    """What the Hub sent until the first answer, and in all."""
+    """Bytes that the Hub sent until the first answer, and in all."""
     figures = []
     for name in known:
         before = [

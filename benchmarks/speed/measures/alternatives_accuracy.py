@@ -1,4 +1,4 @@
-"""What first answers are worth: accuracy and bytes of weights, of PWL's stages and of what users would do instead."""
+"""What first answers are worth: accuracy and bytes of weights, of PWL's stages and of the alternatives."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from benchmarks.speed.measures.alternatives_files import BF16, INT8
 from pwl_hf import PWLForImageClassification
 from pwl_hf.modeling.repository.manifest import MANIFEST_FILE, STUDENT_FILE, Manifest
 
-# Of a pair with random weights, which can only be held against its teacher.
+# For a pair with random weights, which can only be compared with its teacher.
 _RANDOM_IMAGES = 64
 
 
 def accuracy(place: Place) -> Measured:
-    """Accuracy on test images (of the pair `digits`), and how many are classified as the teacher classifies them."""
+    """Accuracy on test images (of the pair `digits`), and agreement with the teacher."""
     pixel_values, labels = images_of(place)
     known = ways(place)
 
@@ -55,14 +55,14 @@ def accuracy(place: Place) -> Measured:
 
 
 def images_of(place: Place) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Images (n, 3, height, width) with their labels (n,): of the digits, the part that training has not seen.
+    """Images (n, 3, height, width) with their labels (n,): the test images of the digits.
 
     For a pair with random weights, noise without labels.
     """
     if not place.pair.trained:
         shape = (_RANDOM_IMAGES, 3, place.pair.size, place.pair.size)
         return torch.randn(shape, generator=torch.Generator().manual_seed(0)), None
-    # The digits need scikit-learn, which nothing else here does.
+    # Only the digits need scikit-learn.
     from pwl_hf.data.digits import image_processor, load_splits
     from pwl_hf.data.processing import to_tensor
 

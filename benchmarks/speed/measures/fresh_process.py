@@ -1,4 +1,4 @@
-"""Time from the start of a process to its first answer; imports are in it."""
+"""Time from the start of a process to its first answer, imports included."""
 
 from __future__ import annotations
 
@@ -11,13 +11,12 @@ from benchmarks.speed.child import Task
 from benchmarks.speed.figures import FIRST_ROW, STUDENT_ROW, TEACHER_ROW, Figure, Measured, Place, ratios
 from benchmarks.speed.hub import PWL, STUDENT, TEACHER, Hub, environment, serving_pair
 from benchmarks.speed.launching import PWL_CLASS, Run, fresh, plain_class
-from benchmarks.speed.measures.hub_loading import hub_rounds
 
 AHEAD, LOCAL = "first answer, fetched while importing", "first answer from local files"
 
 
 def from_hub(place: Place) -> Measured:
-    """From a Hub, with an empty cache, in turn with the same from local files."""
+    """From a Hub with an empty cache; and, in turn, from local files. A third of the rounds."""
     size, plain, folder = place.pair.size, plain_class(place), place.repository().resolve()
     tasks = {
         TEACHER_ROW: Task(plain, TEACHER, size),
@@ -27,14 +26,15 @@ def from_hub(place: Place) -> Measured:
         LOCAL: Task(PWL_CLASS, str(folder), size),
     }
     with serving_pair(place) as hub:
-        # What all processes import comes into the page cache.
+        # Brings what all processes import into the page cache.
         _with_empty_cache(place, hub, tasks[LOCAL])
-        runs = _in_turn({n: partial(_with_empty_cache, place, hub, t) for n, t in tasks.items()}, hub_rounds(place))
+        things = {name: partial(_with_empty_cache, place, hub, task) for name, task in tasks.items()}
+        runs = _in_turn(things, place.rounds(1, of=3))
     return _measured(runs, [_against(runs, name, LOCAL) for name in (FIRST_ROW, AHEAD)])
 
 
 def from_local_files(place: Place) -> Measured:
-    """From local files in the page cache, verified before."""
+    """From local files in the page cache, verified before. Two thirds of the rounds."""
     size, plain, folder = place.pair.size, plain_class(place), place.repository().resolve()
     tasks = {
         TEACHER_ROW: Task(plain, str(folder / "teacher"), size),

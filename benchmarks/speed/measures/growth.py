@@ -21,7 +21,7 @@ from benchmarks.speed.timing import interleaved
 from pwl_hf import PWLForImageClassification
 from pwl_hf.modeling.families.registry import family_of
 
-# Numbers of stages; of those, the ones that both networks have units for.
+# Numbers of stages; only those that both networks have units for are measured.
 STAGES = (1, 2, 4, 8, 12)
 
 # Width, layers and heads of other teachers, by pair and name.
@@ -36,7 +36,7 @@ class Variant:
     """One pair of a series.
 
     Args:
-        name: What it is called in tables.
+        name: Its name in tables.
         pair: The pair.
         folder: Its repository.
     """
@@ -47,7 +47,7 @@ class Variant:
 
 
 def growth(place: Place) -> Measured:
-    """Local files in the page cache, shards verified before, one thread; requests and bytes from a Hub that is near."""
+    """Local files in the page cache, verified before, one thread; requests and bytes from a Hub without latency."""
     figures: list[Figure] = []
     series: dict[str, Any] = {}
     for by, variants in (("stages", of_stages(place)), ("teachers", of_teachers(place))):
@@ -62,7 +62,7 @@ def growth(place: Place) -> Measured:
     cut = of_stages(place)
     for variant, stages in zip(cut, requests([variant.folder for variant in cut], place.data), strict=True):
         name = variant.name
-        # The first stage opens the repository; of those after it, the one with the most bytes counts.
+        # The first stage opens the repository; of the later ones the largest counts.
         first, largest = stages[0], max(stages[1:], key=total_bytes)
         for stage, found in (("stage 0", first), ("largest stage", largest)):
             figures.append(Figure.of(f"{name}: {stage}, bytes", [total_bytes(found) / 1e6], "MB"))
@@ -94,11 +94,11 @@ def of_teachers(place: Place) -> list[Variant]:
 
 
 def requests(folders: Sequence[Path], room: Path) -> list[list[list[Asked]]]:
-    """What a fresh process with an empty cache asks a Hub for: of each repository, stage by stage from stage 0 on.
+    """The requests of a fresh process with an empty cache, by repository and stage, from stage 0 on.
 
     Args:
         folders: The repositories that the Hub serves.
-        room: Where there is room for their copies, which are gone afterwards.
+        room: The folder for temporary copies.
     """
     served = {f"org/pwl-{number}": folder for number, folder in enumerate(folders)}
     found: dict[str, list[list[Asked]]] = {name: [] for name in served}
@@ -113,7 +113,7 @@ def requests(folders: Sequence[Path], room: Path) -> list[list[list[Asked]]]:
 
 
 def grow(mark: Mark, sources: list[str]) -> None:
-    """Load models and all their stages, with a mark of the model's name at each."""
+    """Load models and all their stages, with a mark of the model's name at each stage."""
     for source in sources:
         with tempfile.TemporaryDirectory(dir=constants.HF_HOME) as cache:
             model = PWLForImageClassification.from_pretrained(source, cache_dir=cache)

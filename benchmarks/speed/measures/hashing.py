@@ -1,4 +1,4 @@
-"""What it costs to verify a shard the first time, what when that is remembered, and the bytes of each stage."""
+"""The cost of verifying a shard the first time and when it is remembered; and the bytes of each stage."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def hashing(place: Place) -> Measured:
 
 
 def _forgetting(work: Callable[[], object]) -> Callable[[], object]:
-    """Work for which nothing was ever verified."""
+    """The same work, with no verification remembered."""
 
     def forget() -> object:
         with nothing_verified():
@@ -64,7 +64,7 @@ def _forgetting(work: Callable[[], object]) -> Callable[[], object]:
 
 @contextmanager
 def nothing_verified() -> Iterator[None]:
-    """What was verified is remembered below huggingface_hub's home, which is another, empty one meanwhile."""
+    """Forget what was verified, within a `with` block: `HF_HOME`, with the notes of it, is an empty folder."""
     home = constants.HF_HOME
     with tempfile.TemporaryDirectory() as empty:
         constants.HF_HOME = str(Path(empty))

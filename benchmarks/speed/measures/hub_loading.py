@@ -1,4 +1,4 @@
-"""Time to the first answer and to the teacher from a Hub, with an empty cache; imports are not in it."""
+"""Time to the first answer and to the teacher from a Hub, with an empty cache, imports excluded."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ STREAM = "all stages, streamed while it answers as its student"
 
 
 def hub(place: Place) -> Measured:
-    """Each in a fork of a process whose imports are done: the first load and the first answer of its life."""
+    """The first load and answer of a fork of a process whose imports are done. A third of the rounds."""
     size, plain, folder = place.pair.size, plain_class(place), place.repository()
     tasks = {
         TEACHER_ROW: Task(plain, TEACHER, size),
@@ -37,7 +37,7 @@ def hub(place: Place) -> Measured:
         *(Task(PWL_CLASS, str(folder.resolve()), size, way) for way in ("stages", "stream")),
     ]
     with serving_pair(place) as server:
-        runs, asked = from_empty_cache(place, server, tasks, rehearsed, hub_rounds(place))
+        runs, asked = from_empty_cache(place, server, tasks, rehearsed, place.rounds(1, of=3))
     seconds = {name: [run.seconds for run in found] for name, found in runs.items()}
     figures = [
         *ratios(seconds, TEACHER_ROW),
@@ -47,13 +47,8 @@ def hub(place: Place) -> Measured:
     return Measured(figures, {"seconds": seconds, "first round": _timeline(runs, asked)})
 
 
-def hub_rounds(place: Place) -> int:
-    """A teacher takes its size divided by the bandwidth each time, so there are fewer rounds than of other measures."""
-    return place.rounds(1, of=3)
-
-
 def _counts(asked: dict[str, list[list[Asked]]]) -> list[Figure]:
-    """Requests and bytes of each, and the bytes of the whole way as a part of the teacher's: what no haste saves."""
+    """Requests and bytes of each, and bytes relative to the teacher's."""
     sizes = {name: [total_bytes(requests) for requests in found] for name, found in asked.items()}
     figures = []
     for name in (TEACHER_ROW, STUDENT_ROW, FIRST_ROW, WHOLE_ROW):
@@ -65,7 +60,7 @@ def _counts(asked: dict[str, list[list[Asked]]]) -> list[Figure]:
 
 
 def _timeline(runs: dict[str, list[Run]], asked: dict[str, list[list[Asked]]]) -> dict[str, Any]:
-    """Of the first round: seconds to each mark and stage, and the requests with seconds of their arrival."""
+    """The first round: seconds to each mark and stage, and each request with its second of arrival."""
     return {
         name: {
             "marks": dict(found[0].marks),

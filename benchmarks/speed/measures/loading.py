@@ -1,4 +1,4 @@
-"""Time to the first answer and to the teacher, from local files, in one process; imports are not in it."""
+"""Time to the first answer and to the teacher, from local files, in one process, imports excluded."""
 
 from __future__ import annotations
 

@@ -26,12 +26,12 @@ from pwl_hf.modeling.sources import Sources
 WAY = "the whole way"
 SUM = "bytes of teacher, student and one block"
 
-# How many requests are answered at each stage, and by the networks alone.
+# Requests at each stage, and of the networks alone.
 _REQUESTS = 5
 
 
 def peak(place: Place) -> Measured:
-    """The most memory that a model takes while it answers and grows from its student into its teacher.
+    """The peak memory of a model that answers while it grows from its student into its teacher.
 
     Every thing has a fresh process; a third as many rounds as elsewhere, for its imports take the time.
     """
@@ -45,7 +45,7 @@ def peak(place: Place) -> Measured:
     }
     for _ in range(place.rounds(1, of=3)):
         with tempfile.TemporaryDirectory() as home:
-            # What was verified is remembered there: nothing was, so it is hashed on the way.
+            # A new home remembers no verification: files are hashed on the way.
             for name, seen in watch(works, environment(Path(home))).items():
                 found[name].append(seen)
     return Measured(_peaks(found, allowed), {name: runs[-1].series() for name, runs in found.items()})
@@ -80,7 +80,7 @@ def load(mark: Mark, folder: str, pair: str) -> None:
 
 
 def _ready(pair: str) -> torch.Tensor:
-    """Import what is imported late, and make what requests are asked with."""
+    """Import what is imported late; the images of the requests."""
     used: Pair = pairs()[pair]
     family_of(used.teacher).model_class()
     return used.pixel_values()

@@ -24,7 +24,7 @@ from pwl_hf.modeling.families.registry import family_of
 GROWING = "while stages stream"
 PLAIN = "while transformers loads the teacher in a thread"
 
-# Requests at a stage while nothing else is done, at most; and for how many seconds at most, a round.
+# The most idle requests at a stage, and the most seconds for them in each round.
 _IDLE, _IDLE_SECONDS_A_ROUND = 200, 0.5
 
 
@@ -45,7 +45,7 @@ def requests(place: Place) -> Measured:
 
 
 def _round(hub: Hub, functions: Mapping[str, str], place: Place) -> dict[str, dict[str, Any]]:
-    """Run each function once; the processes are started together, for importing takes long, and wait for their turn."""
+    """Run each function once. The processes start together, since importing is slow, and wait for their turn."""
     arguments = {"pair": place.name, "idle_seconds": _IDLE_SECONDS_A_ROUND * place.repeats}
     with ExitStack() as stack:
         processes = {}
@@ -61,7 +61,7 @@ def _round(hub: Hub, functions: Mapping[str, str], place: Place) -> dict[str, di
 
 
 def grow(mark: Mark, pair: str, idle_seconds: float) -> dict[str, Any]:
-    """A model from the Hub, asked while it streams its stages and at each stage afterwards.
+    """A model from the Hub that answers while it streams its stages, and at each stage afterwards.
 
     Returns:
         What `_seen` gives.
@@ -82,7 +82,7 @@ def grow(mark: Mark, pair: str, idle_seconds: float) -> dict[str, Any]:
 
 
 def replace(mark: Mark, pair: str, idle_seconds: float) -> dict[str, Any]:
-    """The student, asked while transformers loads the teacher in another thread; then the teacher, as stage 1.
+    """The student answers while transformers loads the teacher in another thread; then the teacher does, as stage 1.
 
     Returns:
         What `_seen` gives.
@@ -103,7 +103,7 @@ def replace(mark: Mark, pair: str, idle_seconds: float) -> dict[str, Any]:
         networks.append(network.from_pretrained(TEACHER))
         current[0] = 1
         end = time.monotonic()
-        # The first pass with it brings its pages in, and it is a request.
+        # The first pass with it reads its pages in: that is a request, too.
         client.wait(2)
         until = time.monotonic()
         idle += client.within(client.rest(idle_seconds, _IDLE))
@@ -113,7 +113,7 @@ def replace(mark: Mark, pair: str, idle_seconds: float) -> dict[str, Any]:
 
 
 def _ready(pair: str) -> torch.Tensor:
-    # One core for the requests, and one to spare; the Hub's process is another matter.
+    # One core for the requests, one to spare; the Hub's process has others.
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])
     family_of(pairs()[pair].teacher).model_class()
     return pairs()[pair].pixel_values()
@@ -164,7 +164,7 @@ def _figures(name: str, runs: Sequence[Mapping[str, Any]]) -> list[Figure]:
 def by_stage(
     rows: Sequence[Sequence[float]], column: int, of: Callable[[Sequence[float]], float]
 ) -> dict[float, float]:
-    """Something of the requests of each stage.
+    """A quantity of the requests of each stage.
 
     Args:
         rows: Requests, as `_seen` gives them.
