@@ -6,9 +6,8 @@ import errno
 import os
 import re
 from pathlib import Path
-from threading import Event, RLock
-from typing import TYPE_CHECKING, Any
-from weakref import WeakSet
+from threading import Event
+from typing import TYPE_CHECKING
 
 from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, is_offline_mode
 from huggingface_hub.errors import (
@@ -19,31 +18,18 @@ from huggingface_hub.errors import (
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
 )
-from huggingface_hub.utils import httpx, tqdm  # type: ignore[attr-defined]
+from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
 
 from ..errors import FetchError, MissingFileError
 from .files import temporary_name
 from .retrying import is_passing, root_cause
-from .transfers import interruptible
+from .transfers import interruptible, progress_bar
 from .verification import pointer_of
 
 if TYPE_CHECKING:
     from .source import Repository
 
 FAULTS = (HfHubHTTPError, httpx.HTTPError, OSError)
-
-
-class _Bar(tqdm):  # type: ignore[misc]
-    """The Hub's progress bar with a lock of its own, which a forked child gets unlocked."""
-
-    @classmethod
-    def renew(cls) -> None:
-        cls._lock, cls._instances = RLock(), WeakSet[Any]()
-
-
-_Bar.renew()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_Bar.renew)
 
 
 def download(repository: Repository, path: str, *, force: bool = False, cancelled: Event | None = None) -> Path:
@@ -132,7 +118,7 @@ def _try(repository: Repository, path: str, force: bool) -> Path:
                 cache_dir=repository.cache_dir,
                 local_files_only=repository.local_files_only,
                 force_download=force,
-                tqdm_class=_Bar,
+                tqdm_class=progress_bar(),
             )
         )
     except HfHubHTTPError:

@@ -7,14 +7,16 @@ own, so such a download ends only with its file, whose bytes are waited for afte
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
+from weakref import WeakSet
 
-from huggingface_hub.utils import get_session, httpx  # type: ignore[attr-defined]
+from huggingface_hub.utils import get_session, httpx, tqdm  # type: ignore[attr-defined]
 
 from ..errors import PWLError
 
@@ -91,6 +93,25 @@ class Pace:
                 self._due += count / self._rate
                 seconds = self._due - time.monotonic()
             self._cancelled.wait(max(0.0, seconds))
+
+
+class _Bar(tqdm):  # type: ignore[misc]
+    """The Hub's progress bar with a lock of its own, which a forked child gets unlocked."""
+
+    @classmethod
+    def renew(cls) -> None:
+        cls._lock, cls._instances = threading.RLock(), WeakSet[Any]()
+
+
+_Bar.renew()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_Bar.renew)
+
+
+def progress_bar() -> type[Any] | None:
+    """The class of progress bars: within `Pace.limit` our own, else None for the Hub's."""
+    # A fork may come at any moment of a stream, whose threads hold the lock of its bars.
+    return _Bar if _SPEND.get() is not None else None
 
 
 def _refuse(request: object = None) -> None:
