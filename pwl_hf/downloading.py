@@ -1,4 +1,4 @@
-"""Fetching the files of the first stages ahead of time, for images and containers (no torch)."""
+"""Downloading the files of the first stages ahead of time, for container images (no torch)."""
 
 from __future__ import annotations
 

@@ -144,7 +144,7 @@ def _commit(
     source: Repository | None,
     own_card: str | None = None,
 ) -> CommitInfo:
-    # From the start in each try: what went through before is found to be there, and not sent again.
+    # Each try begins anew: files that went through before are found on the Hub.
     def attempt() -> CommitInfo:
         try:
             return _commit_once(target, manifest, files, texts, source, own_card)
@@ -169,11 +169,11 @@ def _commit(
 
 
 def _may_have_committed(error: Exception) -> bool:
-    """Whether a commit was requested and its outcome is unknown."""
+    """True if a commit was requested and its outcome is unknown."""
     if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout):
         return False
     if isinstance(error, HfHubHTTPError):
-        # A gateway that lost the server behind it.
+        # From a gateway in front of the server.
         return error.response.status_code in (502, 504) and "/commit/" in error.response.request.url.path
     return isinstance(error, httpx.RequestError) and "/commit/" in error.request.url.path
 
@@ -229,7 +229,7 @@ def _commit_once(
     try:
         return api.create_commit(repo_id, [*weights, *others], **options)
     except (HfHubHTTPError, EntryNotFoundError, ValueError) as error:
-        # The server cannot copy between these two repositories: send the files instead.
+        # The server cannot copy between these repositories: send those files.
         copied = {operation.path_in_repo for operation in weights if isinstance(operation, CommitOperationCopy)}
         if source is None or not copied or is_passing(error):
             raise
@@ -255,7 +255,7 @@ def _weight_operation(
 
 
 def _renewed(operations: list[Any]) -> list[Any]:
-    # An operation remembers what was done with it; a second commit needs new ones.
+    # An operation keeps its upload state; a second commit needs new ones.
     return [
         CommitOperationAdd(o.path_in_repo, o.path_or_fileobj) if isinstance(o, CommitOperationAdd) else o
         for o in operations
@@ -269,7 +269,7 @@ def _remote_files(api: HfApi, repo_id: str, revision: str | None) -> dict[str, s
 
 
 def _read_remote(repo_id: str, target: Target, remote: Mapping[str, str]) -> dict[str, bytes]:
-    """The files on the Hub that a push builds upon, compared with their hashes."""
+    """The files on the Hub that a push builds upon, checked against their hashes."""
     names = [CARD_FILE, MANIFEST_FILE]
     names += [HANDLER_FILE, REQUIREMENTS_FILE] if target.inference_handler else []
     wanted = [name for name in names if name in remote]
@@ -280,7 +280,7 @@ def _read_remote(repo_id: str, target: Target, remote: Mapping[str, str]) -> dic
 
 
 def _listed(known: Mapping[str, bytes]) -> set[str]:
-    """The weight files that the Hub's manifest lists; without a readable one, nothing there is known to be ours."""
+    """The weight files that the Hub's manifest lists; none if it cannot be read."""
     try:
         return {entry.path for entry in Manifest.from_json(known[MANIFEST_FILE]).files}
     except (KeyError, RepositoryError):
@@ -305,7 +305,7 @@ def _endpoint_contents(repo_id: str, target: Target, known: Mapping[str, bytes],
 def _refuse_to_overwrite(
     repo_id: str, manifest: Manifest, texts: Mapping[str, bytes], remote: Mapping[str, str], listed: set[str]
 ) -> None:
-    """Let a push take the place of a PWL repository's own files alone.
+    """Refuse a push that would overwrite files which are not a PWL repository's own.
 
     Where the Hub has a manifest, config and code are the repository's own. So are the weights that it lists; if it
     cannot be read, all are: a push is how it is mended.

@@ -23,7 +23,7 @@ from pwl_hf.evaluation.tally import Tally
 from pwl_hf.modeling import PWLForImageClassification as Model
 from pwl_hf.modeling import Sources
 
-# How many masks share their blocks: the features of all of them are in memory at once. Sorted masks begin alike.
+# Masks that share blocks at once: the features of all are in memory. Sorted masks begin alike.
 _SHARING = 16
 
 
@@ -172,7 +172,7 @@ def _classes(model: Model, label_names: Sequence[str] | None) -> list[int]:
 
 def _is_right(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """(B,) bool from logits (B, K) and labels (B,)."""
-    # The greatest of numbers and NaNs would be a NaN, at whatever class.
+    # argmax takes a NaN for the greatest.
     return (logits.argmax(-1) == labels) & ~logits.isnan().any(-1)
 
 
@@ -200,7 +200,7 @@ class _Reader:
 
     def batches(self, model: Model) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Images (B, C, H, W) of the model's dtype and their labels (B,) as the model numbers them."""
-        # A loader draws from the global generator otherwise, and an evaluation during training would change it.
+        # Without its own generator the loader would draw from the global one, amid training.
         loader: DataLoader[Any] = DataLoader(
             self.data, self.batch_size, num_workers=self.num_workers, generator=torch.Generator()
         )
@@ -217,7 +217,7 @@ class _Reader:
 
 @contextmanager
 def _naming(pixel_values: torch.Tensor) -> Iterator[None]:
-    """Say what the images were that a model refused."""
+    """Name the shape of images that a model refuses."""
     try:
         yield
     except ValueError as error:

@@ -116,7 +116,7 @@ class PWLTrainer(HubTrainer):
             **kwargs,
         )
         if not had_cache:
-            # Trainer sets it on every config, also where there is nothing to cache, and it would be saved.
+            # Trainer sets it on every config, and it would be saved.
             del model.config.use_cache
         # For `remove_unused_columns`: the forward of the model does not take all that the objective does.
         self._signature_columns: Any = ["pixel_values", "labels", "sample_ids"]
@@ -126,7 +126,7 @@ class PWLTrainer(HubTrainer):
         self._writer = CheckpointWriter()
         self._step_log = StepLog()
         if args.torch_compile:
-            # The blocks, which every path is made of: paths change from step to step, and would be compiled again.
+            # The blocks, since paths change from step to step and would be compiled again.
             model.compile(backend=args.torch_compile_backend, mode=args.torch_compile_mode)
 
     # --- What runs ----------------------------------------------------------------------------------------------
@@ -138,7 +138,7 @@ class PWLTrainer(HubTrainer):
         return built
 
     def _wrap_model(self, model: nn.Module, training: bool = True, dataloader: Any = None) -> nn.Module:
-        # What Trainer gets here it calls; as it is not `self.model`, Trainer does not prepare it once more.
+        # Trainer calls what it gets here, and does not prepare it again, as it is not `self.model`.
         if not training:
             return self.objective
         known = self.model_wrapped
@@ -225,7 +225,7 @@ class PWLTrainer(HubTrainer):
             RepositoryError: If the model in it is damaged.
             TrainingError: If loss or weights are no longer finite; nothing of that is saved.
         """
-        # What could not be saved at the end is refused before the first step.
+        # Refuse before the first step what could not be saved at the end.
         check_output(self._output_dir, paths_of_save(self.model.num_stages), advice="give another output_dir")
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_checkpoint(self._output_dir)
@@ -235,7 +235,7 @@ class PWLTrainer(HubTrainer):
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         if self.state.global_step >= self.state.max_steps:
-            # Trainer would take one more step of a run that was ended when it is resumed.
+            # Trainer would take one more step when a finished run is resumed.
             self.control.should_training_stop = True
             return
         super()._run_epoch(*args, **kwargs)
@@ -299,7 +299,7 @@ class PWLTrainer(HubTrainer):
         folder = output_dir if output_dir is not None else self._output_dir
         # The teacher's folder is a checkpoint of its own, with an image processor.
         texts = processor_files(self.processing_class) if self.processing_class is not None else {}  # type: ignore[arg-type]
-        # A checkpoint of this run is the run's own, whatever an earlier one has left of it.
+        # A checkpoint of this run may overwrite what an earlier run left there.
         path = Path(folder)
         is_own = path.parent == Path(self._output_dir) and path.name.startswith(f"{PREFIX_CHECKPOINT_DIR}-")
         self._writer.write(self.model, folder, texts=texts, overwrite=is_own)
@@ -311,7 +311,7 @@ class PWLTrainer(HubTrainer):
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
-        # The Trainer's state, which is written next, says that a checkpoint is whole: of every process.
+        # The Trainer's state, written next, marks the checkpoint as whole in every process.
         self.accelerator.wait_for_everyone()
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
@@ -328,7 +328,7 @@ class PWLTrainer(HubTrainer):
 
 
 def _stage_accuracies(prediction: EvalPrediction) -> dict[str, float]:
-    """From the classes that stages answer (n, N + 1) and labels (n,): the part that is right."""
+    """Accuracies from the classes by stage (n, N + 1) and the labels (n,)."""
     right = np.equal(prediction.predictions, np.asarray(prediction.label_ids)[:, None]).mean(axis=0)
     by_stage = {f"accuracy_stage_{stage}": float(value) for stage, value in enumerate(right)}
     return {**by_stage, "accuracy": float(right.mean())}
@@ -336,7 +336,7 @@ def _stage_accuracies(prediction: EvalPrediction) -> dict[str, float]:
 
 @contextmanager
 def _kept_random_state() -> Iterator[None]:
-    """Leave the random numbers of Python, numpy and torch as if nothing had been drawn within."""
+    """Restore the random state of Python, numpy and torch afterwards."""
     python, numpy = random.getstate(), np.random.get_state()
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     devices = [torch.accelerator.current_device_index()] if accelerator is not None else []
