@@ -39,13 +39,13 @@ class OverwriteError(SaveError, ValueError):
 
 
 class PublishError(PWLError, OSError):
-    """A push that did not go through, after all tries. What was sent is kept; the same call goes on from there."""
+    """A push that did not go through, after all tries. What was sent is kept: call again to resume."""
 
 
 class FetchError(PWLError, OSError):
     """A file that could not be fetched, after all tries: names repository, commit, file, cause and what to do.
 
-    The model stays at its stage and keeps answering; the same call later goes on from there.
+    The model stays at its stage and keeps answering: call again later to resume.
     """
 
 

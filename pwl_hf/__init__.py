@@ -55,34 +55,6 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_EXPORTS = {
-    "Boundary": "modeling",
-    "Converter": "modeling",
-    "DrivenFamily": "modeling",
-    "Family": "modeling",
-    "Features": "modeling",
-    "FetchError": "modeling",
-    "Manifest": "modeling",
-    "Metric": "modeling",
-    "OverwriteError": "modeling",
-    "PWLConfig": "modeling",
-    "PWLError": "modeling",
-    "PWLForImageClassification": "modeling",
-    "PWLPreTrainedModel": "modeling",
-    "PublishError": "modeling",
-    "RepositoryError": "modeling",
-    "RetryPolicy": "modeling",
-    "SaveError": "modeling",
-    "Sources": "modeling",
-    "StageError": "modeling",
-    "StateDictError": "modeling",
-    "TrainingError": "modeling",
-    "VGGConfig": "modeling",
-    "VGGForImageClassification": "modeling",
-    "VGGModel": "modeling",
-    "register_family": "modeling",
-}
-
 __all__ = [
     "Boundary",
     "Converter",
@@ -111,6 +83,8 @@ __all__ = [
     "__version__",
     "register_family",
 ]
+
+_EXPORTS = {name: "modeling" for name in __all__ if name != "__version__"}
 
 __getattr__, __dir__ = lazy(__name__, _EXPORTS)
 

@@ -132,7 +132,8 @@ def _grow(directory: Path, console: Console) -> tuple[DemoStage, ...]:
     from transformers import AutoImageProcessor, AutoModelForImageClassification
 
     from pwl_hf import PWLForImageClassification
-    from pwl_hf.data.digits import load_splits, to_tensor
+    from pwl_hf.data.digits import load_splits
+    from pwl_hf.data.processing import to_tensor
 
     manifest = Manifest.from_json((directory / MANIFEST_FILE).read_bytes())
     sizes = [sum(file.bytes for file in stage.files) for stage in manifest.stages]

@@ -1,4 +1,4 @@
-"""Fetching the files of the first stages ahead of time, for images and containers (no torch)."""
+"""Downloading the files of the first stages ahead of time, for container images (no torch)."""
 
 from __future__ import annotations
 
@@ -9,11 +9,8 @@ from pathlib import Path
 from pwl_hf.modeling.errors import MissingFileError
 from pwl_hf.modeling.repository.files import copy_file, sha256_of, write_bytes
 from pwl_hf.modeling.repository.manifest import CONFIG_FILE, MANIFEST_FILE
-from pwl_hf.modeling.repository.output_folder import check_output, exclusive_folder
+from pwl_hf.modeling.repository.output_folder import PROCESSOR_FILE, check_output, exclusive_folder
 from pwl_hf.modeling.repository.source import Repository
-
-# Fetched if they are there: what a pipeline wants besides the model.
-_OPTIONAL = ("preprocessor_config.json",)
 
 
 def download_stages(
@@ -64,9 +61,9 @@ def download_stages(
     # 1. Everything into the cache, compared with the manifest or with what the Hub says it is.
     weights = opened.fetch_verified(entries)
     texts = {CONFIG_FILE: opened.fetch_text(CONFIG_FILE)}
-    for path in _OPTIONAL:
-        with suppress(MissingFileError):
-            texts[path] = opened.fetch_text(path)
+    with suppress(MissingFileError):
+        # A pipeline wants it besides the model.
+        texts[PROCESSOR_FILE] = opened.fetch_text(PROCESSOR_FILE)
     # The manifest last: a folder without one is not taken for a model.
     texts[MANIFEST_FILE] = opened.fetch_text(MANIFEST_FILE)
     place = opened.fetch(CONFIG_FILE).parent

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -24,9 +25,9 @@ class Run:
 
     Args:
         start: When it began, in seconds of `time.monotonic`.
-        seconds: From there to its last answer.
-        marks: Seconds from its beginning to each of the marks (`benchmarks.speed.child.Marks`) that it made.
-        stages: Seconds from its beginning to each stage.
+        seconds: From its start to its last answer.
+        marks: Seconds from its start to each of its marks (`benchmarks.speed.child.Marks`).
+        stages: Seconds from its start to each stage.
     """
 
     start: float
@@ -42,11 +43,11 @@ def plain_class(place: Place) -> str:
 
 
 def fresh(task: Task, environment: Mapping[str, str]) -> Run:
-    """Do a task in a fresh process, timed from before the process is there until it has said that it has answered.
+    """Do a task in a fresh process, timed from before the process starts until its answer is read.
 
     Args:
         task: The task.
-        environment: The process's.
+        environment: The environment of the process.
 
     Raises:
         RuntimeError: If the process fails.
@@ -63,11 +64,11 @@ def imported(rehearsed: Sequence[Task], environment: Mapping[str, str]) -> Itera
     """A process whose imports are done, within a `with` block.
 
     Args:
-        rehearsed: What it does beforehand, from local files, so that nothing is left to import.
-        environment: The process's.
+        rehearsed: Tasks over local files that it does first, so that nothing is left to import.
+        environment: The environment of the process.
 
     Yields:
-        A function that does a task in a fork of the process, timed from the fork; it is the first that the fork does.
+        A function that does a task in a fork of the process, timed from the fork.
 
     Raises:
         RuntimeError: If the process fails.
@@ -83,18 +84,31 @@ def imported(rehearsed: Sequence[Task], environment: Mapping[str, str]) -> Itera
         yield run
 
 
-def from_empty_cache(place: Place, hub: Hub, run: Callable[[Task], Run], task: Task) -> tuple[Run, list[Asked]]:
-    """Do a task with a Hub cache that is new and thrown away, and tell what the Hub was asked meanwhile.
+def from_empty_cache(
+    place: Place, hub: Hub, tasks: Mapping[str, Task], rehearsed: Sequence[Task], rounds: int
+) -> tuple[dict[str, list[Run]], dict[str, list[list[Asked]]]]:
+    """Do tasks in turn, each with a Hub cache of its own, in a fork of a process whose imports are done.
 
     Args:
-        place: Where the cache is made.
-        hub: The Hub that the task loads from.
-        run: Does the task, as `imported` gives it.
-        task: The task, without a cache.
+        place: Where caches are made.
+        hub: The Hub that the tasks load from.
+        tasks: By name, without a cache.
+        rehearsed: As in `imported`.
+        rounds: How often each is done.
+
+    Returns:
+        By name, round by round: what was done, and what the Hub was asked meanwhile.
     """
-    with TemporaryDirectory(dir=place.data) as cache:
-        hub.take()
-        return run(replace(task, cache_dir=cache)), hub.take()
+    runs: dict[str, list[Run]] = {name: [] for name in tasks}
+    asked: dict[str, list[list[Asked]]] = {name: [] for name in tasks}
+    with TemporaryDirectory(dir=place.data) as home, imported(rehearsed, hub.environment(Path(home))) as run:
+        for _ in range(rounds):
+            for name, task in tasks.items():
+                with TemporaryDirectory(dir=place.data) as cache:
+                    hub.take()
+                    runs[name].append(run(replace(task, cache_dir=cache)))
+                    asked[name].append(hub.take())
+    return runs, asked
 
 
 def _run(start: float, seconds: float, marks: Mapping[str, Any]) -> Run:

@@ -11,7 +11,6 @@ from safetensors import SafetensorError, safe_open
 from transformers.utils import logging
 
 from ..errors import RepositoryError
-from ..repository.fetching import Watch
 from ..repository.manifest import Manifest, statistics_file
 from ..repository.source import Repository, Verified
 from ..repository.verification import stamp_of
@@ -81,7 +80,6 @@ class WeightStore:
         verified: Mapping[str, Verified] | None = None,
         fetched: Mapping[str, Path] | None = None,
         *,
-        watch: Watch | None = None,
         cancelled: Event | None = None,
     ) -> None:
         """Fetch and check files, all or none: afterwards their parts can be read.
@@ -90,7 +88,6 @@ class WeightStore:
             paths: The files.
             verified: What `Repository.verify` said of files that it was asked about before.
             fetched: Local paths of files that were fetched just now.
-            watch: A progress bar class for what is downloaded.
             cancelled: Ends downloads.
 
         Raises:
@@ -106,7 +103,7 @@ class WeightStore:
         at_hand = dict(verified or {})
         missing = [entry for entry in entries if entry.path not in at_hand]
         found = {path: at_hand[path] for path in wanted if path in at_hand}
-        found |= self.repository.verify(missing, fetched, watch=watch, cancelled=cancelled)
+        found |= self.repository.verify(missing, fetched, cancelled=cancelled)
         for path in wanted:
             self._check_tensors(path, found[path][0])
         self._checked |= found

@@ -7,8 +7,6 @@ from importlib import resources
 from importlib.metadata import requires
 
 HANDLER_FILE, REQUIREMENTS_FILE = "handler.py", "requirements.txt"
-# Without it the handler cannot read an image.
-PROCESSOR_FILE = "preprocessor_config.json"
 
 # What the handler and the repository's own code import; this package is not among them.
 _NEEDED = ("huggingface_hub", "pillow", "safetensors", "torch", "transformers")

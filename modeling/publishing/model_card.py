@@ -21,6 +21,7 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 from ..errors import RepositoryError
 from ..repository.files import write_text
 from ..repository.manifest import Manifest
+from ..repository.output_folder import PROCESSOR_FILE
 from ..repository.source import Repository
 
 CARD_FILE = "README.md"
@@ -48,7 +49,7 @@ def render_card(
         token: For looking up the teacher's licence.
     """
     config = json.loads(texts["config.json"])
-    generated = _generated(manifest, config, repo_id, has_processor="preprocessor_config.json" in texts)
+    generated = _generated(manifest, config, repo_id, has_processor=PROCESSOR_FILE in texts)
     old = ModelCard(existing, ignore_metadata_errors=True) if existing else None
     data: dict[str, Any] = {"license": _teacher_license(config.get("base_model"), token)}
     data |= old.data.to_dict() if old else {}

@@ -22,10 +22,11 @@ from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
 
 from ..errors import FetchError, OverwriteError, PublishError, RepositoryError
 from ..repository.manifest import MANIFEST_FILE, FileEntry, ListedFile, Manifest
+from ..repository.output_folder import PROCESSOR_FILE
 from ..repository.retrying import RetryPolicy, is_passing
 from ..repository.source import Repository
 from ..repository.verification import check_file, git_hashes
-from .endpoints import HANDLER_FILE, PROCESSOR_FILE, REQUIREMENTS_FILE, endpoint_files, is_our_handler
+from .endpoints import HANDLER_FILE, REQUIREMENTS_FILE, endpoint_files, is_our_handler
 from .model_card import CARD_FILE, card_of, own_words, read_card, render_card
 from .remote_code import STANDALONE, with_code
 
@@ -146,7 +147,7 @@ def _commit(
     source: Repository | None,
     own_card: str | None = None,
 ) -> CommitInfo:
-    # From the start in each try: what went through before is found to be there, and not sent again.
+    # Each try begins anew: files that went through before are found on the Hub.
     def attempt() -> CommitInfo:
         try:
             return _commit_once(target, manifest, files, texts, source, own_card)
@@ -165,17 +166,17 @@ def _commit(
         if not is_passing(error) and not isinstance(error, FetchError):
             raise
         raise PublishError(
-            f"{target.repo_id} could not be pushed to: the network or the Hub failed in every try; the same call "
-            f"later goes on from here ({type(error).__name__}: {error})"
+            f"{target.repo_id} could not be pushed to: the network or the Hub failed in every try; call again "
+            f"later to resume ({type(error).__name__}: {error})"
         ) from error
 
 
 def _may_have_committed(error: Exception) -> bool:
-    """Whether a commit was requested and its outcome is unknown."""
+    """True if a commit was requested and its outcome is unknown."""
     if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout):
         return False
     if isinstance(error, HfHubHTTPError):
-        # A gateway that lost the server behind it.
+        # From a gateway in front of the server.
         return error.response.status_code in (502, 504) and "/commit/" in error.response.request.url.path
     return isinstance(error, httpx.RequestError) and "/commit/" in error.request.url.path
 
@@ -231,16 +232,16 @@ def _commit_once(
     try:
         return api.create_commit(repo_id, [*weights, *others], **options)
     except (HfHubHTTPError, EntryNotFoundError, ValueError) as error:
-        # The server cannot copy between these two repositories: send the files instead.
-        has_copies = any(isinstance(operation, CommitOperationCopy) for operation in weights)
-        if source is None or not has_copies or is_passing(error):
+        # The server cannot copy between these repositories: send those files.
+        copied = {operation.path_in_repo for operation in weights if isinstance(operation, CommitOperationCopy)}
+        if source is None or not copied or is_passing(error):
             raise
-        by_path = {entry.path: entry for entry in (*manifest.files, *manifest.attachments)}
-        weights = [
-            CommitOperationAdd(operation.path_in_repo, _fetched(source, by_path[operation.path_in_repo]))
-            for operation in weights
-        ]
-        return api.create_commit(repo_id, [*weights, *_renewed(others)], **options)
+        fetched = source.fetch_verified(
+            [entry for entry in (*manifest.files, *manifest.attachments) if entry.path in copied]
+        )
+        sent = [operation for operation in weights if operation.path_in_repo not in copied]
+        added = [CommitOperationAdd(path, local) for path, local in fetched.items()]
+        return api.create_commit(repo_id, [*added, *_renewed([*sent, *others])], **options)
 
 
 def _weight_operation(
@@ -258,12 +259,8 @@ def _weight_operation(
     return CommitOperationCopy(source.path_in_repo(entry.path), entry.path, src_revision=source.commit, **elsewhere)
 
 
-def _fetched(source: Repository, entry: ListedFile) -> Path:
-    return source.fetch_verified([entry])[entry.path]
-
-
 def _renewed(operations: list[Any]) -> list[Any]:
-    # An operation remembers what was done with it; a second commit needs new ones.
+    # An operation keeps its upload state; a second commit needs new ones.
     return [
         CommitOperationAdd(o.path_in_repo, o.path_or_fileobj) if isinstance(o, CommitOperationAdd) else o
         for o in operations
@@ -277,7 +274,7 @@ def _remote_files(api: HfApi, repo_id: str, revision: str | None) -> dict[str, s
 
 
 def _read_remote(repo_id: str, target: Target, remote: Mapping[str, str]) -> dict[str, bytes]:
-    """The files on the Hub that a push builds upon, compared with their hashes."""
+    """The files on the Hub that a push builds upon, checked against their hashes."""
     names = [CARD_FILE, MANIFEST_FILE]
     names += [HANDLER_FILE, REQUIREMENTS_FILE] if target.inference_handler else []
     wanted = [name for name in names if name in remote]
@@ -288,7 +285,7 @@ def _read_remote(repo_id: str, target: Target, remote: Mapping[str, str]) -> dic
 
 
 def _listed(known: Mapping[str, bytes]) -> set[str]:
-    """The files that the Hub's manifest lists; without a readable one, nothing there is known to be ours."""
+    """The files that the Hub's manifest lists; none if it cannot be read."""
     try:
         return set(Manifest.from_json(known[MANIFEST_FILE]).paths)
     except (KeyError, RepositoryError):
@@ -313,7 +310,7 @@ def _endpoint_contents(repo_id: str, target: Target, known: Mapping[str, bytes],
 def _refuse_to_overwrite(
     repo_id: str, manifest: Manifest, texts: Mapping[str, bytes], remote: Mapping[str, str], listed: set[str]
 ) -> None:
-    """Let a push take the place of a PWL repository's own files alone.
+    """Refuse a push that would overwrite files which are not a PWL repository's own.
 
     Where the Hub has a manifest, config and code are the repository's own. So are the weights that it lists; if it
     cannot be read, all are: a push is how it is mended.

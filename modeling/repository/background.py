@@ -1,4 +1,4 @@
-"""Background threads that neither a failed caller nor the end of the process waits for (no torch)."""
+"""Background threads that a failed caller does not wait for, nor the end of the process (no torch)."""
 
 from __future__ import annotations
 
@@ -7,21 +7,22 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
+from contextvars import copy_context
 from types import TracebackType
 from typing import Generic, TypeVar
 
 Item = TypeVar("Item", bound=Hashable)
 Result = TypeVar("Result")
 
-# How long a process that ends waits for each thread, in seconds.
+# Seconds that the end of the process waits for each thread.
 _JOIN_TIMEOUT = 5.0
 
 
 class Prefetch(Generic[Result]):
-    """Work that goes on in a thread of its own while a `with` block runs, and is ended if the block fails.
+    """Work in a thread beside a `with` block; it is cancelled if the block fails.
 
     Args:
-        work: What to do, until the event that it is given is set.
+        work: What to do; it is given an event that tells it to stop.
     """
 
     def __init__(self, work: Callable[[threading.Event], Result]) -> None:
@@ -29,11 +30,12 @@ class Prefetch(Generic[Result]):
         self._cancelled = threading.Event()
         self._result: list[Result] = []
         self._error: BaseException | None = None
-        # ThreadPoolExecutor would join at exit, and a failed call must not hang on the network.
-        self._thread = threading.Thread(target=self._run, name="pwl-fetch", daemon=True)
+        # ThreadPoolExecutor would join at exit; a failed call must not hang on the network. The context carries the
+        # caller's bandwidth limit.
+        self._thread = threading.Thread(target=copy_context().run, args=[self._run], name="pwl-fetch", daemon=True)
 
     def __enter__(self) -> Prefetch[Result]:
-        self._farewell = end_before_exit(self, self._cancelled.set, [self._thread])
+        self._finalizer = end_before_exit(self, self._cancelled.set, [self._thread])
         self._thread.start()
         return self
 
@@ -58,19 +60,19 @@ class Prefetch(Generic[Result]):
             self._result.append(self._work(self._cancelled))
         except BaseException as error:
             self._error = error
-        # Nothing is left to end, whenever and wherever this object is thrown away.
-        self._farewell.detach()
+        # The thread has nothing left to do: no finalizer need join it.
+        self._finalizer.detach()
 
 
 def download_concurrently(items: Sequence[Item], work: Callable[[Item, threading.Event], Result]) -> dict[Item, Result]:
-    """Work on items in two threads: this one begins at the front, another at the back, until they meet.
+    """Work on items in two threads: this one from the front, another from the back, until they meet.
 
-    Where the items are sorted, small ones are done beside large ones and need no time of their own. After a failure
-    no item is begun; this thread ends its own first, and does not wait for the other's.
+    Of items sorted by size, small ones are fetched while large ones download. After a failure no item is begun;
+    this thread finishes its own, and does not wait for the other's.
 
     Args:
         items: The items.
-        work: What to do with each, in whichever thread, until the event that it is given is set.
+        work: What to do with each, in either thread; it is given an event that tells it to stop.
 
     Returns:
         The result of each.
@@ -99,7 +101,7 @@ def download_concurrently(items: Sequence[Item], work: Callable[[Item, threading
     if len(left) < 2:
         take(left.popleft, here)
         return done
-    # This thread's in any case: where every item fails, the error is always that of the same one.
+    # Always done here: where every item fails, the error is the first one's each time.
     first = left.popleft()
     with Prefetch(lambda ended: take(left.pop, ended)) as back:
         do(first, here)
@@ -116,10 +118,10 @@ def end_before_exit(
     Args:
         owner: Whose threads they are.
         end: Asks them to end; must not hold the owner.
-        threads: The threads. A child process that was forked from this one has none of them.
+        threads: The threads. A forked child has none of them.
 
     Returns:
-        What does it, to be detached once the threads have ended.
+        The finalizer, to be detached once the threads have ended.
     """
     return weakref.finalize(owner, _leave, os.getpid(), end, threads)
 

@@ -1,4 +1,4 @@
-"""Downloading one file of a pinned commit, again and again if need be, and saying why it did not come (no torch)."""
+"""Downloading one file of a pinned commit, with retries, and explaining why it failed (no torch)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import re
 from pathlib import Path
 from threading import Event
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, is_offline_mode
 from huggingface_hub.errors import (
@@ -22,44 +22,33 @@ from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
 
 from ..errors import FetchError, MissingFileError
 from .files import temporary_name
-from .interrupting import interruptible
 from .retrying import is_passing, root_cause
+from .transfers import interruptible, progress_bar
 from .verification import pointer_of
 
 if TYPE_CHECKING:
     from .source import Repository
 
-# A class of progress bars, as huggingface_hub takes it: it sees every chunk.
-Watch = type[Any]
-
 FAULTS = (HfHubHTTPError, httpx.HTTPError, OSError)
 
 
-def download(
-    repository: Repository,
-    path: str,
-    *,
-    force: bool = False,
-    watch: Watch | None = None,
-    cancelled: Event | None = None,
-) -> Path:
+def download(repository: Repository, path: str, *, force: bool = False, cancelled: Event | None = None) -> Path:
     """The local path of a file of a Hub repository, downloaded if it is not in the cache.
 
     Args:
         repository: The pinned commit.
         path: The file's path, within the repository's subfolder.
         force: Download it even if it is in the cache.
-        watch: A progress bar class.
-        cancelled: Ends it: the waiting between tries, and requests under way.
+        cancelled: Once set, ends waits between tries and requests under way.
 
     Raises:
         MissingFileError: If the repository has no such file.
-        FetchError: If it could not be had, after all tries.
+        FetchError: If it cannot be downloaded, after all tries.
         Interrupted: If it was cancelled.
     """
     try:
         with interruptible(cancelled):
-            return repository.retry.run(lambda: _try(repository, path, force, watch), cancelled)
+            return repository.retry.run(lambda: _try(repository, path, force), cancelled)
     except LocalEntryNotFoundError as error:
         raise FetchError(_explain(repository, path, error)) from error
     except EntryNotFoundError as error:
@@ -68,34 +57,26 @@ def download(
         raise FetchError(_explain(repository, path, error)) from error
 
 
-def download_again(
-    repository: Repository,
-    path: str,
-    *,
-    force: bool,
-    watch: Watch | None = None,
-    cancelled: Event | None = None,
-) -> Path:
-    """Ask the Hub for a file that is in the cache; if it cannot be had, the cache stays as it was.
+def download_again(repository: Repository, path: str, *, force: bool, cancelled: Event | None = None) -> Path:
+    """Download a file that is in the cache; if that fails, the cache stays as it was.
 
-    huggingface_hub leaves a pointer that exists as it is, whatever it downloads: a link to somewhere else, or a plain
-    file in a cache without links, would be found again and again. So it is moved out of the way first.
+    huggingface_hub keeps a pointer that exists, whatever it downloads, so a link to somewhere else, or a plain file
+    in a cache without links, would be found again and again. It is moved out of the way first.
 
     Args:
         repository: The pinned commit.
         path: The file's path, within the repository's subfolder.
-        force: Download it in any case; otherwise only if the cache has no file of the Hub's ETag.
-        watch: As in `download`.
+        force: Download it in any case; otherwise only if the cache has no blob of the Hub's ETag.
         cancelled: As in `download`.
 
     Raises:
         MissingFileError: If the repository has no such file.
-        FetchError: If it could not be had, after all tries.
+        FetchError: If it cannot be downloaded, after all tries.
         Interrupted: If it was cancelled.
     """
     cached = repository.local(path)
     if cached is None:
-        return download(repository, path, force=force, watch=watch, cancelled=cancelled)
+        return download(repository, path, force=force, cancelled=cancelled)
     pointer = pointer_of(cached)
     aside = temporary_name(pointer)
     try:
@@ -103,7 +84,7 @@ def download_again(
     except OSError as error:
         raise FetchError(_explain(repository, path, error)) from error
     try:
-        return download(repository, path, force=force, watch=watch, cancelled=cancelled)
+        return download(repository, path, force=force, cancelled=cancelled)
     finally:
         # Another process may have fetched it meanwhile.
         if os.path.lexists(pointer):
@@ -113,10 +94,10 @@ def download_again(
 
 
 def etag_of(repository: Repository, path: str) -> str | None:
-    """What the Hub says that a file is: the git hash of a small file, the sha256 of a large one, elsewhere anything.
+    """The Hub's ETag of a file: the git hash of a small file, the sha256 of a large one; mirrors may give any text.
 
     Returns:
-        The ETag; None if the Hub does not tell now.
+        The ETag; None if the Hub cannot be asked now.
     """
     url = hf_hub_url(repository.name, repository.path_in_repo(path), revision=repository.commit)
     try:
@@ -125,7 +106,7 @@ def etag_of(repository: Repository, path: str) -> str | None:
         return None
 
 
-def _try(repository: Repository, path: str, force: bool, watch: Watch | None) -> Path:
+def _try(repository: Repository, path: str, force: bool) -> Path:
     try:
         return Path(
             hf_hub_download(
@@ -136,20 +117,19 @@ def _try(repository: Repository, path: str, force: bool, watch: Watch | None) ->
                 token=repository.token,
                 cache_dir=repository.cache_dir,
                 local_files_only=repository.local_files_only,
-                force_download=repository.force_download or force,
-                tqdm_class=watch,
+                force_download=force,
+                tqdm_class=progress_bar(),
             )
         )
     except HfHubHTTPError:
         raise
     except ValueError as error:
-        # "Force download failed due to the above error."
+        # huggingface_hub wraps the cause of a failed force_download.
         if isinstance(error.__cause__, FAULTS):
             raise error.__cause__ from None
         raise
     except RuntimeError as error:
-        # Whatever went wrong on the way of a file that comes through Xet; also a connection pool that another
-        # thread has closed.
+        # Xet raises nothing else; so does a connection pool that another thread closed.
         number = re.search(r"os error (\d+)", str(error))
         raise (OSError(int(number[1]), str(error)) if number else ConnectionError(str(error))) from error
 
@@ -168,7 +148,7 @@ def _advice(repository: Repository, error: BaseException) -> str:
     if isinstance(error, LocalEntryNotFoundError | OfflineModeIsEnabled):
         if repository.local_files_only or is_offline_mode():
             return "it is not in the local cache, and the Hub is not to be asked; fetch it first with `pwl-hf download`"
-        return "it is not in the local cache, and the Hub is out of reach; the same call later goes on from here"
+        return "it is not in the local cache, and the Hub is out of reach; call again later to resume"
     if isinstance(error, GatedRepoError):
         return "the repository is gated; ask for access on its page, and give a token that has it"
     if isinstance(error, RepositoryNotFoundError):
@@ -181,4 +161,4 @@ def _advice(repository: Repository, error: BaseException) -> str:
         return "the cache may not be written to; give another cache_dir"
     if not is_passing(error):
         return "another try would not change that; see the cause"
-    return "the network or the Hub failed in every try; the same call later goes on from here"
+    return "the network or the Hub failed in every try; call again later to resume"

@@ -1,9 +1,9 @@
-"""The folder that a repository is written into: what in it may be replaced and removed (no torch).
+"""The folder that a repository is saved into: what in it may be replaced or removed (no torch).
 
-The rule: what the manifest in the folder lists is the repository's own, and so are its config, index and code files;
-everything else is the user's. What is the user's is never removed, and written over only if that was asked for.
+The rule: weights that the manifest in the folder lists are the repository's own, and so are its config, index and code
+files; everything else is the user's, never removed, and overwritten only on request.
 
-A save that is under way, or that was killed, has noted its files in `pwl_saving.txt`: the next save may replace them.
+A save notes its files in `pwl_saving.txt` until it ends: after a killed save the next one may replace them.
 """
 
 from __future__ import annotations
@@ -51,12 +51,12 @@ _TEMPORARY = (re.compile(r"\.(.+)\.(\d+)\.\d+\.tmp"), re.compile(r"\.(.+)\.(\d+)
 
 
 def text_paths() -> set[str]:
-    """The paths of what each save writes besides weights: configs, the teacher's index, the manifest."""
+    """The paths that each save writes besides weights: configs, the teacher's index, the manifest."""
     return {CONFIG_FILE, f"teacher/{CONFIG_FILE}", TEACHER_INDEX_FILE, MANIFEST_FILE}
 
 
 def paths_of_save(num_blocks: int) -> set[str]:
-    """Every path that a save of a model with N blocks may write to, but for the statistics of masks."""
+    """Every path that a save of a model with N blocks may write, except statistics of masks."""
     blocks, boundaries = range(1, num_blocks + 1), range(1, num_blocks)
     return text_paths() | {
         PROCESSOR_FILE,
@@ -70,11 +70,11 @@ def paths_of_save(num_blocks: int) -> set[str]:
 
 @dataclass(frozen=True)
 class Contents:
-    """What is known of a folder before a save.
+    """A folder's manifest and notes, as a save finds them.
 
     Args:
         manifest: Its manifest; None if there is none, or it cannot be read.
-        unfinished: The paths of a save that was cut short.
+        unfinished: The paths that a killed save has noted.
         complaint: Why the manifest cannot be read.
     """
 
@@ -84,7 +84,7 @@ class Contents:
 
     @classmethod
     def of(cls, root: Path) -> Contents:
-        """Look into a folder, which need not exist."""
+        """Read a folder, which need not exist."""
         manifest, complaint = None, ""
         try:
             manifest = Manifest.from_json((root / MANIFEST_FILE).read_bytes())
@@ -95,7 +95,7 @@ class Contents:
         return cls(manifest, frozenset(_noted(root)), complaint)
 
     def owns(self, path: str) -> bool:
-        """Whether a file at this path is the repository's, so that a save may replace it."""
+        """True if the file at this path is the repository's, so that a save may replace it."""
         if path in self.unfinished:
             return True
         if self.manifest is None:
@@ -122,10 +122,10 @@ def check_output(
 
     Args:
         directory: The folder; it need not exist.
-        paths: Where in it files are to be written.
-        inputs: What the repository is made from; of these, those that are folders may not be written into.
+        paths: The paths in it to write.
+        inputs: What the repository is made from: folders among these may not be written into.
         overwrite: Write over files that are not a repository's.
-        advice: What to do, for the error.
+        advice: What the error advises.
 
     Raises:
         OverwriteError: If files would be written over that are not the repository's own.
@@ -193,23 +193,24 @@ def saving_into(
 
     Args:
         directory: The folder; it is made if need be.
-        paths: Where in it files are written; the manifest is among them, and written last.
+        paths: The paths in it to write, with the manifest, which is written last.
         inputs: As in `check_output`.
         overwrite: As in `check_output`.
 
     Yields:
-        What was in the folder.
+        The folder as it was.
 
     Raises:
         OverwriteError: As `check_output`; nothing was written.
-        SaveError: If another save into the folder does not come to its end.
+        SaveError: If another save into the folder does not end.
     """
     root = Path(directory)
-    check_output(root, paths, inputs=inputs, overwrite=overwrite)
+    if not root.is_dir() and os.path.lexists(root):
+        check_output(root, paths, inputs=inputs, overwrite=overwrite)
     with writing(root):
         root.mkdir(parents=True, exist_ok=True)
     with exclusive_folder(root) as alone:
-        # Again: what another save has written while this one waited is not what was checked.
+        # Not before: the files of a save under way are in no manifest yet.
         check_output(root, paths, inputs=inputs, overwrite=overwrite)
         contents = Contents.of(root)
         stale = contents.listed() - set(paths)
@@ -219,7 +220,7 @@ def saving_into(
         try:
             yield contents
         except BaseException:
-            # A save that failed before its first file is none that was cut short.
+            # A save that failed before its first file leaves nothing to note.
             if not contents.unfinished and states(root, paths) == found:
                 (root / UNFINISHED_FILE).unlink(missing_ok=True)
             raise
@@ -234,17 +235,20 @@ def saving_into(
 
 @contextmanager
 def writing(target: Path) -> Iterator[None]:
-    """Say which file could not be written, and why.
+    """Turn errors of the system and of safetensors into a `SaveError` with the file and the cause.
+
+    Args:
+        target: The file or folder to name.
 
     Raises:
-        SaveError: In place of an error of the system, or of safetensors.
+        SaveError: For such an error.
     """
     try:
         yield
     except PWLError:
         raise
     except (OSError, SafetensorError) as error:
-        # safetensors keeps the system's number in its text only.
+        # safetensors has the error number in its text only.
         found = re.search(r"os error (\d+)", str(error))
         number = error.errno if isinstance(error, OSError) else found and int(found[1])
         if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
@@ -258,12 +262,12 @@ def writing(target: Path) -> Iterator[None]:
 
 @contextmanager
 def exclusive_folder(root: Path) -> Iterator[bool]:
-    """Keep other saves into a folder waiting, in all threads and processes of this machine.
+    """Let other saves into a folder wait, in all threads and processes of this machine.
 
     The lock is the folder itself: it leaves no file behind, and ends with the process that holds it.
 
     Yields:
-        Whether it is held: not where the system has no locks, or the file system has none for folders.
+        True if the lock is held; False where there are no locks for folders.
 
     Raises:
         SaveError: If another save holds it for too long.
@@ -281,7 +285,7 @@ def exclusive_folder(root: Path) -> Iterator[bool]:
         yield held
     finally:
         if held:
-            # Said aloud: a child that was forked meanwhile has the descriptor, too.
+            # Closing is not enough: a forked child has the descriptor, too.
             fcntl.flock(descriptor, fcntl.LOCK_UN)
         os.close(descriptor)
 
@@ -304,7 +308,7 @@ def _acquire(descriptor: int, root: Path) -> bool:
 
 
 def states(root: Path, paths: Collection[str]) -> dict[str, FileState]:
-    """What tells each file from one that takes its place, for those that exist."""
+    """The identity of each file that exists."""
     found: dict[str, FileState] = {}
     for path in paths:
         with suppress(OSError):
@@ -314,25 +318,25 @@ def states(root: Path, paths: Collection[str]) -> dict[str, FileState]:
 
 
 def _is_ours(note: Path) -> bool:
-    """Whether this is no file at all, or a note that this library wrote, perhaps not to its end."""
+    """True if there is no file, or it is a note of this library, perhaps cut short."""
     if not os.path.lexists(note):
         return True
     try:
         text = note.read_text(encoding="utf-8")
     except (OSError, ValueError):
         return False
-    # Never through a link: it would be appended to where it leads.
+    # Not a link: the note would be appended to its target.
     return not note.is_symlink() and (text.startswith(_NOTE) or _NOTE.startswith(text))
 
 
 def _noted(root: Path) -> Iterator[str]:
-    """The paths in the note of a save that did not end; of another's making, none that could do harm."""
+    """The paths in the note of a save that did not end; weights only by valid paths."""
     note = root / UNFINISHED_FILE
     if not note.is_file() or not _is_ours(note):
         return
     for line in note.read_text(encoding="utf-8").splitlines(keepends=True):
         path = line.rstrip("\n")
-        # A line without its end was being written when the process was killed.
+        # A line without its end was cut short by the kill.
         if not line.endswith("\n") or line.startswith("#"):
             continue
         if path.endswith(".safetensors"):
@@ -344,13 +348,13 @@ def _noted(root: Path) -> Iterator[str]:
 
 
 def _note(root: Path, paths: Collection[str]) -> None:
-    # Appended to: what an earlier save has noted is kept if this process is killed here.
+    # Appended: a kill here must not lose the note of an earlier save.
     with (root / UNFINISHED_FILE).open("a", encoding="utf-8", newline="\n") as file:
         file.write(_NOTE + "".join(f"{path}\n" for path in sorted(paths)))
 
 
 def _remove_temporary(root: Path, paths: Collection[str]) -> None:
-    """Remove temporary files of the repository's own, of processes that are gone."""
+    """Remove the repository's temporary files of processes that have ended."""
     names = {PurePosixPath(path).name for path in paths}
     for folder in {root, *(root / PurePosixPath(path).parent for path in paths)}:
         if leads_out(root, str(folder.relative_to(root))):

@@ -1,7 +1,7 @@
-"""Asking the Hub again when the network failed: which faults pass, how long to wait, when to give up.
+"""Retrying requests to the Hub: which faults may pass, how long to wait, when to give up.
 
-huggingface_hub retries some faults and not others: a closed connection is resumed, a reset one and a 5xx
-answer to GET are not. What it leaves is retried here.
+huggingface_hub resumes a closed connection and retries 408 and 429; a reset connection, a 5xx answer to a download
+and a failed commit it raises at once. Those are retried here.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ Outcome = TypeVar("Outcome")
 
 # Answers that another try may change: time-out, too early, too many requests, and the server's own errors.
 _PASSING = {408, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529}
-# Causes on this machine that another try will not change.
+# Local causes, which another try will not change.
 _LASTING = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG}
 _LASTING_ERRORS = (
-    # What this library raises was tried already.
+    # Raised by this library, after its own tries.
     PWLError,
     OfflineModeIsEnabled,
     LocalTokenNotFoundError,
@@ -40,12 +40,12 @@ _LASTING_ERRORS = (
     PermissionError,
     NotADirectoryError,
     IsADirectoryError,
-    # Requests that were wrong from the start.
+    # Malformed requests.
     httpx.UnsupportedProtocol,
     httpx.LocalProtocolError,
     httpx.TooManyRedirects,
 )
-# Beyond it every wait is the longest.
+# 2.0 ** 1024 overflows.
 _MAX_DOUBLINGS = 60
 
 
@@ -54,10 +54,13 @@ class RetryPolicy:
     """How long to try, with exponential back-off and full jitter.
 
     Args:
-        tries: How often at most.
-        max_seconds: No try begins after this, counted from the first.
+        tries: The most tries.
+        max_seconds: No try begins later than this after the first.
         first_wait: The longest wait before the second try, in seconds; it doubles from try to try.
-        max_wait: The longest wait of all, also where the Hub asks for more (`Retry-After`).
+        max_wait: The longest wait, also where the Hub asks for more (`Retry-After`).
+
+    Raises:
+        ValueError: For less than one try, or a negative time.
     """
 
     tries: int = 5
@@ -74,7 +77,7 @@ class RetryPolicy:
 
         Args:
             attempt: What to do.
-            cancelled: Ends the waiting; the last error is raised.
+            cancelled: Ends the wait between tries.
 
         Raises:
             Exception: The last error of `attempt`.
@@ -101,25 +104,24 @@ class RetryPolicy:
         if asked is not None:
             return min(asked, self.max_wait)
         longest = min(self.first_wait * 2.0 ** min(count - 1, _MAX_DOUBLINGS), self.max_wait)
-        # Not from the process's own generator: a seeded program must not depend on the weather of the network.
+        # Not the global generator: a seeded program must not depend on network faults.
         return random.SystemRandom().uniform(0, longest)
 
 
 def is_passing(error: BaseException) -> bool:
-    """Whether another try may succeed."""
+    """True if another try may succeed."""
     error = root_cause(error)
     if isinstance(error, _LASTING_ERRORS):
         return False
     response = getattr(error, "response", None)
     if response is not None:
         return response.status_code in _PASSING
-    # Of the rest of OSError: huggingface_hub's own complaint about a file of the wrong length, and the system's
-    # about connections.
+    # Among OSErrors: huggingface_hub's about a file of the wrong length, and the system's about connections.
     return isinstance(error, httpx.HTTPError) or (isinstance(error, OSError) and error.errno not in _LASTING)
 
 
 def root_cause(error: BaseException) -> BaseException:
-    """What really happened, where huggingface_hub only says that it found nothing, or that an upload failed."""
+    """The cause behind huggingface_hub's own error, which only says that a file was not found or an upload failed."""
     wrappers = LocalEntryNotFoundError | RevisionResolutionError | RuntimeError
     while isinstance(error, wrappers) and not isinstance(error, PWLError) and error.__cause__ is not None:
         error = error.__cause__
@@ -127,7 +129,7 @@ def root_cause(error: BaseException) -> BaseException:
 
 
 def _retry_after(error: Exception) -> float | None:
-    """Seconds that the Hub asks to wait, which it says as a number or as a date."""
+    """Seconds that the Hub asks to wait; `Retry-After` is a number or a date."""
     response = getattr(root_cause(error), "response", None)
     value = response.headers.get("Retry-After") if response is not None else None
     if value is None:

@@ -18,7 +18,7 @@ from huggingface_hub.errors import HFValidationError
 
 from ..errors import FetchError, MissingFileError, RepositoryError
 from .background import download_concurrently
-from .fetching import Watch, download, download_again, etag_of
+from .fetching import download, download_again, etag_of
 from .files import leads_out, write_text
 from .manifest import MANIFEST_FILE, ListedFile, Manifest
 from .retrying import RetryPolicy, is_passing
@@ -30,7 +30,7 @@ Parsed = TypeVar("Parsed")
 
 @dataclass(frozen=True)
 class Repository:
-    """A folder or a pinned commit. Every file of a model is fetched through the one it was opened with.
+    """A folder, or a pinned commit of a Hub repository, from which all files of a model are fetched.
 
     Args:
         name: The folder's path, or the Hub id.
@@ -61,7 +61,7 @@ class Repository:
         token: str | bool | None = None,
         **options: Any,
     ) -> Repository:
-        """Open a folder, or resolve a branch, tag or commit of a Hub repository once and for all.
+        """Open a folder, or a Hub repository at the commit that a branch or tag is at now.
 
         Args:
             name: A folder or a Hub id.
@@ -71,13 +71,14 @@ class Repository:
 
         Raises:
             RepositoryError: If the name is neither a folder nor a possible Hub id.
-            huggingface_hub.errors.HfHubHTTPError: If the repository or revision cannot be had.
+            FetchError: If the Hub did not answer in any try, and the commit is not known here.
+            huggingface_hub.errors.HfHubHTTPError: If the Hub refuses the repository or revision.
         """
         if os.path.isdir(name):
-            # Later stages are read from there too, also after a change of the working directory.
+            # Later stages must be found after a change of the working directory, too.
             return cls(os.path.abspath(name), token=token, **options)
         if "/" not in os.fspath(name):
-            # A Hub id has a namespace: asking a Hub, which may be out of reach, would only take time.
+            # A Hub id has a namespace: do not ask a Hub that may be out of reach.
             raise RepositoryError(f"there is no folder {os.fspath(name)!r}, and a Hub id has the form 'org/name'")
         retry: RetryPolicy = options.get("retry", RetryPolicy())
         try:
@@ -97,7 +98,7 @@ class Repository:
                 raise
             raise FetchError(
                 f"{os.fspath(name)}@{revision or 'main'}: there is no such folder, the Hub did not answer in any try, "
-                f"and the commit is not known here; the same call later may succeed ({type(error).__name__}: {error})"
+                f"and the commit is not known here; call again later ({type(error).__name__}: {error})"
             ) from error
         return cls(os.fspath(name), commit=resolved.resolved, token=token, **options)
 
@@ -109,23 +110,20 @@ class Repository:
         return self.__dict__ | {"token": None}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Repository:
-        # It never changes, and a copy of a model needs the token for its later stages.
+        # It is immutable, and a copied model needs the token for later stages.
         return self
 
-    def fetch(
-        self, path: str, *, force: bool = False, watch: Watch | None = None, cancelled: Event | None = None
-    ) -> Path:
+    def fetch(self, path: str, *, force: bool = False, cancelled: Event | None = None) -> Path:
         """The local path of a file, downloaded if it is not in the cache.
 
         Args:
             path: Its path in the repository.
             force: Download it even if it is in the cache.
-            watch: A progress bar class for the download.
-            cancelled: Ends it: the waiting between tries, and requests under way.
+            cancelled: Once set, ends waits between tries and requests under way.
 
         Raises:
             MissingFileError: If the repository has no such file.
-            FetchError: If it could not be had, after all tries of the retry policy.
+            FetchError: If it cannot be downloaded, after all tries.
             Interrupted: If it was cancelled.
         """
         if self.commit is None:
@@ -134,8 +132,8 @@ class Repository:
                 raise MissingFileError(f"{self} has no file {path!r}")
             return local
         if force or self.force_download:
-            return download_again(self, path, force=True, watch=watch, cancelled=cancelled)
-        return download(self, path, watch=watch, cancelled=cancelled)
+            return download_again(self, path, force=True, cancelled=cancelled)
+        return download(self, path, cancelled=cancelled)
 
     def fetch_all(self, entries: Iterable[ListedFile], fetch: Callable[[ListedFile, Event], Path]) -> dict[str, Path]:
         """The local paths of files. Small files of a Hub are fetched while large ones download.
@@ -156,12 +154,12 @@ class Repository:
         return {entry.path: local for entry, local in download_concurrently(largest_first, fetch).items()}
 
     def fetch_text(self, path: str) -> bytes:
-        """The contents of a small file, fetched once more if it was damaged on the way.
+        """The contents of a small file, downloaded again if the cached one is damaged.
 
         Raises:
             MissingFileError: If there is no such file.
-            RepositoryError: If it is damaged each time.
-            FetchError: If it could not be had.
+            RepositoryError: If it is damaged again.
+            FetchError: If it cannot be downloaded.
         """
         local = self.fetch(path)
         if self._is_the_hubs(path, local) is False:
@@ -170,28 +168,29 @@ class Repository:
                     f"{self}: {path!r} is corrupt in the cache: its contents are not those of its ETag; load it once "
                     "with the Hub in reach, and it is fetched again"
                 )
-            # What was noted may be wrong as well.
+            # The noted ETag may be the wrong one.
             with suppress(OSError):
                 self._etag_note(path).unlink(missing_ok=True)
             local = self.fetch(path, force=True)
             if self._is_the_hubs(path, local) is False:
                 discard(local)
                 raise RepositoryError(
-                    f"{self}: {path!r} is corrupt: its contents are not those of its ETag, twice in a row; the same "
-                    "call later fetches it once more"
+                    f"{self}: {path!r} is corrupt: its contents are not those of its ETag, twice in a row; call again "
+                    "later to fetch it once more"
                 )
         return local.read_bytes()
 
     def parse(self, path: str, parse: Callable[[bytes], Parsed]) -> Parsed:
-        """What is read from a small file; if it cannot be, the Hub is asked once whether it has another one now.
+        """Parse a small file; if that fails, look whether the Hub has another one now.
 
         Args:
             path: Its path in the repository.
-            parse: Reads its contents, or raises a RepositoryError.
+            parse: Parses its contents, or raises a RepositoryError.
 
         Raises:
-            RepositoryError: If there is no such file, it is damaged each time, or `parse` refuses it.
-            FetchError: If it could not be had.
+            MissingFileError: If there is no such file.
+            RepositoryError: If it is damaged again, or `parse` refuses it.
+            FetchError: If it cannot be downloaded.
         """
         try:
             return parse(self.fetch_text(path))
@@ -203,13 +202,13 @@ class Repository:
         return parse(self.fetch_text(path))
 
     def refresh(self, path: str) -> bool:
-        """Ask the Hub whether a file in the cache is still what it has, and fetch it if not.
+        """Download a file in the cache again if the Hub has another one now.
 
-        For files that are what they were served as, and still cannot be right: a proxy may have answered with another
-        file, or with one of another time. If the Hub does not answer, the cache stays as it was.
+        For files that match their ETag and still cannot be right: a proxy may have served another file, or an older
+        one. If the Hub does not answer, the cache stays as it was.
 
         Returns:
-            Whether the file is another now.
+            True if the file changed.
         """
         before = self.local(path)
         if before is None or not self._can_download:
@@ -217,7 +216,7 @@ class Repository:
         try:
             old = stamp_of(before)
             if blob_of(before) is None:
-                # A plain name, or a stranger's, tells nothing, and a download would be in vain.
+                # The cache does not name it by its ETag: ask for that before downloading.
                 etag = etag_of(self, path)
                 if etag is None or is_named(before, etag):
                     return False
@@ -227,12 +226,12 @@ class Repository:
             return False
 
     def _is_the_hubs(self, path: str, local: Path) -> bool | None:
-        """Whether a small file is what the Hub has; None if that cannot be told."""
-        # A snapshot that is opened as a folder names its files as the cache does.
+        """True if a file matches the Hub's ETag; None if that is not known."""
+        # Also of a snapshot that is opened as a folder.
         named = is_as_named(local) if blob_of(local) is not None else None
         if named is not None or self.commit is None:
             return named
-        # A cache without links has plain names: the Hub says once what the commit's file is.
+        # A cache without links has plain names: ask for the ETag once, and note it.
         note = self._etag_note(path)
         try:
             return is_named(local, note.read_text(encoding="ascii"))
@@ -253,13 +252,15 @@ class Repository:
         return self.commit is not None and not self.local_files_only and not is_offline_mode()
 
     def check_links(self, paths: Iterable[str]) -> None:
-        """Refuse to hand on files of a folder that are not in it.
+        """Refuse to copy or publish files of a folder that are links out of it.
 
-        A cloned repository may hold links to anything that its reader can read. What they lead to is loaded if it is
-        what the manifest says, but neither copied nor published.
+        A cloned repository may hold links to anything that its user can read.
+
+        Args:
+            paths: The files.
 
         Raises:
-            RepositoryError: With the first link that leads out of the folder, and where it leads.
+            RepositoryError: With the first such link, and where it leads.
         """
         if self.commit is not None:
             return
@@ -276,7 +277,7 @@ class Repository:
         return f"{self.subfolder}/{path}" if self.subfolder else path
 
     def local(self, path: str) -> Path | None:
-        """The local path of a file that is here already; None without asking the Hub."""
+        """The local path of a file; None if it is not here. The Hub is not asked."""
         if self.commit is None:
             found = Path(self.name, self.subfolder, path)
             return found if found.is_file() else None
@@ -303,13 +304,10 @@ class Repository:
             raise RepositoryError(f"{self}: {error}") from error
 
     def fetch_verified(self, entries: Collection[ListedFile]) -> dict[str, Path]:
-        """Fetch weight files and compare each with its size and sha256.
+        """As `verify`, without the stamps.
 
         Returns:
             Path in the repository -> local path.
-
-        Raises:
-            RepositoryError: If a file is not the one of the manifest.
         """
         return {path: local for path, (local, _) in self.verify(entries).items()}
 
@@ -318,29 +316,27 @@ class Repository:
         entries: Collection[ListedFile],
         fetched: Mapping[str, Path] | None = None,
         *,
-        watch: Watch | None = None,
         cancelled: Event | None = None,
     ) -> dict[str, Verified]:
         """Fetch weight files and compare each with its size and sha256.
 
-        huggingface_hub keeps a file that was damaged on the way in its cache for ever; such a file is
-        downloaded once more, and dropped from the cache if it is damaged again.
+        huggingface_hub never checks a cached file; one that is damaged is downloaded once more, and dropped from the
+        cache if it is damaged again.
 
         Args:
             entries: The files.
-            fetched: Local paths of those that were fetched just now.
-            watch: A progress bar class for what is downloaded.
+            fetched: Local paths of those that are fetched already.
             cancelled: As in `fetch`.
 
         Returns:
             Path in the repository -> local path, and the stamp of the file that was compared.
 
         Raises:
-            RepositoryError: If a file is not the one of the manifest.
-            FetchError: If it could not be had.
+            RepositoryError: If a file is not what the manifest says.
+            FetchError: If it cannot be downloaded.
             Interrupted: If it was cancelled.
         """
-        fetch = partial(self.fetch, watch=watch, cancelled=cancelled)
+        fetch = partial(self.fetch, cancelled=cancelled)
         local = dict(fetched or {})
         missing = [entry for entry in entries if entry.path not in local]
         local |= self.fetch_all(missing, lambda entry, ended: fetch(entry.path, cancelled=cancelled or ended))
@@ -352,13 +348,13 @@ class Repository:
         except RepositoryError:
             if not self._can_download:
                 raise
-            # 1. A file that is what it was served as: a request without contents tells if the Hub has another now.
-            if self._is_as_served(entry.path, local):
+            # 1. It matches its ETag: download it only if the Hub has another one now.
+            if self._is_the_hubs(entry.path, local):
                 if not self.refresh(entry.path):
                     self._suspect_manifest()
                     raise
                 local = self.fetch(entry.path)
-            # 2. One that was damaged on the way, or may have been: it is downloaded again, once.
+            # 2. It is damaged, or may be: download it again, once.
             else:
                 local = fetch(entry.path, force=True)
         try:
@@ -369,17 +365,11 @@ class Repository:
             else:
                 discard(local)
             raise RepositoryError(
-                f"{error}; it came so twice in a row; the same call later fetches it again"
+                f"{error}; it came so twice in a row; call again later to fetch it once more"
             ) from error
 
-    def _is_as_served(self, path: str, local: Path) -> bool:
-        if blob_of(local) is not None:
-            return is_as_named(local) is True
-        etag = etag_of(self, path)
-        return etag is not None and is_named(local, etag) is True
-
     def _suspect_manifest(self) -> None:
-        """Before a file is refused that is the Hub's: ask whether the manifest is, too."""
+        """Before a file is refused that matches its ETag: raise if the Hub has another manifest."""
         if self.refresh(MANIFEST_FILE):
             raise RepositoryError(
                 f"{self}: the Hub has another {MANIFEST_FILE} now than the one that the model was loaded by; it was "

@@ -1,9 +1,8 @@
-"""Comparing files with what they must be, and remembering which were right (no torch).
+"""Comparing files with their hashes, and remembering which were right (no torch).
 
-A hash is computed once for each file on disk. What is remembered is tied to the file's identity in the file
-system (device, inode, size, times of its last change), so a file that was written to is hashed again. And it holds
-until the machine restarts: after a loss of power a file may have lost what was read from it before. Where the
-system does not tell its starts apart, nothing is remembered.
+Each file on disk is hashed once. The note of it is tied to the file's identity in the file system (device, inode,
+size, times of its last change), so a file that was written to is hashed again. It is also tied to the boot of the
+machine: a loss of power may take back what was read before. Where there is no boot id, nothing is remembered.
 """
 
 from __future__ import annotations
@@ -21,18 +20,18 @@ from ..errors import RepositoryError
 from .files import sha256_of, storage_of, write_text
 from .manifest import MANIFEST_FILE, ListedFile
 
-# Longer than the tick of any file system's clock: a change after it cannot carry the same times.
+# Longer than a tick of any file system's clock: a change after it has other times.
 _TICK = 0.02
 
-# Names this start of the system, on Linux.
+# Differs from boot to boot, on Linux.
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
-# Device, inode, size, and the times of the last change of content and of anything: the file as it is now.
+# Device, inode, size, mtime and ctime.
 Stamp = tuple[int, int, int, int, int]
 
 
 def stamp_of(local: Path) -> Stamp:
-    """What the file system says of a file; another one as soon as it is written to or replaced."""
+    """The identity of a file; it changes when the file is written to or replaced."""
     found = local.stat()
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
@@ -70,7 +69,7 @@ def check_file(local: Path, entry: ListedFile, where: str) -> Stamp:
 
 
 def _read_ahead(local: Path) -> None:
-    """Have the system begin to read a file that is about to be used, if it can be told so."""
+    """Ask the kernel to read a file ahead, where it takes such advice."""
     if hasattr(os, "posix_fadvise"):
         descriptor = os.open(local, os.O_RDONLY)
         try:
@@ -80,18 +79,16 @@ def _read_ahead(local: Path) -> None:
 
 
 def is_as_named(cached: Path) -> bool | None:
-    """Whether a file in the Hub's cache is what its name says; None if its name says nothing.
+    """True if a file in the Hub's cache matches the ETag that names it; None if its name is no hash.
 
-    The cache names files by their ETag: the git hash of a small file, the sha256 of a large one.
-    huggingface_hub itself never compares them. Where the cache keeps files under plain names, there is
-    nothing to compare with.
+    huggingface_hub itself never compares them.
     """
-    # One link only: what it names may lead on to a store that many repositories share, under other names.
+    # One link only: the blob may itself be a link to a store that repositories share, under another name.
     return is_named(cached, Path(os.readlink(cached)).name if cached.is_symlink() else cached.name)
 
 
 def is_named(local: Path, etag: str) -> bool | None:
-    """Whether a file is what an ETag of the Hub says; None if that is no hash.
+    """True if a file matches an ETag; None if that is no hash.
 
     Args:
         local: The file.
@@ -108,8 +105,8 @@ def is_named(local: Path, etag: str) -> bool | None:
 
 
 def git_hashes(content: bytes) -> list[str]:
-    """Git's name for a content, and the one that mirrors give it that leave out git's prefix."""
-    # Names, not a safeguard against people.
+    """Git's hash of a content, and that of mirrors which leave out git's prefix."""
+    # Names, not a safeguard against attacks.
     return [
         hashlib.sha1(prefix + content, usedforsecurity=False).hexdigest()
         for prefix in (b"blob %d\0" % len(content), b"")
@@ -117,7 +114,7 @@ def git_hashes(content: bytes) -> list[str]:
 
 
 def pointer_of(cached: Path) -> Path:
-    """What stands in the Hub's cache for a file: the file, its link, or the first link among the folders above it."""
+    """The cache's entry for a file: the file, its link, or the first link among the folders above it."""
     storage = storage_of(cached)
     if storage is None:
         return cached
@@ -131,21 +128,17 @@ def pointer_of(cached: Path) -> Path:
 
 
 def blob_of(cached: Path) -> Path | None:
-    """The blob that the pointer of a file leads to; None if there is no link, or it leads to another place."""
+    """The blob that a file's pointer links to; None if it is no link, or leads elsewhere."""
     pointer, storage = pointer_of(cached), storage_of(cached)
     if storage is None or not pointer.is_symlink():
         return None
-    # One link only, as above: a blob may itself be a link to the store that repositories share.
+    # One link only, as above.
     blob = Path(os.path.normpath(pointer.parent.resolve() / os.readlink(pointer)))
     return blob if blob.parent == storage.resolve() / "blobs" else None
 
 
 def discard(cached: Path) -> None:
-    """Take a damaged file out of the Hub's cache, so that it is not found there again.
-
-    Removed is the pointer, and the blob that it leads to if that is one of this repository's own. What any other link
-    leads to is not the cache's: it stays.
-    """
+    """Remove a damaged file from the Hub's cache: its pointer, and its blob if that is this repository's own."""
     blob = blob_of(cached)
     for path in (pointer_of(cached), blob):
         if path is not None:
@@ -154,12 +147,12 @@ def discard(cached: Path) -> None:
 
 
 class _Memory:
-    """What is known of one file as it is on disk now."""
+    """The note of one file as it is on disk now."""
 
     def __init__(self, local: Path) -> None:
         self.real = local.resolve()
         changed = self.real.stat().st_ctime
-        # Were it hashed within the tick of its last change, a later change in that tick would go unnoticed.
+        # Hashed within the tick of its last change, a later change in that tick would go unnoticed.
         time.sleep(min(_TICK, max(0.0, changed + _TICK - time.time())))
         self.stamp = stamp_of(self.real)
         name = hashlib.sha256(os.fsencode(self.real)).hexdigest()
@@ -176,7 +169,7 @@ class _Memory:
             if stamp_of(self.real) == self.stamp:
                 write_text(self.note, self._text(digest))
         except OSError:
-            pass  # Nothing to tell starts by, or nowhere to write: the file is hashed again next time.
+            pass  # No boot id, or nowhere to write: the file is hashed again next time.
 
     def _text(self, digest: str) -> str:
         boot = _BOOT_ID.read_text(encoding="ascii").strip()

@@ -19,9 +19,8 @@ from types import TracebackType
 from ..errors import FetchError, StageError
 from ..parts.parts import Parts
 from ..repository.background import end_before_exit
-from ..repository.interrupting import Interrupted
 from ..repository.manifest import FileEntry, ListedFile
-from ..repository.pacing import Pace, Transfer
+from ..repository.transfers import Interrupted, Pace
 from ..schedule import Schedule
 
 # How often a waiting thread looks whether it was cancelled, in seconds.
@@ -211,12 +210,9 @@ class StageStream:
             self._fetched.put(local)
 
     def _fetch_file(self, entry: ListedFile, _: threading.Event) -> Path:
-        repository, transfer = self._repository, self._pace.begin()
-        is_new = repository.local(entry.path) is None
-        local = repository.fetch(entry.path, watch=transfer.watch(), cancelled=self._cancelled)
-        if is_new:
-            transfer.settle(entry.bytes)
-        return local
+        repository = self._repository
+        with self._pace.limit(entry.bytes if repository.local(entry.path) is None else 0):
+            return repository.fetch(entry.path, cancelled=self._cancelled)
 
     def _has_room(self, stage: int, size: int) -> bool:
         """Whether a stage may be fetched now: its turn has come, or it is within the look-ahead."""
@@ -249,7 +245,8 @@ class StageStream:
         if advance is None or store is None:
             return
         paths = [entry.path for entry in self._plan[stage]]
-        store.prepare(paths, fetched=fetched, watch=Transfer(self._pace).watch(), cancelled=self._cancelled)
+        with self._pace.limit():
+            store.prepare(paths, fetched=fetched, cancelled=self._cancelled)
         if self._cancelled.is_set():
             return
         advance(stage)

@@ -12,7 +12,6 @@ from PIL import Image
 from transformers import ViTImageProcessorPil
 
 from pwl_hf.data.errors import DataError
-from pwl_hf.data.processing import to_tensor as to_tensor
 
 try:
     from sklearn.datasets import load_digits

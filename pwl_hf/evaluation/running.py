@@ -19,10 +19,10 @@ from tqdm.auto import tqdm
 from pwl_hf.evaluation.labels import check_one_label, class_numbers
 from pwl_hf.evaluation.results import Evaluation
 from pwl_hf.evaluation.tally import Tally
-from pwl_hf.modeling import PWLForImageClassification, Sources
 from pwl_hf.modeling import PWLForImageClassification as Model
+from pwl_hf.modeling import Sources
 
-# How many masks share their blocks: the features of all of them are in memory at once. Sorted masks begin alike.
+# Masks that share blocks at once: the features of all are in memory. Sorted masks begin alike.
 _SHARING = 16
 
 
@@ -115,7 +115,7 @@ def evaluate_stages(
         StageError: If stages are being streamed, or a block was changed that a change of stage would release.
         RepositoryError: If a file is not what the manifest says.
     """
-    opened: Model = model if isinstance(model, Model) else PWLForImageClassification.from_pretrained(model)
+    opened: Model = model if isinstance(model, Model) else Model.from_pretrained(model)
     if opened.parts.is_whole:
         return evaluate_masks(
             opened,
@@ -171,7 +171,7 @@ def _classes(model: Model, label_names: Sequence[str] | None) -> list[int]:
 
 def _is_right(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """(B,) bool from logits (B, K) and labels (B,)."""
-    # The greatest of numbers and NaNs would be a NaN, at whatever class.
+    # argmax takes a NaN for the greatest.
     return (logits.argmax(-1) == labels) & ~logits.isnan().any(-1)
 
 
@@ -199,7 +199,7 @@ class _Reader:
 
     def batches(self, model: Model) -> Iterator[tuple[dict[str, torch.Tensor], torch.Tensor]]:
         """Inputs by name, floating ones of the model's dtype, and labels (B,) as the model numbers them."""
-        # A loader draws from the global generator otherwise, and an evaluation during training would change it.
+        # Without its own generator the loader would draw from the global one, amid training.
         loader: DataLoader[Any] = DataLoader(
             self.data, self.batch_size, num_workers=self.num_workers, generator=torch.Generator()
         )
@@ -220,7 +220,7 @@ class _Reader:
 
 @contextmanager
 def _naming(pixel_values: torch.Tensor) -> Iterator[None]:
-    """Say what the images were that a model refused."""
+    """Name the shape of images that a model refuses."""
     try:
         yield
     except ValueError as error:

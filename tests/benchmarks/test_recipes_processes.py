@@ -1,4 +1,4 @@
-"""Tasks in order, and the processes that do them."""
+"""The processes that train and measure."""
 
 from __future__ import annotations
 
@@ -6,56 +6,12 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
 import pytest
 
 from benchmarks.recipes.processes import ChildFailed, Children
-from benchmarks.recipes.schedule import Task, perform
-
-
-def test_tasks_wait_for_what_they_need():
-    order: list[str] = []
-
-    def task(name: str, *needs: str) -> Task:
-        return Task(name, lambda: order.append(name), frozenset(needs))
-
-    assert perform([task("c", "b"), task("b", "a"), task("a")], 2, lambda _: None) == {}
-    assert order == ["a", "b", "c"]
-
-
-def test_tasks_run_side_by_side_up_to_the_number_of_jobs():
-    together, most, lock = [0], [0], threading.Lock()
-
-    def work() -> None:
-        with lock:
-            together[0] += 1
-            most[0] = max(most[0], together[0])
-        time.sleep(0.05)
-        with lock:
-            together[0] -= 1
-
-    perform([Task(str(i), work) for i in range(6)], 2, lambda _: None)
-    assert most[0] == 2
-
-
-def test_failure_reaches_all_that_need_it():
-    def fail() -> None:
-        raise RuntimeError("no disk")
-
-    tasks = [Task("c", fail, frozenset("b")), Task("b", fail, frozenset("a")), Task("a", fail)]
-    assert perform(tasks, 1, lambda _: None) == {
-        "a": "no disk",
-        "b": "not run: a failed",
-        "c": "not run: b failed",
-    }
-
-
-def test_task_that_needs_what_is_not_there_is_refused():
-    with pytest.raises(ValueError, match="need some that are not there: a"):
-        perform([Task("a", lambda: None, frozenset("z"))], 1, lambda _: None)
 
 
 def test_child_has_one_thread_and_its_output_is_logged(tmp_path):

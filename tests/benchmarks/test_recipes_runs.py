@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -95,9 +97,43 @@ def test_failed_run_is_reported_not_stored_and_tried_again(definitions, tmp_path
     assert len(second.options) == 1
 
 
+def test_runs_wait_for_their_teacher(definitions, tmp_path):
+    trained: set[str] = set()
+
+    class Watched(Scripts):
+        def _train(self, recipe: Path) -> None:
+            options = yaml.safe_load(recipe.read_text())
+            assert "teacher" not in options or options["teacher"] in trained
+            if "teacher" not in options:
+                time.sleep(0.05)
+            super()._train(recipe)
+            trained.add(options["output_dir"])
+
+    assert run_all(definitions, "orders", tmp_path, Watched()) == {}
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_scripts_run_side_by_side_up_to_the_number_of_jobs(definitions, tmp_path, jobs):
+    together, most, lock = [0], [0], threading.Lock()
+
+    class Watched(Scripts):
+        def __call__(self, command, log) -> None:
+            with lock:
+                together[0] += 1
+                most[0] = max(most[0], together[0])
+            time.sleep(0.02)
+            super().__call__(command, log)
+            with lock:
+                together[0] -= 1
+
+    run_all(definitions, "orders", tmp_path, Watched(), jobs=jobs)
+    assert most[0] == jobs
+
+
 def test_failed_teacher_keeps_only_its_own_runs_from_running(definitions, tmp_path):
     failed = run_all(definitions, "orders", tmp_path, Scripts(broken="small-teacher"))
     assert len(failed) == 5
+    assert sum(reason.startswith("not run: small-teacher") for reason in failed.values()) == 4
     assert {e["pair"] for e in Store(tmp_path / "results.json").read("runs").values()} == {"other"}
 
 

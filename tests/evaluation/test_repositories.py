@@ -12,7 +12,8 @@ from datasets import ClassLabel, Dataset, Features, Image
 
 from pwl_hf import PWLForImageClassification, RepositoryError
 from pwl_hf.data import DataSource, open_split
-from pwl_hf.data.digits import image_processor, load_splits, to_tensor
+from pwl_hf.data.digits import image_processor, load_splits
+from pwl_hf.data.processing import to_tensor
 from pwl_hf.data.stream import PixelStream
 from pwl_hf.evaluation import dataset_title, evaluate_repository, masks_of, record_metrics, repositories
 from pwl_hf.modeling.repository.source import Repository

@@ -89,7 +89,7 @@ def test_disk_full_in_the_middle_of_a_file_keeps_no_part_of_it(hub, pushed, cach
 @pytest.mark.parametrize(
     ("text", "advice", "tries"),
     [
-        ("Task error: CAS Client Error", "the network or the Hub failed in every try; the same call later", 2),
+        ("Task error: CAS Client Error", "the network or the Hub failed in every try; call again later", 2),
         ("Task error: IO Error: No space left on device (os error 28)", "the disk of the cache is full", 1),
         ("Task error: IO Error: Read-only file system (os error 30)", "the cache may not be written to", 1),
     ],
@@ -236,7 +236,7 @@ def test_forced_download_without_an_answer_is_explained(hub, pushed, cache, quic
     load(pushed, cache_dir=cache)
     # huggingface_hub's own word for it is "ValueError: Force download failed due to the above error."
     hub.faults.append(Fault("status", path="/resolve/", method="HEAD", status=503, times=None))
-    with pytest.raises(FetchError, match=f"'{INDEX}' could not be fetched: .* the same call later.*503"):
+    with pytest.raises(FetchError, match=f"'{INDEX}' could not be fetched: .* call again later.*503"):
         load(pushed, cache_dir=cache, retry=quick, force_download=True)
 
 

@@ -65,7 +65,7 @@ def explains(error: Exception, hub: HubServer, repo_id: str, path: str, kind: st
     assert f"{repo_id}@{hub.store.head(repo_id)}" in text
     assert f"'{path}'" in text
     assert re.search(FAULTS[kind][1], text), text
-    assert "the same call later" in text
+    assert "call again later" in text
 
 
 def is_at(model: PWLForImageClassification, stage: int, answers: list[torch.Tensor]) -> None:
@@ -164,7 +164,7 @@ def test_fault_of_the_first_question_that_passes_is_not_noticed(hub, pushed, cac
 @pytest.mark.parametrize("kind", ["reset before the answer", "500", "503", "429"])
 def test_lasting_fault_of_the_first_question_is_explained(hub, pushed, cache, quick, kind):
     hub.faults.append(replace(FAULTS[kind][0], path=f"/api/models/{pushed}", times=None))
-    with pytest.raises(FetchError, match=f"{pushed}@main: .* the same call later") as failed:
+    with pytest.raises(FetchError, match=f"{pushed}@main: .* call again later") as failed:
         load(pushed, cache_dir=cache, retry=quick)
     assert re.search(FAULTS[kind][1], str(failed.value))
     assert len([r for r in hub.requests if r.fault]) == quick.tries

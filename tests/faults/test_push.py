@@ -79,7 +79,7 @@ def test_push_over_a_passing_fault_makes_one_commit_of_the_right_files(hub, repo
 )
 def test_push_over_a_lasting_fault_says_so_and_a_later_push_goes_on(hub, repo_id, model, expected, step, kind):
     strike(hub, step, kind, times=None)
-    with pytest.raises(PublishError, match=f"{repo_id} could not be pushed to: .* the same call later") as failed:
+    with pytest.raises(PublishError, match=f"{repo_id} could not be pushed to: .* call again later") as failed:
         model.push_to_hub(repo_id, retry=FAST)
     assert re.search("500|Error", str(failed.value).split("later")[1])
     sent = {r.path for r in hub.requests if r.method == "PUT" and r.status == 200 and r.fault is None}

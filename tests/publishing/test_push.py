@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from huggingface_hub import CommitOperationCopy
+from huggingface_hub import CommitOperationCopy, HfApi
 from huggingface_hub.errors import RepositoryNotFoundError
 
 from pwl_hf import PublishError, PWLForImageClassification, RepositoryError, RetryPolicy
@@ -105,10 +105,9 @@ def test_push_of_a_partly_loaded_model_copies_the_rest_on_the_server(hub, pushed
     assert torch.equal(teacher(images).logits, model.teacher(images).logits)
 
 
-def test_push_downloads_where_the_server_cannot_copy(hub, pushed, repo_id, monkeypatch):
-    loaded = PWLForImageClassification.from_pretrained(pushed)
-    from huggingface_hub import HfApi
-
+@pytest.fixture
+def no_copies(monkeypatch):
+    """A server that copies no files between repositories."""
     create_commit = HfApi.create_commit
 
     def refuse_copies(self, repo, operations, **kwargs):
@@ -117,10 +116,23 @@ def test_push_downloads_where_the_server_cannot_copy(hub, pushed, repo_id, monke
         return create_commit(self, repo, operations, **kwargs)
 
     monkeypatch.setattr(HfApi, "create_commit", refuse_copies)
+
+
+def test_push_downloads_where_the_server_cannot_copy(hub, pushed, repo_id, no_copies):
+    loaded = PWLForImageClassification.from_pretrained(pushed)
     target = repo_id + "-elsewhere"
     loaded.push_to_hub(target)
     assert len(_weights(hub.store.commits(target)[0].operations.lfs)) == N_FILES
     assert PWLForImageClassification.from_pretrained(target, stage=4).stage == 4
+
+
+def test_push_of_a_changed_student_where_the_server_cannot_copy(hub, pushed, repo_id, no_copies):
+    loaded = PWLForImageClassification.from_pretrained(pushed)
+    with torch.no_grad():
+        loaded.student.classifier.bias.add_(1)
+    target, images = repo_id + "-elsewhere", tiny_images("vit")
+    loaded.push_to_hub(target)
+    assert torch.equal(PWLForImageClassification.from_pretrained(target)(images).logits, loaded(images).logits)
 
 
 def test_push_back_to_its_own_repository_touches_no_weights(hub, pushed):

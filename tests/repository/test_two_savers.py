@@ -74,6 +74,22 @@ def test_threads_leave_one_of_two_saves_whole(two, tmp_path):
         assert contents(folder) in whole
 
 
+def test_a_folder_is_checked_when_the_other_save_has_ended(two, tmp_path):
+    models, whole = two
+    folder = tmp_path / "out"
+    folder.mkdir()
+    saver = threading.Thread(target=models[0].save_pretrained, args=(folder,))
+    with output_folder.exclusive_folder(folder):
+        # Of a save under way, which no manifest lists.
+        (folder / STUDENT).write_bytes(b"half")
+        saver.start()
+        saver.join(0.5)
+        assert saver.is_alive()
+        (folder / STUDENT).unlink()
+    saver.join()
+    assert contents(folder) == whole[0]
+
+
 def test_processes_leave_one_of_two_saves_whole(two, tmp_path):
     _, whole = two
     folder = tmp_path / "out"

@@ -15,7 +15,8 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, pi
 
 from pwl_hf import Manifest, PWLForImageClassification
 from pwl_hf.data import DataSource, open_split
-from pwl_hf.data.digits import image_processor, load_splits, to_tensor
+from pwl_hf.data.digits import image_processor, load_splits
+from pwl_hf.data.processing import to_tensor
 from pwl_hf.evaluation import evaluate_stages
 from pwl_hf.training.train import command_line, main, train
 from pwl_hf.training.trainer.mask_statistics import select_statistics

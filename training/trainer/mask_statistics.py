@@ -96,7 +96,9 @@ def select_statistics(
     samples = [by_name(batch, model.main_input_name) for batch in batches]
     sizes = [len(batch[model.main_input_name]) for batch in samples]
     if len(samples) < 2:
-        raise ValueError(f"select_statistics needs at least two batches, to estimate and to measure, got {len(samples)}")
+        raise ValueError(
+            f"select_statistics needs at least two batches, to estimate and to measure, got {len(samples)}"
+        )
     count = sum(sizes)
     if labels.shape != (count,):
         raise ValueError(f"labels must be one for each of the {count} samples, got a tensor of {tuple(labels.shape)}")

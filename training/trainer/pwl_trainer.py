@@ -9,6 +9,7 @@ import inspect
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -117,15 +118,17 @@ class PWLTrainer(HubTrainer):
             **kwargs,
         )
         if not had_cache:
-            # Trainer sets it on every config, also where there is nothing to cache, and it would be saved.
+            # Trainer sets it on every config, and it would be saved.
             del model.config.use_cache
+        # For `remove_unused_columns`: the forward of the model does not take all that the objective does.
+        self._signature_columns: Any = [*inspect.signature(type(model).forward).parameters, *_ANSWERS]
         self.objective = objective
         self.augmentation = augmentation
         self._stages = list(model.schedule)
         self._writer = CheckpointWriter()
         self._step_log = StepLog()
         if args.torch_compile:
-            # The blocks, which every path is made of: paths change from step to step, and would be compiled again.
+            # The blocks, since paths change from step to step and would be compiled again.
             model.compile(backend=args.torch_compile_backend, mode=args.torch_compile_mode)
 
     # --- What runs ----------------------------------------------------------------------------------------------
@@ -137,17 +140,13 @@ class PWLTrainer(HubTrainer):
         return built
 
     def _wrap_model(self, model: nn.Module, training: bool = True, dataloader: Any = None) -> nn.Module:
-        # What Trainer gets here it calls; as it is not `self.model`, Trainer does not prepare it once more.
+        # Trainer calls what it gets here, and does not prepare it again, as it is not `self.model`.
         if not training:
             return self.objective
         known = self.model_wrapped
         of_ours = self.accelerator.unwrap_model(known) is self.objective
         wrapped: nn.Module = self.accelerator.prepare_model(known if of_ours else self.objective)
         return wrapped
-
-    def _set_signature_columns_if_needed(self) -> None:
-        columns: Any = [*inspect.signature(type(self.model).forward).parameters, *_ANSWERS]
-        self._signature_columns = columns
 
     def compute_loss(
         self,
@@ -228,7 +227,7 @@ class PWLTrainer(HubTrainer):
             RepositoryError: If the model in it is damaged.
             TrainingError: If loss or weights are no longer finite; nothing of that is saved.
         """
-        # What could not be saved at the end is refused before the first step.
+        # Refuse before the first step what could not be saved at the end.
         check_output(self._output_dir, paths_of_save(self.model.num_blocks), advice="give another output_dir")
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_checkpoint(self._output_dir)
@@ -238,7 +237,7 @@ class PWLTrainer(HubTrainer):
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         if self.state.global_step >= self.state.max_steps:
-            # Trainer would take one more step of a run that was ended when it is resumed.
+            # Trainer would take one more step when a finished run is resumed.
             self.control.should_training_stop = True
             return
         super()._run_epoch(*args, **kwargs)
@@ -249,22 +248,15 @@ class PWLTrainer(HubTrainer):
 
     def _average_statistics(self) -> None:
         if self.accelerator.num_processes > 1:
-            average_statistics(self.model.student, self._mean)
+            mean = partial(self.accelerator.reduce, reduction="mean")
+            average_statistics(self.model.student, mean)
             if self.objective.teacher_drift:
-                average_statistics(self.model.teacher, self._mean)
-
-    def _mean(self, tensor: torch.Tensor) -> torch.Tensor:
-        mean: torch.Tensor = self.accelerator.reduce(tensor, "mean")
-        return mean
-
-    def _sum(self, tensor: torch.Tensor) -> torch.Tensor:
-        total: torch.Tensor = self.accelerator.reduce(tensor, "sum")
-        return total
+                average_statistics(self.model.teacher, mean)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """As Trainer's; a log of the loss also has every term of it, and images a second of all processes."""
         if self.is_in_train and "loss" in logs:
-            logs |= self._step_log.drain(self._sum, self.args.device)
+            logs |= self._step_log.drain(self.accelerator.reduce, self.args.device)
         super().log(logs, start_time)
 
     # --- Measuring ----------------------------------------------------------------------------------------------
@@ -309,7 +301,7 @@ class PWLTrainer(HubTrainer):
         folder = output_dir if output_dir is not None else self._output_dir
         # The teacher's folder is a checkpoint of its own, with an image processor.
         texts = processor_files(self.processing_class) if self.processing_class is not None else {}  # type: ignore[arg-type]
-        # A checkpoint of this run is the run's own, whatever an earlier one has left of it.
+        # A checkpoint of this run may overwrite what an earlier run left there.
         path = Path(folder)
         is_own = path.parent == Path(self._output_dir) and path.name.startswith(f"{PREFIX_CHECKPOINT_DIR}-")
         self._writer.write(self.model, folder, texts=texts, overwrite=is_own)
@@ -321,7 +313,7 @@ class PWLTrainer(HubTrainer):
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
-        # The Trainer's state, which is written next, says that a checkpoint is whole: of every process.
+        # The Trainer's state, written next, marks the checkpoint as whole in every process.
         self.accelerator.wait_for_everyone()
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
@@ -343,7 +335,7 @@ def _without_answers(batch: Batch) -> dict[str, torch.Tensor]:
 
 
 def _stage_accuracies(prediction: EvalPrediction) -> dict[str, float]:
-    """From the classes that stages answer (n, N + 1) and labels (n,): the part that is right."""
+    """Accuracies from the classes by stage (n, N + 1) and the labels (n,)."""
     right = np.equal(prediction.predictions, np.asarray(prediction.label_ids)[:, None]).mean(axis=0)
     by_stage = {f"accuracy_stage_{stage}": float(value) for stage, value in enumerate(right)}
     return {**by_stage, "accuracy": float(right.mean())}
@@ -351,7 +343,7 @@ def _stage_accuracies(prediction: EvalPrediction) -> dict[str, float]:
 
 @contextmanager
 def _kept_random_state() -> Iterator[None]:
-    """Leave the random numbers of Python, numpy and torch as if nothing had been drawn within."""
+    """Restore the random state of Python, numpy and torch afterwards."""
     python, numpy = random.getstate(), np.random.get_state()
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     devices = [torch.accelerator.current_device_index()] if accelerator is not None else []

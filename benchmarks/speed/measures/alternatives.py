@@ -1,46 +1,45 @@
-"""PWL against what users would do instead: time and bytes to the first answer, and to the teacher's own."""
+"""PWL against its alternatives: time and bytes to the first answer, and to the teacher's answer."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 
 from benchmarks.speed.bare import Stopwatch
 from benchmarks.speed.child import Task
-from benchmarks.speed.figures import Figure, Measured, Place, ratios
+from benchmarks.speed.figures import TEACHER_ROW, Figure, Measured, Place, ratios
 from benchmarks.speed.hub import PWL, STUDENT, Asked, serving, total_bytes
-from benchmarks.speed.launching import PWL_CLASS, Run, from_empty_cache, imported, plain_class
+from benchmarks.speed.launching import PWL_CLASS, Run, from_empty_cache, plain_class
 from benchmarks.speed.measures.alternatives_files import alternatives
 from benchmarks.speed.measures.alternatives_ways import Accelerate, Bf16First, Both, BothMapped, Int8First
-from benchmarks.speed.timing import Spread, drop_from_page_cache, interleaved
+from benchmarks.speed.timing import drop_from_page_cache, interleaved
 from pwl_hf import PWLForImageClassification
 from pwl_hf.modeling.families.registry import family_of
 
-TEACHER_WAY, STUDENT_WAY, PWL_WAY = "transformers' teacher", "the student for ever", "PWL"
+TEACHER_WAY, STUDENT_WAY, PWL_WAY = TEACHER_ROW, "the student for ever", "PWL"
 INT8_WAY, BF16_WAY = "int8 first, then the teacher", "bf16 first, then the teacher"
 ACCELERATE_WAY, BOTH_WAY = "accelerate's load_checkpoint_and_dispatch", "both networks from one file"
 MAPPED_WAY = "both networks from one file, mapped"
 
-# The repository with the files of all the others.
+# The repository with the files of all alternatives.
 ALTERNATIVES = "org/alternatives"
 _WAYS = "benchmarks.speed.measures.alternatives_ways"
 
 
 @dataclass(frozen=True)
 class Way:
-    """One thing that users may do.
+    """An alternative, or PWL.
 
     Args:
         network: Its class.
-        where: The same as `Task` takes it.
+        where: The class as `Task` takes it.
         folder: Its files.
-        hub_id: The repository that serves them.
-        task: What a process does that loads it from a Hub, as `Task` takes it.
+        hub_id: Its repository on the Hub.
+        task: The `way` of its `Task`.
     """
 
     network: Any
@@ -51,12 +50,12 @@ class Way:
 
     @property
     def grows(self) -> bool:
-        """Whether its first answer is not its last."""
+        """True if its weights change after the first answer."""
         return self.task != "first"
 
 
 def ways(place: Place) -> dict[str, Way]:
-    """All of them for a pair, by name; the teacher is the first."""
+    """All ways for a pair, by name; the teacher is the first."""
     folder, others = place.repository().resolve(), alternatives(place).resolve()
     plain, where = family_of(place.pair.teacher).model_class(), plain_class(place)
 
@@ -76,7 +75,7 @@ def ways(place: Place) -> dict[str, Way]:
 
 
 def warm(place: Place) -> Measured:
-    """From local files in the page cache, those of PWL verified before."""
+    """From local files in the page cache; PWL's are verified before."""
     return _local(place, cold=False)
 
 
@@ -87,22 +86,12 @@ def cold(place: Place) -> Measured:
 
 def hub(place: Place) -> Measured:
     """From a Hub, with an empty cache, each in a fork of a process whose imports are done. A quarter of the rounds."""
-    # The same download once again: what it does better is done in milliseconds.
+    # It downloads the same file: what differs takes milliseconds.
     known, size = {name: way for name, way in ways(place).items() if name != MAPPED_WAY}, place.pair.size
-    runs: dict[str, list[Run]] = {name: [] for name in known}
-    asked: dict[str, list[list[Asked]]] = {name: [] for name in known}
-    rehearsed = [Task(way.where, str(way.folder), size, way.task) for way in known.values()]
-    with (
-        TemporaryDirectory(dir=place.data) as home,
-        serving({way.hub_id: way.folder for way in known.values()}, place.data / f"{place.name}-hub") as server,
-        imported(rehearsed, server.environment(Path(home))) as run,
-    ):
-        for _ in range(max(1, place.repeats // 4)):
-            for name, way in known.items():
-                task = Task(way.where, way.hub_id, size, way.task)
-                found, requests = from_empty_cache(place, server, run, task)
-                runs[name].append(found)
-                asked[name].append(requests)
+    tasks = {name: Task(way.where, way.hub_id, size, way.task) for name, way in known.items()}
+    rehearsed = [replace(tasks[name], source=str(way.folder)) for name, way in known.items()]
+    with serving({way.hub_id: way.folder for way in known.values()}, place.data / f"{place.name}-hub") as server:
+        runs, asked = from_empty_cache(place, server, tasks, rehearsed, place.rounds(1, of=4))
     whole = {name: [run.seconds for run in found] for name, found in runs.items()}
     first = {name: [run.marks.get("first", run.seconds) for run in found] for name, found in runs.items()}
     return Measured(
@@ -134,7 +123,7 @@ def _local(place: Place, *, cold: bool) -> Measured:
             for folder in {way.folder for way in known.values()}:
                 drop_from_page_cache(folder)
 
-    rounds = max(1, place.repeats * 2 // 3) if cold else place.repeats
+    rounds = place.rounds(2, of=3) if cold else place.repeats
     with torch.inference_mode():
         whole = interleaved({name: thing(way, watches[name]) for name, way in known.items()}, rounds, drop)
     # The first round does not count.
@@ -145,18 +134,18 @@ def _local(place: Place, *, cold: bool) -> Measured:
 def _times(
     known: Mapping[str, Way], first: Mapping[str, Sequence[float]], whole: Mapping[str, Sequence[float]]
 ) -> list[Figure]:
-    """First answers, and then the whole ways of what grows, both as parts of the teacher's time."""
+    """First answers, and whole ways of what grows, relative to the teacher's time."""
     base = whole[TEACHER_WAY]
     of_first = {f"first answer: {name}": seconds for name, seconds in first.items() if name != TEACHER_WAY}
     of_whole = {f"the teacher's answer: {name}": whole[name] for name, way in known.items() if way.grows}
-    figures = ratios({TEACHER_WAY: base} | of_first | of_whole, TEACHER_WAY, TEACHER_WAY)
-    return [*figures, Figure(TEACHER_WAY, Spread.of([1e3 * seconds for seconds in base]), "ms")]
+    figures = ratios({TEACHER_WAY: base} | of_first | of_whole, TEACHER_WAY)
+    return [*figures, Figure.of(TEACHER_WAY, [1e3 * seconds for seconds in base], "ms")]
 
 
 def _bytes(
     known: Mapping[str, Way], runs: Mapping[str, Sequence[Run]], asked: Mapping[str, Sequence[Sequence[Asked]]]
 ) -> list[Figure]:
-    """What the Hub sent until the first answer, and in all."""
+    """Bytes that the Hub sent until the first answer, and in all."""
     figures = []
     for name in known:
         before = [
@@ -173,4 +162,4 @@ def _bytes(
 
 
 def _megabytes(name: str, sizes: Sequence[int]) -> Figure:
-    return Figure(name, Spread.of([size / 1e6 for size in sizes]), "MB")
+    return Figure.of(name, [size / 1e6 for size in sizes], "MB")

@@ -1,4 +1,4 @@
-"""What first answers are worth: accuracy and bytes of weights, of PWL's stages and of what users would do instead."""
+"""What first answers are worth: accuracy and bytes of weights, of PWL's stages and of the alternatives."""
 
 from __future__ import annotations
 
@@ -10,16 +10,15 @@ import torch
 from benchmarks.speed.figures import Figure, Measured, Place
 from benchmarks.speed.measures.alternatives import BF16_WAY, INT8_WAY, PWL_WAY, STUDENT_WAY, TEACHER_WAY, ways
 from benchmarks.speed.measures.alternatives_files import BF16, INT8
-from benchmarks.speed.timing import Spread
 from pwl_hf import PWLForImageClassification
 from pwl_hf.modeling.repository.manifest import MANIFEST_FILE, STUDENT_FILE, Manifest
 
-# Of a pair with random weights, which can only be held against its teacher.
+# For a pair with random weights, which can only be compared with its teacher.
 _RANDOM_IMAGES = 64
 
 
 def accuracy(place: Place) -> Measured:
-    """Accuracy on test images (of the pair `digits`), and how many are classified as the teacher classifies them."""
+    """Accuracy on test images (of the pair `digits`), and agreement with the teacher."""
     pixel_values, labels = images_of(place)
     known = ways(place)
 
@@ -34,10 +33,10 @@ def accuracy(place: Place) -> Measured:
     def add(name: str, found: torch.Tensor, size: int) -> None:
         images = f"{len(found)} images"
         if labels is not None:
-            figures.append(Figure(f"right: {name}", _percent(found == labels), "%", images))
+            figures.append(Figure.of(f"right: {name}", _percent(found == labels), "%", images))
         if name != TEACHER_WAY:
-            figures.append(Figure(f"as the teacher: {name}", _percent(found == by_teacher), "%", images))
-        figures.append(Figure(f"weights until then: {name}", Spread.of([size / 1e3]), "kB"))
+            figures.append(Figure.of(f"as the teacher: {name}", _percent(found == by_teacher), "%", images))
+        figures.append(Figure.of(f"weights until then: {name}", [size / 1e3], "kB"))
 
     add(TEACHER_WAY, by_teacher, _size(known[TEACHER_WAY].folder / STUDENT_FILE))
     for name, file in ((STUDENT_WAY, STUDENT_FILE), (INT8_WAY, INT8), (BF16_WAY, f"{BF16}/{STUDENT_FILE}")):
@@ -56,22 +55,23 @@ def accuracy(place: Place) -> Measured:
 
 
 def images_of(place: Place) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Images (n, 3, height, width) with their labels (n,): of the digits, the part that training has not seen.
+    """Images (n, 3, height, width) with their labels (n,): the test images of the digits.
 
     For a pair with random weights, noise without labels.
     """
     if not place.pair.trained:
         shape = (_RANDOM_IMAGES, 3, place.pair.size, place.pair.size)
         return torch.randn(shape, generator=torch.Generator().manual_seed(0)), None
-    # The digits need scikit-learn, which nothing else here does.
-    from pwl_hf.data.digits import image_processor, load_splits, to_tensor
+    # Only the digits need scikit-learn.
+    from pwl_hf.data.digits import image_processor, load_splits
+    from pwl_hf.data.processing import to_tensor
 
     _, test = load_splits()
     return to_tensor(test.images, image_processor()), torch.tensor(test.labels)
 
 
-def _percent(right: torch.Tensor) -> Spread:
-    return Spread.of([100 * right.double().mean().item()])
+def _percent(right: torch.Tensor) -> list[float]:
+    return [100 * right.double().mean().item()]
 
 
 def _size(path: Path) -> int:

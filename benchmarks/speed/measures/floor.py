@@ -6,14 +6,21 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.speed.bare import Bare, Stopwatch
-from benchmarks.speed.figures import Figure, Measured, Place, ratios
+from benchmarks.speed.figures import (
+    FIRST_ROW,
+    STUDENT_ROW,
+    TEACHER_ROW,
+    WHOLE_ROW,
+    Figure,
+    Measured,
+    Place,
+    ratios,
+)
 from benchmarks.speed.loads import by_transformers, taking_turns
-from benchmarks.speed.timing import Spread
 from pwl_hf import PWLForImageClassification
 from pwl_hf.modeling.families.registry import family_of
 
-STUDENT, TEACHER = "the student's bare floor", "the teacher's bare floor"
-FIRST, WHOLE = "first answer", "all stages, one answer at the end"
+STUDENT_FLOOR, TEACHER_FLOOR = "the student's bare floor", "the teacher's bare floor"
 
 BUILD, FILL, LOAD, ANSWER = "build the modules", "map and assign the tensors", "load", "answer"
 
@@ -65,21 +72,20 @@ def _measure(place: Place, *, cold: bool) -> Measured:
         return answer
 
     of_student = {
-        STUDENT: bare(STUDENT, folder / "student", Stopwatch(BUILD, FILL, ANSWER)),
-        FIRST: grow(FIRST, 0, Stopwatch(LOAD, ANSWER)),
-        "transformers' student": by_transformers(network, folder / "student", pixel_values),
+        STUDENT_FLOOR: bare(STUDENT_FLOOR, folder / "student", Stopwatch(BUILD, FILL, ANSWER)),
+        FIRST_ROW: grow(FIRST_ROW, 0, Stopwatch(LOAD, ANSWER)),
+        STUDENT_ROW: by_transformers(network, folder / "student", pixel_values),
     }
     of_teacher = {
-        TEACHER: bare(TEACHER, folder / "teacher", Stopwatch(BUILD, FILL, ANSWER)),
-        WHOLE: grow(WHOLE, place.pair.num_blocks, Stopwatch(LOAD, ANSWER)),
-        "transformers' teacher": by_transformers(network, folder / "teacher", pixel_values),
+        TEACHER_FLOOR: bare(TEACHER_FLOOR, folder / "teacher", Stopwatch(BUILD, FILL, ANSWER)),
+        WHOLE_ROW: grow(WHOLE_ROW, place.pair.num_blocks, Stopwatch(LOAD, ANSWER)),
+        TEACHER_ROW: by_transformers(network, folder / "teacher", pixel_values),
     }
     times = taking_turns(of_student | of_teacher, place.repeats, folder, cold=cold)
-    figures = ratios({name: times[name] for name in of_student}, STUDENT, STUDENT)
-    figures += ratios({name: times[name] for name in of_teacher}, TEACHER, TEACHER)
+    figures = ratios({name: times[name] for name in of_student}, STUDENT_FLOOR)
+    figures += ratios({name: times[name] for name in of_teacher}, TEACHER_FLOOR)
     for name, watch in watches.items():
         for part, seconds in watch.seconds.items():
             # The first round does not count.
-            found = Spread.of([1000 * value for value in seconds[1:]])
-            figures.append(Figure(f"{name}: {part}", found, "ms"))
+            figures.append(Figure.of(f"{name}: {part}", [1000 * value for value in seconds[1:]], "ms"))
     return Measured(figures, {"seconds": times})

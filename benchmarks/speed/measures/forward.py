@@ -15,20 +15,19 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from benchmarks.speed.figures import Figure, Measured, Place
-from benchmarks.speed.timing import Spread
 from pwl_hf import PWLForImageClassification
 from pwl_hf.modeling.families.registry import family_of
 
 BY_HAND = "the same modules called directly"
 
-# Passes in a row, about a fifth of a second of them: one that is disturbed does not decide.
+# Passes in a block: about a fifth of a second, so that one disturbed pass does not matter.
 _SECONDS, _MOST_CALLS = 0.2, 50
 
 Pass = Callable[[], torch.Tensor]
 
 
 def forward(place: Place) -> Measured:
-    """One image, one thread. A figure of a stage is the median of as many ratios of neighbours as there are rounds."""
+    """One image, one thread. A stage's figure is the median over rounds of the ratio of two neighbouring blocks."""
     folder, pixel_values = place.repository(), place.pair.pixel_values()
     figures: list[Figure] = []
     of_stages: list[Figure] = []
@@ -39,12 +38,11 @@ def forward(place: Place) -> Measured:
             raise AssertionError(f"{name}: the logits are not those of {base}")
         one, other = in_turns(ours, theirs, place.repeats)
         seconds[name], seconds[f"{name}: {base}"] = one, other
-        found = Spread.of([a / b for a, b in zip(one, other, strict=True)])
-        figures.append(Figure(name, found, base=base))
+        figures.append(Figure.ratio(name, one, other, base))
         if base == BY_HAND:
             of_stages.append(figures[-1])
-            beyond = Spread.of([1000 * (a - b) for a, b in zip(one, other, strict=True)])
-            figures.append(Figure(f"{name}: beyond that", beyond, "ms"))
+            beyond = [1000 * (a - b) for a, b in zip(one, other, strict=True)]
+            figures.append(Figure.of(f"{name}: beyond that", beyond, "ms"))
 
     network = family_of(place.pair.teacher).model_class()
     ends = {0: "student", place.pair.num_blocks: "teacher"}
@@ -65,12 +63,12 @@ def forward(place: Place) -> Measured:
 
 
 def in_turns(one: Pass, other: Pass, rounds: int) -> tuple[list[float], list[float]]:
-    """Seconds a pass of two things, in each round a block of passes of each, the first of them changing.
+    """Seconds a pass of two things: each round has a block of passes of each, in alternating order.
 
     Args:
         one: The first.
         other: The second.
-        rounds: How many; one more that does not count comes before.
+        rounds: Rounds that count; one more comes before.
     """
     calls = _calls(one)
     times: tuple[list[float], list[float]] = ([], [])
@@ -109,7 +107,7 @@ def _seconds(thing: Pass) -> float:
 
 
 # --- The same modules by hand ---------------------------------------------------------------------------------------
-# Written for each family as one would write it who has the modules and nothing of this library.
+# As one would write it for each family without this library.
 
 
 def _vit(model: PWLForImageClassification) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -171,7 +169,7 @@ def _ends(model: PWLForImageClassification) -> tuple[Any, Any]:
 
 
 def _steps(model: PWLForImageClassification, units_of: Callable[[Any], Sequence[nn.Module]]) -> list[nn.Module]:
-    """Units and encoders in the order of the current stage, its blocks being those of the config's cuts."""
+    """Units and encoders in the order of the current stage."""
     stage, config = model.stage, model.config
     assert stage is not None
     steps: list[nn.Module] = []

@@ -1,4 +1,4 @@
-"""Time from the start of a process to its first answer; imports are in it."""
+"""Time from the start of a process to its first answer, imports included."""
 
 from __future__ import annotations
 
@@ -8,46 +8,44 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from benchmarks.speed.child import Task
-from benchmarks.speed.figures import Figure, Measured, Place, ratios
+from benchmarks.speed.figures import FIRST_ROW, STUDENT_ROW, TEACHER_ROW, Figure, Measured, Place, ratios
 from benchmarks.speed.hub import PWL, STUDENT, TEACHER, Hub, environment, serving_pair
 from benchmarks.speed.launching import PWL_CLASS, Run, fresh, plain_class
-from benchmarks.speed.measures.hub_loading import hub_rounds
-from benchmarks.speed.timing import Spread
 
-TEACHER_ROW, STUDENT_ROW, FIRST = "transformers' teacher", "transformers' student", "first answer"
 AHEAD, LOCAL = "first answer, fetched while importing", "first answer from local files"
 
 
 def from_hub(place: Place) -> Measured:
-    """From a Hub, with an empty cache, in turn with the same from local files."""
+    """From a Hub with an empty cache; and, in turn, from local files. A third of the rounds."""
     size, plain, folder = place.pair.size, plain_class(place), place.repository().resolve()
     tasks = {
         TEACHER_ROW: Task(plain, TEACHER, size),
         STUDENT_ROW: Task(plain, STUDENT, size),
-        FIRST: Task(PWL_CLASS, PWL, size),
+        FIRST_ROW: Task(PWL_CLASS, PWL, size),
         AHEAD: Task(PWL_CLASS, PWL, size, "ahead"),
         LOCAL: Task(PWL_CLASS, str(folder), size),
     }
     with serving_pair(place) as hub:
-        # What all processes import comes into the page cache.
+        # Brings what all processes import into the page cache.
         _with_empty_cache(place, hub, tasks[LOCAL])
-        runs = _in_turn({n: partial(_with_empty_cache, place, hub, t) for n, t in tasks.items()}, hub_rounds(place))
-    return _measured(runs, [_against(runs, name, LOCAL) for name in (FIRST, AHEAD)])
+        things = {name: partial(_with_empty_cache, place, hub, task) for name, task in tasks.items()}
+        runs = _in_turn(things, place.rounds(1, of=3))
+    return _measured(runs, [_against(runs, name, LOCAL) for name in (FIRST_ROW, AHEAD)])
 
 
 def from_local_files(place: Place) -> Measured:
-    """From local files in the page cache, verified before."""
+    """From local files in the page cache, verified before. Two thirds of the rounds."""
     size, plain, folder = place.pair.size, plain_class(place), place.repository().resolve()
     tasks = {
         TEACHER_ROW: Task(plain, str(folder / "teacher"), size),
         STUDENT_ROW: Task(plain, str(folder / "student"), size),
-        FIRST: Task(PWL_CLASS, str(folder), size),
+        FIRST_ROW: Task(PWL_CLASS, str(folder), size),
     }
     with TemporaryDirectory(dir=place.data) as home:
         things = {name: partial(fresh, task, environment(Path(home))) for name, task in tasks.items()}
-        things[FIRST]()
-        runs = _in_turn(things, max(1, place.repeats * 2 // 3))
-    return _measured(runs, [_against(runs, FIRST, STUDENT_ROW)])
+        things[FIRST_ROW]()
+        runs = _in_turn(things, place.rounds(2, of=3))
+    return _measured(runs, [_against(runs, FIRST_ROW, STUDENT_ROW)])
 
 
 def _with_empty_cache(place: Place, hub: Hub, task: Task) -> Run:
@@ -67,10 +65,13 @@ def _measured(runs: Mapping[str, Sequence[Run]], more: Sequence[Figure]) -> Meas
     seconds = {name: [run.seconds for run in found] for name, found in runs.items()}
     imports = {name: [run.marks["imported"] for run in found] for name, found in runs.items()}
     figures = [
-        *ratios(seconds, TEACHER_ROW, TEACHER_ROW),
+        *ratios(seconds, TEACHER_ROW),
         *more,
-        *(_parts(f"imports alone: {n}", imports[n], seconds[TEACHER_ROW], TEACHER_ROW) for n in (STUDENT_ROW, FIRST)),
-        Figure("transformers' teacher", Spread.of([1e3 * value for value in seconds[TEACHER_ROW]]), "ms"),
+        *(
+            Figure.ratio(f"imports alone: {name}", imports[name], seconds[TEACHER_ROW], TEACHER_ROW)
+            for name in (STUDENT_ROW, FIRST_ROW)
+        ),
+        Figure.of(TEACHER_ROW, [1e3 * value for value in seconds[TEACHER_ROW]], "ms"),
     ]
     marks = {name: [dict(run.marks) for run in found] for name, found in runs.items()}
     return Measured(figures, {"seconds": seconds, "marks": marks})
@@ -78,8 +79,4 @@ def _measured(runs: Mapping[str, Sequence[Run]], more: Sequence[Figure]) -> Meas
 
 def _against(runs: Mapping[str, Sequence[Run]], name: str, base: str) -> Figure:
     own, whole = ([run.seconds for run in runs[each]] for each in (name, base))
-    return _parts(f"{name}, against {base}", own, whole, base)
-
-
-def _parts(name: str, own: Sequence[float], whole: Sequence[float], base: str) -> Figure:
-    return Figure(name, Spread.of([a / b for a, b in zip(own, whole, strict=True)]), base=base)
+    return Figure.ratio(f"{name}, against {base}", own, whole, base)

@@ -12,18 +12,16 @@ import torch
 from huggingface_hub import constants
 from transformers import PreTrainedConfig
 
-from benchmarks.speed.figures import Figure, Measured, Place, ratios
+from benchmarks.speed.figures import FIRST_ROW, TEACHER_ROW, WHOLE_ROW, Figure, Measured, Place, ratios
 from benchmarks.speed.fresh import Fresh, Mark
 from benchmarks.speed.hub import Asked, serving, total_bytes
 from benchmarks.speed.loads import by_stages, by_transformers
 from benchmarks.speed.pairs import Pair, repository
-from benchmarks.speed.timing import Spread, interleaved
+from benchmarks.speed.timing import interleaved
 from pwl_hf import PWLForImageClassification
 from pwl_hf.modeling.families.registry import family_of
 
-TEACHER = "transformers' teacher"
-
-# Numbers of stages; of those, the ones that both networks have units for.
+# Numbers of stages; only those that both networks have units for are measured.
 STAGES = (1, 2, 4, 8, 12)
 
 # Width, layers and heads of other teachers, by pair and name.
@@ -38,7 +36,7 @@ class Variant:
     """One pair of a series.
 
     Args:
-        name: What it is called in tables.
+        name: Its name in tables.
         pair: The pair.
         folder: Its repository.
     """
@@ -49,7 +47,7 @@ class Variant:
 
 
 def growth(place: Place) -> Measured:
-    """Local files in the page cache, shards verified before, one thread; requests and bytes from a Hub that is near."""
+    """Local files in the page cache, verified before, one thread; requests and bytes from a Hub without latency."""
     figures: list[Figure] = []
     series: dict[str, Any] = {}
     for by, variants in (("stages", of_stages(place)), ("teachers", of_teachers(place))):
@@ -58,19 +56,19 @@ def growth(place: Place) -> Measured:
             times[variant.name] = _times(variant, place.repeats)
             figures += [
                 replace(figure, name=f"{variant.name}: {figure.name}")
-                for figure in ratios(times[variant.name], TEACHER, f"{TEACHER}, of this repository")
+                for figure in ratios(times[variant.name], TEACHER_ROW, f"{TEACHER_ROW}, of this repository")
             ]
         series[by] = times
     cut = of_stages(place)
     for variant, stages in zip(cut, requests([variant.folder for variant in cut], place.data), strict=True):
         name = variant.name
-        # The first stage opens the repository; of those after it, the one with the most bytes counts.
+        # The first stage opens the repository; of the later ones the largest counts.
         first, largest = stages[0], max(stages[1:], key=total_bytes)
         for stage, found in (("stage 0", first), ("largest stage", largest)):
-            figures.append(Figure(f"{name}: {stage}, bytes", Spread.of([total_bytes(found) / 1e6]), "MB"))
-            figures.append(Figure(f"{name}: {stage}, requests", Spread.of([float(len(found))]), "requests"))
+            figures.append(Figure.of(f"{name}: {stage}, bytes", [total_bytes(found) / 1e6], "MB"))
+            figures.append(Figure.of(f"{name}: {stage}, requests", [len(found)], "requests"))
         whole = sum(total_bytes(stage) for stage in stages)
-        figures.append(Figure(f"{name}: all stages, bytes", Spread.of([whole / 1e6]), "MB"))
+        figures.append(Figure.of(f"{name}: all stages, bytes", [whole / 1e6], "MB"))
         series.setdefault("requests", {})[name] = [[len(stage), total_bytes(stage)] for stage in stages]
     return Measured(figures, series)
 
@@ -96,11 +94,11 @@ def of_teachers(place: Place) -> list[Variant]:
 
 
 def requests(folders: Sequence[Path], room: Path) -> list[list[list[Asked]]]:
-    """What a fresh process with an empty cache asks a Hub for: of each repository, stage by stage from stage 0 on.
+    """The requests of a fresh process with an empty cache, by repository and stage, from stage 0 on.
 
     Args:
         folders: The repositories that the Hub serves.
-        room: Where there is room for their copies, which are gone afterwards.
+        room: The folder for temporary copies.
     """
     served = {f"org/pwl-{number}": folder for number, folder in enumerate(folders)}
     found: dict[str, list[list[Asked]]] = {name: [] for name in served}
@@ -115,7 +113,7 @@ def requests(folders: Sequence[Path], room: Path) -> list[list[list[Asked]]]:
 
 
 def grow(mark: Mark, sources: list[str]) -> None:
-    """Load models and all their stages, with a mark of the model's name at each."""
+    """Load models and all their stages, with a mark of the model's name at each stage."""
     for source in sources:
         with tempfile.TemporaryDirectory(dir=constants.HF_HOME) as cache:
             model = PWLForImageClassification.from_pretrained(source, cache_dir=cache)
@@ -129,9 +127,9 @@ def _times(variant: Variant, repeats: int) -> dict[str, list[float]]:
     network = family_of(variant.pair.teacher).model_class()
     pixel_values = variant.pair.pixel_values()
     things = {
-        TEACHER: by_transformers(network, variant.folder / "teacher", pixel_values),
-        "first answer": by_stages(variant.folder, 0, pixel_values),
-        "all stages, one answer at the end": by_stages(variant.folder, variant.pair.num_blocks, pixel_values),
+        TEACHER_ROW: by_transformers(network, variant.folder / "teacher", pixel_values),
+        FIRST_ROW: by_stages(variant.folder, 0, pixel_values),
+        WHOLE_ROW: by_stages(variant.folder, variant.pair.num_blocks, pixel_values),
     }
     with torch.inference_mode():
         return interleaved(things, repeats)

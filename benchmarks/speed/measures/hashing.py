@@ -1,4 +1,4 @@
-"""What it costs to verify a shard the first time, what when that is remembered, and the bytes of each stage."""
+"""The cost of verifying a shard the first time and when it is remembered; and the bytes of each stage."""
 
 from __future__ import annotations
 
@@ -10,14 +10,11 @@ from pathlib import Path
 import torch
 from huggingface_hub import constants
 
-from benchmarks.speed.figures import Figure, Measured, Place, ratios
+from benchmarks.speed.figures import TEACHER_ROW, Figure, Measured, Place, ratios
 from benchmarks.speed.loads import by_stages, by_transformers
-from benchmarks.speed.timing import Spread, interleaved
+from benchmarks.speed.timing import interleaved
 from pwl_hf.modeling.families.registry import family_of
-from pwl_hf.modeling.repository.manifest import FileEntry, Manifest
 from pwl_hf.modeling.repository.source import Repository
-
-TEACHER = "transformers' teacher"
 
 
 def hashing(place: Place) -> Measured:
@@ -31,7 +28,7 @@ def hashing(place: Place) -> Measured:
     verified, unverified = "verify the teacher's shards, first time", "all stages, never verified before"
     remembered = "verify the teacher's shards, remembered"
     things: dict[str, Callable[[], object]] = {
-        TEACHER: by_transformers(network, folder / "teacher", pixel_values),
+        TEACHER_ROW: by_transformers(network, folder / "teacher", pixel_values),
         verified: _forgetting(lambda: repository.verify(shards)),
         remembered: lambda: repository.verify(shards),
         unverified: _forgetting(grow),
@@ -42,28 +39,21 @@ def hashing(place: Place) -> Measured:
         times = interleaved(things, place.repeats)
     size = sum(entry.bytes for entry in shards) / 1e6
     figures = [
-        *ratios(times, TEACHER, f"{TEACHER}, load and one answer"),
-        Figure("first verification", Spread.of([size / seconds for seconds in times[verified]]), "MB/s"),
-        Figure(
-            "remembered verification of a shard",
-            Spread.of([1000 * seconds / len(shards) for seconds in times[remembered]]),
-            "ms",
+        *ratios(times, TEACHER_ROW, f"{TEACHER_ROW}, load and one answer"),
+        Figure.of("first verification", [size / seconds for seconds in times[verified]], "MB/s"),
+        Figure.of(
+            "remembered verification of a shard", [1000 * seconds / len(shards) for seconds in times[remembered]], "ms"
         ),
         *(
-            Figure(f"stage {stage}", Spread.of([sum(entry.bytes for entry in files) / 1e6]), "MB")
-            for stage, files in enumerate(stage_files(manifest))
+            Figure.of(f"stage {stage.stage}", [sum(entry.bytes for entry in stage.files) / 1e6], "MB")
+            for stage in manifest.stages
         ),
     ]
     return Measured(figures, {"seconds": times})
 
 
-def stage_files(manifest: Manifest) -> list[tuple[FileEntry, ...]]:
-    """What each stage adds to the one before it, the student's file first."""
-    return [stage.files for stage in manifest.stages]
-
-
 def _forgetting(work: Callable[[], object]) -> Callable[[], object]:
-    """Work for which nothing was ever verified."""
+    """The same work, with no verification remembered."""
 
     def forget() -> object:
         with nothing_verified():
@@ -74,7 +64,7 @@ def _forgetting(work: Callable[[], object]) -> Callable[[], object]:
 
 @contextmanager
 def nothing_verified() -> Iterator[None]:
-    """What was verified is remembered below huggingface_hub's home, which is another, empty one meanwhile."""
+    """Forget what was verified, within a `with` block: `HF_HOME`, with the notes of it, is an empty folder."""
     home = constants.HF_HOME
     with tempfile.TemporaryDirectory() as empty:
         constants.HF_HOME = str(Path(empty))

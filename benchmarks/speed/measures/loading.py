@@ -1,13 +1,11 @@
-"""Time to the first answer and to the teacher, from local files, in one process; imports are not in it."""
+"""Time to the first answer and to the teacher, from local files, in one process, imports excluded."""
 
 from __future__ import annotations
 
-from benchmarks.speed.figures import Measured, Place, ratios
+from benchmarks.speed.figures import FIRST_ROW, STUDENT_ROW, TEACHER_ROW, WHOLE_ROW, Measured, Place, ratios
 from benchmarks.speed.loads import by_stages, by_transformers, taking_turns
 from pwl_hf import PWLForImageClassification
 from pwl_hf.modeling.families.registry import family_of
-
-TEACHER = "transformers' teacher"
 
 
 def warm(place: Place) -> Measured:
@@ -32,11 +30,11 @@ def _measure(place: Place, *, cold: bool) -> Measured:
         return model, model(pixel_values).logits
 
     things = {
-        TEACHER: by_transformers(network, folder / "teacher", pixel_values),
-        "transformers' student": by_transformers(network, folder / "student", pixel_values),
-        "first answer": by_stages(folder, 0, pixel_values),
-        "all stages, one answer at the end": by_stages(folder, place.pair.num_blocks, pixel_values),
+        TEACHER_ROW: by_transformers(network, folder / "teacher", pixel_values),
+        STUDENT_ROW: by_transformers(network, folder / "student", pixel_values),
+        FIRST_ROW: by_stages(folder, 0, pixel_values),
+        WHOLE_ROW: by_stages(folder, place.pair.num_blocks, pixel_values),
         "all stages, an answer at each": answering,
     }
     times = taking_turns(things, place.repeats, folder, cold=cold)
-    return Measured(ratios(times, TEACHER, TEACHER), {"seconds": times})
+    return Measured(ratios(times, TEACHER_ROW), {"seconds": times})

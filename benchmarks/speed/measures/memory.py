@@ -12,40 +12,39 @@ from typing import Any
 import torch
 
 from benchmarks.speed.answering import Client, requests_of
-from benchmarks.speed.figures import Figure, Measured, Place, ratios
+from benchmarks.speed.figures import STUDENT_ROW, TEACHER_ROW, Figure, Measured, Place, ratios
 from benchmarks.speed.fresh import Mark
 from benchmarks.speed.hub import environment
 from benchmarks.speed.memory import Watched, memory_of, watch
 from benchmarks.speed.pairs import Pair, pairs
-from benchmarks.speed.timing import Spread, interleaved
+from benchmarks.speed.timing import interleaved
 from pwl_hf import PWLForImageClassification
 from pwl_hf.modeling.families.registry import family_of
 from pwl_hf.modeling.repository.manifest import Manifest
 
-TEACHER, STUDENT = "transformers' teacher", "transformers' student"
 WAY = "the whole way"
 SUM = "bytes of teacher, student and one block"
 
-# How many requests are answered at each stage, and by the networks alone.
+# Requests at each stage, and of the networks alone.
 _REQUESTS = 5
 
 
 def peak(place: Place) -> Measured:
-    """The most memory that a model takes while it answers and grows from its student into its teacher.
+    """The peak memory of a model that answers while it grows from its student into its teacher.
 
     Every thing has a fresh process; a third as many rounds as elsewhere, for its imports take the time.
     """
     folder = place.repository()
     allowed = _allowed(folder)
-    found: dict[str, list[Watched]] = {WAY: [], TEACHER: [], STUDENT: []}
+    found: dict[str, list[Watched]] = {WAY: [], TEACHER_ROW: [], STUDENT_ROW: []}
     works: dict[str, tuple[str, dict[str, Any]]] = {
         WAY: (f"{__name__}:grow", {"folder": str(folder), "pair": place.name}),
-        TEACHER: (f"{__name__}:load", {"folder": str(folder / "teacher"), "pair": place.name}),
-        STUDENT: (f"{__name__}:load", {"folder": str(folder / "student"), "pair": place.name}),
+        TEACHER_ROW: (f"{__name__}:load", {"folder": str(folder / "teacher"), "pair": place.name}),
+        STUDENT_ROW: (f"{__name__}:load", {"folder": str(folder / "student"), "pair": place.name}),
     }
-    for _ in range(max(1, place.repeats // 3)):
+    for _ in range(place.rounds(1, of=3)):
         with tempfile.TemporaryDirectory() as home:
-            # What was verified is remembered there: nothing was, so it is hashed on the way.
+            # A new home remembers no verification: files are hashed on the way.
             for name, seen in watch(works, environment(Path(home))).items():
                 found[name].append(seen)
     return Measured(_peaks(found, allowed), {name: runs[-1].series() for name, runs in found.items()})
@@ -80,7 +79,7 @@ def load(mark: Mark, folder: str, pair: str) -> None:
 
 
 def _ready(pair: str) -> torch.Tensor:
-    """Import what is imported late, and make what requests are asked with."""
+    """Import what is imported late; the images of the requests."""
     used: Pair = pairs()[pair]
     family_of(used.teacher).model_class()
     return used.pixel_values()
@@ -104,16 +103,15 @@ def _peaks(found: dict[str, list[Watched]], allowed: int) -> list[Figure]:
         return [float(seen.peak(count)) for seen in found[name]]
 
     figures = [
-        Figure("peak, private", Spread.of([own / allowed for own in peaks(WAY, private)]), base=SUM),
-        Figure("peak, each page once", Spread.of([own / allowed for own in peaks(WAY, shared)]), base=SUM),
-        *ratios({name: peaks(name, shared) for name in found}, TEACHER, f"{TEACHER}, each page once"),
+        Figure.of("peak, private", [own / allowed for own in peaks(WAY, private)], "x", SUM),
+        Figure.of("peak, each page once", [own / allowed for own in peaks(WAY, shared)], "x", SUM),
+        *ratios({name: peaks(name, shared) for name in found}, TEACHER_ROW, f"{TEACHER_ROW}, each page once"),
     ]
     for name in found:
         for count, title in ((private, "private"), (shared, "each page once")):
-            values = Spread.of([value / 1e6 for value in peaks(name, count)])
-            figures.append(Figure(f"{name}: peak, {title}", values, "MB"))
-        highest = Spread.of([seen.highest_resident / 1e6 for seen in found[name]])
-        figures.append(Figure(f"{name}: peak, resident", highest, "MB"))
+            figures.append(Figure.of(f"{name}: peak, {title}", [value / 1e6 for value in peaks(name, count)], "MB"))
+        highest = [seen.highest_resident / 1e6 for seen in found[name]]
+        figures.append(Figure.of(f"{name}: peak, resident", highest, "MB"))
     return figures
 
 
@@ -137,7 +135,7 @@ def step_down(place: Place) -> Measured:
         return memory_of().proportional / 1e6
 
     things: dict[str, Callable[[], object]] = {
-        TEACHER: load_teacher,
+        TEACHER_ROW: load_teacher,
         "down to the student, one answer": partial(move, 0),
         "up to the teacher, one answer": partial(move, top),
     }
@@ -151,7 +149,7 @@ def step_down(place: Place) -> Measured:
             released.append(before - held())
             move(top)
     figures = [
-        *ratios(times, TEACHER, f"{TEACHER}, load and one answer"),
-        Figure("memory released on the way down", Spread.of(released), "MB"),
+        *ratios(times, TEACHER_ROW, f"{TEACHER_ROW}, load and one answer"),
+        Figure.of("memory released on the way down", released, "MB"),
     ]
     return Measured(figures, {"seconds": times, "released": released})

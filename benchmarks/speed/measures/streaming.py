@@ -18,14 +18,13 @@ from benchmarks.speed.figures import Figure, Measured, Place
 from benchmarks.speed.fresh import Fresh, Mark
 from benchmarks.speed.hub import PWL, STUDENT, TEACHER, Hub, serving_pair
 from benchmarks.speed.pairs import pairs
-from benchmarks.speed.timing import Spread
 from pwl_hf import PWLForImageClassification
 from pwl_hf.modeling.families.registry import family_of
 
 GROWING = "while stages stream"
 PLAIN = "while transformers loads the teacher in a thread"
 
-# Requests at a stage while nothing else is done, at most; and for how many seconds at most, a round.
+# The most idle requests at a stage, and the most seconds for them in each round.
 _IDLE, _IDLE_SECONDS_A_ROUND = 200, 0.5
 
 
@@ -38,7 +37,7 @@ def requests(place: Place) -> Measured:
     functions = {GROWING: "grow", PLAIN: "replace"}
     seen: dict[str, list[dict[str, Any]]] = {name: [] for name in functions}
     with serving_pair(place) as hub:
-        for _ in range(max(1, place.repeats // 3)):
+        for _ in range(place.rounds(1, of=3)):
             for name, found in _round(hub, functions, place).items():
                 seen[name].append(found)
     figures = [figure for name, runs in seen.items() for figure in _figures(name, runs)]
@@ -46,7 +45,7 @@ def requests(place: Place) -> Measured:
 
 
 def _round(hub: Hub, functions: Mapping[str, str], place: Place) -> dict[str, dict[str, Any]]:
-    """Run each function once; the processes are started together, for importing takes long, and wait for their turn."""
+    """Run each function once. The processes start together, since importing is slow, and wait for their turn."""
     arguments = {"pair": place.name, "idle_seconds": _IDLE_SECONDS_A_ROUND * place.repeats}
     with ExitStack() as stack:
         processes = {}
@@ -62,7 +61,7 @@ def _round(hub: Hub, functions: Mapping[str, str], place: Place) -> dict[str, di
 
 
 def grow(mark: Mark, pair: str, idle_seconds: float) -> dict[str, Any]:
-    """A model from the Hub, asked while it streams its stages and at each stage afterwards.
+    """A model from the Hub that answers while it streams its stages, and at each stage afterwards.
 
     Returns:
         What `_seen` gives.
@@ -83,7 +82,7 @@ def grow(mark: Mark, pair: str, idle_seconds: float) -> dict[str, Any]:
 
 
 def replace(mark: Mark, pair: str, idle_seconds: float) -> dict[str, Any]:
-    """The student, asked while transformers loads the teacher in another thread; then the teacher, as stage 1.
+    """The student answers while transformers loads the teacher in another thread; then the teacher does, as stage 1.
 
     Returns:
         What `_seen` gives.
@@ -104,7 +103,7 @@ def replace(mark: Mark, pair: str, idle_seconds: float) -> dict[str, Any]:
         networks.append(network.from_pretrained(TEACHER))
         current[0] = 1
         end = time.monotonic()
-        # The first pass with it brings its pages in, and it is a request.
+        # The first pass with it reads its pages in: that is a request, too.
         client.wait(2)
         until = time.monotonic()
         idle += client.within(client.rest(idle_seconds, _IDLE))
@@ -114,7 +113,7 @@ def replace(mark: Mark, pair: str, idle_seconds: float) -> dict[str, Any]:
 
 
 def _ready(pair: str) -> torch.Tensor:
-    # One core for the requests, and one to spare; the Hub's process is another matter.
+    # One core for the requests, one to spare; the Hub's process has others.
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])
     family_of(pairs()[pair].teacher).model_class()
     return pairs()[pair].pixel_values()
@@ -148,26 +147,24 @@ def _figures(name: str, runs: Sequence[Mapping[str, Any]]) -> list[Figure]:
     Were nothing disturbed, each would be 1, whatever part of the requests each stage had.
     """
 
-    def against(share: float, column: int) -> Spread:
+    def against(share: float, column: int) -> list[float]:
         limits = by_stage([row for run in runs for row in run["idle"]], column, lambda times: quantile(times, share))
-        return Spread.of(
-            [quantile([row[column] / limits[row[3]] for row in run["requests"]], share) for run in runs],
-        )
+        return [quantile([row[column] / limits[row[3]] for row in run["requests"]], share) for run in runs]
 
     medians = by_stage([row for run in runs for row in run["idle"]], 1, lambda times: quantile(times, 0.5))
     slowest = [max(row[1] - medians[row[3]] for row in run["requests"]) for run in runs]
     return [
-        Figure(f"p99 {name}", against(0.99, 1), base="idle p99 of the same stages"),
-        Figure(f"p99 {name}, time that the thread ran", against(0.99, 2), base="idle p99 of the same stages"),
-        Figure(f"median {name}", against(0.5, 1), base="idle median of the same stages"),
-        Figure(f"slowest {name}", Spread.of(slowest), "ms", "above the idle median of its stage"),
+        Figure.of(f"p99 {name}", against(0.99, 1), "x", "idle p99 of the same stages"),
+        Figure.of(f"p99 {name}, time that the thread ran", against(0.99, 2), "x", "idle p99 of the same stages"),
+        Figure.of(f"median {name}", against(0.5, 1), "x", "idle median of the same stages"),
+        Figure.of(f"slowest {name}", slowest, "ms", "above the idle median of its stage"),
     ]
 
 
 def by_stage(
     rows: Sequence[Sequence[float]], column: int, of: Callable[[Sequence[float]], float]
 ) -> dict[float, float]:
-    """Something of the requests of each stage.
+    """A quantity of the requests of each stage.
 
     Args:
         rows: Requests, as `_seen` gives them.

@@ -9,14 +9,13 @@ from dataclasses import dataclass, field
 
 from benchmarks.speed.answering import Answer, Client, quantile, requests_of
 from benchmarks.speed.figures import Figure, Measured, Place
-from benchmarks.speed.timing import Spread
 from pwl_hf import PWLForImageClassification
 
-# Swaps at the usual 9 rounds, and of stages that are loaded without a stream.
+# Swaps of a stream and by hand, at the usual 9 rounds.
 _SWAPS, _SWAPS_BY_HAND, _ROUNDS = 50, 12, 9
-# Requests around a swap: the one under way, and as many on each side.
+# Requests on each side of the one under way.
 _BESIDE = 2
-# Requests at each stage of each model while nothing else is done, and for how long at most; more than those around.
+# The most idle requests at each stage, and the most seconds for them.
 _IDLE, _IDLE_SECONDS = 20, 1.5
 
 # Called when a stage is reached: the model stays there until it returns.
@@ -25,18 +24,18 @@ Reached = Callable[[int], None]
 
 @dataclass
 class Swaps:
-    """Swaps that were seen, with the requests meanwhile.
+    """Swaps, and the requests around them.
 
     Args:
-        around: For each swap, the request that was under way, or else the next, and those on each side of it.
-        idle: By stage, the seconds of requests while nothing else was done.
+        around: For each swap, the request under way, or else the next, and those on each side of it.
+        idle: By stage, the seconds of idle requests.
     """
 
     around: list[Sequence[Answer]] = field(default_factory=list)
     idle: dict[int, list[float]] = field(default_factory=lambda: defaultdict(list))
 
     def add(self, answers: Sequence[Answer], at: Sequence[float], resting: Sequence[Answer]) -> None:
-        """Add what was seen of one model.
+        """Add the swaps of one model.
 
         Args:
             answers: All its requests in order.
@@ -50,11 +49,11 @@ class Swaps:
             self.idle[answer.stage].append(answer.seconds)
 
     def idle_quantile(self, share: float) -> dict[int, float]:
-        """By stage, a quantile of the seconds of requests while nothing else was done."""
+        """By stage, a quantile of the seconds of idle requests."""
         return {stage: quantile(seconds, share) for stage, seconds in sorted(self.idle.items())}
 
     def excesses(self) -> list[float]:
-        """For each swap, by how many seconds the worst request around it was slower than the idle p95 of its stage."""
+        """For each swap, how many seconds the slowest request around it took beyond the idle p95 of its stage."""
         limits = self.idle_quantile(0.95)
         return [max(answer.seconds - limits[answer.stage] for answer in around) for around in self.around]
 
@@ -67,7 +66,7 @@ def swaps(place: Place) -> Measured:
     }
     seen = {name: _watch(place, grow, count) for name, (grow, count) in ways.items()}
     figures = [
-        Figure(name, Spread.of([1000 * seconds for seconds in found.excesses()]), "ms", "idle p95 of the stage")
+        Figure.of(name, [1000 * seconds for seconds in found.excesses()], "ms", "idle p95 of the stage")
         for name, found in seen.items()
     ]
     series = {
@@ -82,7 +81,7 @@ def swaps(place: Place) -> Measured:
 
 
 def _watch(place: Place, grow: Callable[[PWLForImageClassification, Reached], None], count: int) -> Swaps:
-    """Grow models until there were enough swaps; the first one's do not count."""
+    """Grow models until there are enough swaps; those of the first model do not count."""
     wanted, found = max(1, round(count * min(1.0, place.repeats / _ROUNDS))), Swaps()
     _grow_once(place, grow, Swaps())
     while len(found.around) < wanted:

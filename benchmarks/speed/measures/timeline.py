@@ -24,21 +24,20 @@ from benchmarks.speed.hub import BANDWIDTH, LATENCY, serving
 from benchmarks.speed.measures.alternatives import INT8_WAY, PWL_WAY, STUDENT_WAY, TEACHER_WAY, Way, ways
 from benchmarks.speed.measures.alternatives_accuracy import images_of
 from benchmarks.speed.memory import Watched, watch
-from benchmarks.speed.timing import Spread
 from pwl_hf import PWLForImageClassification
 from pwl_hf.modeling.repository.manifest import MANIFEST_FILE, STUDENT_FILE, Manifest
 
 _START = "start"
-# The teacher of the pair vit-b. The line of a trained pair, which is tiny, is as narrow as its teacher is smaller.
+# The teacher of the pair vit-b. The bandwidth for a trained pair, which is tiny, is scaled to its teacher.
 _REFERENCE_BYTES = 343e6
-# Seconds between two looks at how far a stream is.
+# Seconds between two looks at the stage of a stream.
 _PATIENCE = 0.002
-# Of each way; the samples of each span of time between are one, the highest.
+# Of each way, at most: each span of time keeps its highest sample.
 _MEMORY_ROWS = 300
 
 
 def timeline(place: Place) -> Measured:
-    """Each in a fresh process. A pair that is trained has accuracies, and int8 first beside the three."""
+    """Each in a fresh process. A trained pair has accuracies, and int8 first as a fourth."""
     known = ways(place)
     drawn = [PWL_WAY, TEACHER_WAY, STUDENT_WAY, *([INT8_WAY] if place.pair.trained else [])]
     teacher_bytes = (known[TEACHER_WAY].folder / STUDENT_FILE).stat().st_size
@@ -58,11 +57,11 @@ def timeline(place: Place) -> Measured:
     whole = answers[TEACHER_WAY][0][0]
     figures = [
         *(
-            Figure(f"first answer: {name}", Spread.of([answers[name][0][0] / whole]), base=TEACHER_WAY)
+            Figure.of(f"first answer: {name}", [answers[name][0][0] / whole], "x", TEACHER_WAY)
             for name in drawn
             if name != TEACHER_WAY
         ),
-        Figure(f"the teacher's answer: {PWL_WAY}", Spread.of([answers[PWL_WAY][-1][0] / whole]), base=TEACHER_WAY),
+        Figure.of(f"the teacher's answer: {PWL_WAY}", [answers[PWL_WAY][-1][0] / whole], "x", TEACHER_WAY),
     ]
     series = {
         "pair": place.name,
@@ -81,13 +80,13 @@ def timeline(place: Place) -> Measured:
 
 
 def answer(mark: Mark, where: str, source: str, local: str, size: int, cache_dir: str) -> None:
-    """Load from a Hub and answer one image, and another after each change of weights, with a mark after each answer.
+    """Load from a Hub, and answer an image then and after each change of weights, with a mark after each answer.
 
     Args:
-        mark: Told of the beginning and of each answer.
+        mark: Called at the beginning and after each answer.
         where: The class, `module:name`.
         source: The Hub id.
-        local: The same as a folder, for a rehearsal: what is imported late is imported then.
+        local: The same as a folder, for a rehearsal that imports what is imported late.
         size: Height and width of the image.
         cache_dir: The Hub cache.
     """
@@ -104,7 +103,7 @@ def answer(mark: Mark, where: str, source: str, local: str, size: int, cache_dir
 
 
 def _grow(mark: Mark, model: Any, images: torch.Tensor) -> None:
-    """Answer, load what there is more, and answer after each part of it; each mark is the number of parts."""
+    """Answer, and again after each further part is loaded; each mark is the number of parts."""
     model(images)
     mark("0")
     count = getattr(model, "num_stages", 0)
@@ -127,7 +126,7 @@ def _grow(mark: Mark, model: Any, images: torch.Tensor) -> None:
 
 
 def _give_back() -> None:
-    """Let the kernel have what the rehearsal used, so that it is no part of the baseline (Linux with glibc)."""
+    """Give the rehearsal's memory back to the kernel, so that it is not in the baseline (Linux with glibc)."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
 
@@ -145,19 +144,19 @@ def _task(way: Way, place: Place, home: str) -> dict[str, Any]:
 
 
 def _answers(seen: Watched, levels: Sequence[float]) -> list[list[float]]:
-    """Rows of seconds from the beginning to an answer, and of its level. A stage that was over at once has none."""
+    """Rows of the second and the level of each answer. A stage that is over at once has none."""
     start = seen.baseline.at
     return [[round(memory.at - start, 4), levels[int(name)]] for name, memory in seen.marks if name != _START]
 
 
 def _blocks(place: Place) -> dict[str, Sequence[float]]:
-    """How many of the teacher's blocks are in use, by the number of parts that were loaded after the first answer."""
+    """How many of the teacher's blocks answer, by the number of parts loaded after the first answer."""
     count = place.pair.num_blocks
     return {PWL_WAY: range(count + 1), TEACHER_WAY: [count], STUDENT_WAY: [0]}
 
 
 def _accuracies(place: Place, known: Mapping[str, Way]) -> dict[str, Sequence[float]]:
-    """Accuracy in percent in the same way: PWL's as its manifest says, that of int8 weights as it is measured now."""
+    """Accuracy in percent, as in `_blocks`: PWL's from its manifest, that of int8 weights measured now."""
     manifest = Manifest.from_json((known[PWL_WAY].folder / MANIFEST_FILE).read_bytes())
     stages = [100 * next(m.value for m in stage.metrics if m.name == "accuracy") for stage in manifest.stages]
     pixel_values, labels = images_of(place)
@@ -169,11 +168,11 @@ def _accuracies(place: Place, known: Mapping[str, Way]) -> dict[str, Sequence[fl
 
 
 def thinned(rows: Sequence[Sequence[float]], most: int) -> list[list[float]]:
-    """Fewer samples of memory, with the highest of each span of time.
+    """Fewer samples of memory: the highest of each span of time.
 
     Args:
         rows: Seconds, private MB and proportional MB, in order of time.
-        most: How many may be left.
+        most: How many to keep at most.
 
     Returns:
         For each span that has samples: the moment of its highest one, and the two counts then, by the second count.

@@ -1,4 +1,4 @@
-"""Downloads that are no longer wanted end soon, whatever the network does, and take no other download along."""
+"""Downloads that are no longer wanted end soon, whatever the network does, and a limit of bandwidth holds."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from huggingface_hub.utils import get_session
 from pwl_hf import PWLForImageClassification, RepositoryError, RetryPolicy
 from pwl_hf.modeling.repository import background
 from pwl_hf.modeling.repository.background import Prefetch
-from pwl_hf.modeling.repository.interrupting import Interrupted
 from pwl_hf.modeling.repository.source import Repository
+from pwl_hf.modeling.repository.transfers import Interrupted, Pace
 from tests.hub import Fault
 from tests.repository.helpers import bodies, edit_json, load, publish, shard
 from tests.streaming.helpers import own_threads, until
@@ -89,6 +89,38 @@ def test_other_downloads_of_the_process_go_on(hub, repository, cache) -> None:
     assert Path(hf_hub_download(repository.name, FILE, cache_dir=cache)).stat().st_size == SIZE
     hooks = get_session().event_hooks
     assert len(hooks["response"]) == len(set(hooks["response"])) == 1
+
+
+# --- A limit of bandwidth ---------------------------------------------------------------------------------------
+
+
+def test_a_limit_holds_in_this_thread_and_in_those_it_starts(hub, repository) -> None:
+    pace = Pace(SIZE / 1.0, threading.Event())
+    started = time.monotonic()
+    with pace.limit(), Prefetch(lambda cancelled: repository.fetch(FILE, cancelled=cancelled)) as fetched:
+        assert fetched.result().stat().st_size == SIZE
+    assert 0.9 < time.monotonic() - started < 4
+
+
+def test_bytes_that_no_hook_saw_are_waited_for_at_the_end_and_others_once(hub, repository) -> None:
+    pace = Pace(SIZE / 1.0, threading.Event())
+    for unseen in (0, SIZE // 2):
+        started = time.monotonic()
+        with pace.limit(SIZE + unseen):
+            repository.fetch(FILE, force=True)
+        expected = 1.0 + unseen / SIZE
+        assert 0.9 * expected < time.monotonic() - started < expected + 3
+
+
+def test_a_wait_for_the_limit_ends_when_it_is_cancelled(hub, repository) -> None:
+    cancelled = threading.Event()
+    pace = Pace(1000, cancelled)
+
+    threading.Timer(0.3, cancelled.set).start()
+    started = time.monotonic()
+    with pytest.raises(Interrupted), pace.limit():
+        repository.fetch(FILE, cancelled=cancelled)
+    assert time.monotonic() - started < 4
 
 
 # --- In a stream ------------------------------------------------------------------------------------------------
