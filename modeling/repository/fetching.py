@@ -7,7 +7,6 @@ import os
 import re
 from pathlib import Path
 from threading import Event
-from typing import TYPE_CHECKING
 
 from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, is_offline_mode
 from huggingface_hub.errors import (
@@ -22,17 +21,15 @@ from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
 
 from ..errors import FetchError, MissingFileError
 from .files import temporary_name
+from .place import Place
 from .retrying import is_passing, root_cause
 from .transfers import interruptible, progress_bar
 from .verification import pointer_of
 
-if TYPE_CHECKING:
-    from .source import Repository
-
 FAULTS = (HfHubHTTPError, httpx.HTTPError, OSError)
 
 
-def download(repository: Repository, path: str, *, force: bool = False, cancelled: Event | None = None) -> Path:
+def download(repository: Place, path: str, *, force: bool = False, cancelled: Event | None = None) -> Path:
     """The local path of a file of a Hub repository, downloaded if it is not in the cache.
 
     Args:
@@ -57,7 +54,7 @@ def download(repository: Repository, path: str, *, force: bool = False, cancelle
         raise FetchError(_explain(repository, path, error)) from error
 
 
-def download_again(repository: Repository, path: str, *, force: bool, cancelled: Event | None = None) -> Path:
+def download_again(repository: Place, path: str, *, force: bool, cancelled: Event | None = None) -> Path:
     """Download a file that is in the cache; if that fails, the cache stays as it was.
 
     huggingface_hub keeps a pointer that exists, whatever it downloads, so a link to somewhere else, or a plain file
@@ -93,7 +90,7 @@ def download_again(repository: Repository, path: str, *, force: bool, cancelled:
             os.replace(aside, pointer)
 
 
-def etag_of(repository: Repository, path: str) -> str | None:
+def etag_of(repository: Place, path: str) -> str | None:
     """The Hub's ETag of a file: the git hash of a small file, the sha256 of a large one; mirrors may give any text.
 
     Returns:
@@ -106,7 +103,7 @@ def etag_of(repository: Repository, path: str) -> str | None:
         return None
 
 
-def _try(repository: Repository, path: str, force: bool) -> Path:
+def _try(repository: Place, path: str, force: bool) -> Path:
     try:
         return Path(
             hf_hub_download(
@@ -134,7 +131,7 @@ def _try(repository: Repository, path: str, force: bool) -> Path:
         raise (OSError(int(number[1]), str(error)) if number else ConnectionError(str(error))) from error
 
 
-def _explain(repository: Repository, path: str, error: Exception) -> str:
+def _explain(repository: Place, path: str, error: Exception) -> str:
     cause = root_cause(error)
     message = str(cause).strip().splitlines()
     return (
@@ -143,7 +140,7 @@ def _explain(repository: Repository, path: str, error: Exception) -> str:
     )
 
 
-def _advice(repository: Repository, error: BaseException) -> str:
+def _advice(repository: Place, error: BaseException) -> str:
     number = error.errno if isinstance(error, OSError) else None
     if isinstance(error, LocalEntryNotFoundError | OfflineModeIsEnabled):
         if repository.local_files_only or is_offline_mode():

@@ -6,14 +6,13 @@ import hashlib
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
 from functools import partial
 from operator import attrgetter
 from pathlib import Path
 from threading import Event
 from typing import Any, TypeVar
 
-from huggingface_hub import constants, is_offline_mode, resolve_revision, try_to_load_from_cache
+from huggingface_hub import constants, is_offline_mode, resolve_revision
 from huggingface_hub.errors import HFValidationError
 
 from ..errors import FetchError, MissingFileError, RepositoryError
@@ -21,6 +20,7 @@ from .background import download_concurrently
 from .fetching import download, download_again, etag_of
 from .files import leads_out, write_text
 from .manifest import MANIFEST_FILE, ListedFile, Manifest
+from .place import Place
 from .retrying import RetryPolicy, is_passing
 from .verification import Stamp, blob_of, check_file, discard, is_as_named, is_named, stamp_of
 
@@ -28,29 +28,8 @@ Verified = tuple[Path, Stamp]
 Parsed = TypeVar("Parsed")
 
 
-@dataclass(frozen=True)
-class Repository:
-    """A folder, or a pinned commit of a Hub repository, from which all files of a model are fetched.
-
-    Args:
-        name: The folder's path, or the Hub id.
-        commit: The 40-hex commit for a Hub repository, None for a folder.
-        subfolder: Where in it the model lies.
-        token: As in huggingface_hub; never shown, saved or pickled.
-        cache_dir: As in huggingface_hub.
-        local_files_only: As in huggingface_hub.
-        force_download: As in huggingface_hub.
-        retry: How long to try when the network fails.
-    """
-
-    name: str
-    commit: str | None = None
-    subfolder: str = ""
-    token: str | bool | None = field(default=None, repr=False, compare=False)
-    cache_dir: str | Path | None = None
-    local_files_only: bool = False
-    force_download: bool = False
-    retry: RetryPolicy = field(default_factory=RetryPolicy, repr=False)
+class Repository(Place):
+    """A folder, or a pinned commit of a Hub repository, from which all files of a model are fetched; see `Place`."""
 
     @classmethod
     def open(
@@ -101,17 +80,6 @@ class Repository:
                 f"and the commit is not known here; call again later ({type(error).__name__}: {error})"
             ) from error
         return cls(os.fspath(name), commit=resolved.resolved, token=token, **options)
-
-    def __str__(self) -> str:
-        place = f"{self.name}@{self.commit}" if self.commit else self.name
-        return f"{place}/{self.subfolder}" if self.subfolder else place
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"token": None}
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Repository:
-        # It is immutable, and a copied model needs the token for later stages.
-        return self
 
     def fetch(self, path: str, *, force: bool = False, cancelled: Event | None = None) -> Path:
         """The local path of a file, downloaded if it is not in the cache.
@@ -271,20 +239,6 @@ class Repository:
                     f"{self}: {path!r} is a link to {found.resolve()}, out of the folder, and is neither copied nor "
                     "published: put the file itself in its place"
                 )
-
-    def path_in_repo(self, path: str) -> str:
-        """A file's path from the root of the Hub repository."""
-        return f"{self.subfolder}/{path}" if self.subfolder else path
-
-    def local(self, path: str) -> Path | None:
-        """The local path of a file; None if it is not here. The Hub is not asked."""
-        if self.commit is None:
-            found = Path(self.name, self.subfolder, path)
-            return found if found.is_file() else None
-        cached = try_to_load_from_cache(
-            self.name, self.path_in_repo(path), cache_dir=self.cache_dir, revision=self.commit
-        )
-        return Path(cached) if isinstance(cached, str) else None
 
     def manifest(self) -> Manifest:
         """Read the manifest.
