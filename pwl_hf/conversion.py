@@ -25,7 +25,8 @@ def convert_pair(
     student: str,
     output: str | Path,
     *,
-    num_blocks: int = 4,
+    num_blocks: int | None = None,
+    num_stages: int | None = None,
     images: str | Path | None = None,
     max_images: int = 256,
     batch_size: int = 16,
@@ -47,7 +48,8 @@ def convert_pair(
         teacher: A folder or a Hub id.
         student: The same, of the teacher's family.
         output: The folder to write.
-        num_blocks: The number of blocks.
+        num_blocks: The number of blocks N; 4 by default.
+        num_stages: The same.
         images: A folder of images, searched in depth.
         max_images: How many of them to use.
         batch_size: Images a batch.
@@ -63,6 +65,7 @@ def convert_pair(
         The model, fully resident.
 
     Raises:
+        TypeError: If `num_blocks` and `num_stages` are given.
         OverwriteError: If files would be written over that are not a PWL repository's, before anything is loaded.
         huggingface_hub.errors.StrictDataclassError: If the two cannot be joined, with the reason.
         RepositoryError: If a checkpoint lacks tensors of its network, or holds others or NaN, or `output` has a card
@@ -71,6 +74,9 @@ def convert_pair(
             image processor, or one of other channels.
         DataError: If an image cannot be read, with its file.
     """
+    if num_blocks is not None and num_stages is not None:
+        raise TypeError("num_blocks and num_stages are one thing: give num_blocks")
+    num_blocks = num_blocks or num_stages or 4
     # What cannot be written is refused before anything is loaded or fitted.
     card_of(output)
     check_output(output, paths_of_save(num_blocks), inputs=[teacher, student], overwrite=overwrite)

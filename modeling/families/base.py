@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedConfig, PreTrainedModel
 
-    GetModule = Callable[[str], nn.Module]
-
+# Gives the module at a path of a network.
+GetModule = Callable[[str], Any]
 # What a model is called with, by the names of its `forward`: `pixel_values`, or `input_ids` and `attention_mask`.
 Inputs = Mapping[str, Any]
 

@@ -6,14 +6,12 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from .base import Boundary, Family, Features, Inputs, pixels_of, transformers_class
+from .base import Boundary, Family, Features, GetModule, Inputs, pixels_of, transformers_class
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
     from transformers import PreTrainedConfig, PreTrainedModel
-
-    from .base import GetModule
 
 
 class ConvNextFamily(Family):

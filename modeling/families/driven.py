@@ -21,12 +21,12 @@ import torch
 from torch import nn
 
 from ..transformers_internals import class_of_task
-from .base import Boundary, Family, Features, Inputs, SegmentOutput
+from .base import Boundary, Family, Features, GetModule, Inputs, SegmentOutput
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
-    from .base import GetModule, Segment
+    from .base import Segment
 
 
 class DrivenFamily(Family):

@@ -8,13 +8,11 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from .base import Boundary, Family, Features, Inputs, pair, pixels_of, transformers_class
+from .base import Boundary, Family, Features, GetModule, Inputs, pair, pixels_of, transformers_class
 
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedConfig, PreTrainedModel
-
-    from .base import GetModule
 
 
 class ViTFamily(Family):

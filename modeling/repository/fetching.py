@@ -21,7 +21,7 @@ from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
 
 from ..errors import FetchError, MissingFileError
 from .files import temporary_name
-from .place import Place
+from .location import Location
 from .retrying import is_passing, root_cause
 from .transfers import interruptible, progress_bar
 from .verification import pointer_of
@@ -29,7 +29,7 @@ from .verification import pointer_of
 FAULTS = (HfHubHTTPError, httpx.HTTPError, OSError)
 
 
-def download(repository: Place, path: str, *, force: bool = False, cancelled: Event | None = None) -> Path:
+def download(repository: Location, path: str, *, force: bool = False, cancelled: Event | None = None) -> Path:
     """The local path of a file of a Hub repository, downloaded if it is not in the cache.
 
     Args:
@@ -54,7 +54,7 @@ def download(repository: Place, path: str, *, force: bool = False, cancelled: Ev
         raise FetchError(_explain(repository, path, error)) from error
 
 
-def download_again(repository: Place, path: str, *, force: bool, cancelled: Event | None = None) -> Path:
+def download_again(repository: Location, path: str, *, force: bool, cancelled: Event | None = None) -> Path:
     """Download a file that is in the cache; if that fails, the cache stays as it was.
 
     huggingface_hub keeps a pointer that exists, whatever it downloads, so a link to somewhere else, or a plain file
@@ -90,7 +90,7 @@ def download_again(repository: Place, path: str, *, force: bool, cancelled: Even
             os.replace(aside, pointer)
 
 
-def etag_of(repository: Place, path: str) -> str | None:
+def etag_of(repository: Location, path: str) -> str | None:
     """The Hub's ETag of a file: the git hash of a small file, the sha256 of a large one; mirrors may give any text.
 
     Returns:
@@ -103,7 +103,7 @@ def etag_of(repository: Place, path: str) -> str | None:
         return None
 
 
-def _try(repository: Place, path: str, force: bool) -> Path:
+def _try(repository: Location, path: str, force: bool) -> Path:
     try:
         return Path(
             hf_hub_download(
@@ -131,7 +131,7 @@ def _try(repository: Place, path: str, force: bool) -> Path:
         raise (OSError(int(number[1]), str(error)) if number else ConnectionError(str(error))) from error
 
 
-def _explain(repository: Place, path: str, error: Exception) -> str:
+def _explain(repository: Location, path: str, error: Exception) -> str:
     cause = root_cause(error)
     message = str(cause).strip().splitlines()
     return (
@@ -140,7 +140,7 @@ def _explain(repository: Place, path: str, error: Exception) -> str:
     )
 
 
-def _advice(repository: Place, error: BaseException) -> str:
+def _advice(repository: Location, error: BaseException) -> str:
     number = error.errno if isinstance(error, OSError) else None
     if isinstance(error, LocalEntryNotFoundError | OfflineModeIsEnabled):
         if repository.local_files_only or is_offline_mode():

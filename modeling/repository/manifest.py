@@ -210,9 +210,14 @@ class Manifest:
 
     @property
     def format_version(self) -> int:
-        """The oldest format that can say all of this; a reader must know it."""
+        """The oldest format that can say all of this."""
         is_new = self.attachments or any(entry.is_shared for entry in self.files) or not self.schedule.is_prefixes
         return 2 if is_new else 1
+
+    @property
+    def min_reader(self) -> int:
+        """The oldest format that a reader must know: one that knew less would lose what it holds."""
+        return self.format_version
 
     @property
     def files(self) -> tuple[FileEntry, ...]:
@@ -271,13 +276,13 @@ class Manifest:
         Raises:
             ValueError: If a metric is not a finite number.
         """
-        version = self.format_version
+        hidden = () if self.format_version > 1 else ("sources",)
         data: dict[str, Any] = {
-            "format_version": version,
-            "min_reader": version,
+            "format_version": self.format_version,
+            "min_reader": self.min_reader,
             "fingerprint": self.fingerprint,
             "dtype": self.dtype,
-            "stages": [_without_empty(asdict(stage), () if version > 1 else ("sources",)) for stage in self.stages],
+            "stages": [_without_empty(asdict(stage), hidden) for stage in self.stages],
             "other_files": [_without_empty(asdict(entry)) for entry in self.other_files],
         }
         if self.attachments:

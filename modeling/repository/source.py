@@ -19,8 +19,8 @@ from ..errors import FetchError, MissingFileError, RepositoryError
 from .background import download_concurrently
 from .fetching import download, download_again, etag_of
 from .files import leads_out, write_text
+from .location import Location
 from .manifest import MANIFEST_FILE, ListedFile, Manifest
-from .place import Place
 from .retrying import RetryPolicy, is_passing
 from .verification import Stamp, blob_of, check_file, discard, is_as_named, is_named, stamp_of
 
@@ -28,8 +28,8 @@ Verified = tuple[Path, Stamp]
 Parsed = TypeVar("Parsed")
 
 
-class Repository(Place):
-    """A folder, or a pinned commit of a Hub repository, from which all files of a model are fetched; see `Place`."""
+class Repository(Location):
+    """A folder, or a pinned commit of a Hub repository, from which all files of a model are fetched; see `Location`."""
 
     @classmethod
     def open(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from torch import nn
 
-from ..families.base import Features, Inputs, Segment, SegmentOutput
+from ..families.base import Features, GetModule, Inputs, Segment, SegmentOutput
 from ..sources import ROLE_OF, PartId, Role, Sources
 from .batchnorm import Statistics, own_statistics, twin
 from .compiling import Compiling
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedConfig, PreTrainedModel
 
-    from ..families.base import Family, GetModule
+    from ..families.base import Family
 
 
 class Plan(Protocol):

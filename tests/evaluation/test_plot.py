@@ -20,6 +20,7 @@ def report(orders: str, num_stages: int = 4) -> Report:
         Settings("cpu", "float32", 64),
         orders,
         Evaluation(tuple(MaskAccuracy(mask, 50 + i % 50, 100) for i, mask in enumerate(masks))),
+        tuple(masks_of("prefix", num_stages)),
         tuple(1_000_000 * (k + 1) for k in range(num_stages + 1)),
         {},
     )

@@ -325,7 +325,7 @@ def test_manifest_of_another_number_of_stages_is_refused(copied, tmp_path):
     tiny_model("vit", num_stages=2).save_pretrained(tmp_path / "two")
     shutil.copy(tmp_path / "two" / INDEX, folder / INDEX)
     edit_json(folder / "config.json", lambda config: config.update(fingerprint=None))
-    refuses_to_load(folder, "pwl_index.json has 2 stages after the student, config.json has 4")
+    refuses_to_load(folder, "pwl_index.json has 2 blocks, config.json has 4")
 
 
 @pytest.mark.parametrize("dtype", ["int8", "float8_e4m3fn", "", "load", "Float32"])

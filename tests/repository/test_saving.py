@@ -206,7 +206,7 @@ def test_write_metrics_changes_only_the_manifest_and_only_those_stages(copied):
     assert [len(stage.metrics) for stage in manifest.stages] == [1, 0, 0, 0, 0]
     after = tree(folder)
     assert {path for path in after if after[path] != before.get(path)} == {INDEX}
-    with pytest.raises(ValueError, match="stage must be a whole number from 0 to 4, got 5"):
+    with pytest.raises(ValueError, match="stage must be a whole number from 0 to 4 or 'teacher', got 5"):
         write_metrics(folder, {5: [METRIC]})
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_metrics(folder, {1: [Metric("accuracy", float("nan"), "digits", "test", 1)]})

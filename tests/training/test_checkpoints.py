@@ -195,7 +195,7 @@ def _other(kind):
     ("kind", "difference"),
     [
         ("family", "student_config"),
-        ("stages", r"num_stages is 2 there, 4 here|student_cuts"),
+        ("stages", r"num_blocks is 2 there, 4 here|student_cuts"),
         ("dtype", r"dtype is torch.bfloat16 there, torch.float32 here"),
         ("teacher", "teacher block 4 has other weights"),
         ("config", r"student_config.hidden_act is 'relu' there, 'gelu' here"),

@@ -220,9 +220,9 @@ def test_family_that_cannot_be_cut_is_refused():
         ({}, "no student: give student"),
         ({"student_preset": "slim"}, "no teacher: give teacher, or teacher_recipe"),
         ({"model": "m", "teacher": "t"}, "teacher does not go with model"),
-        ({"model": "m", "num_stages": 2}, "num_stages does not go with model"),
+        ({"model": "m", "num_blocks": 2}, "num_blocks does not go with model"),
         ({"teacher": "t", "student": "s", "student_preset": "slim"}, "exclude each other"),
-        ({"teacher": "t", "student": "s", "num_stages": 0}, "num_blocks must be at least 1, got 0"),
+        ({"teacher": "t", "student": "s", "num_blocks": 0}, "num_blocks must be at least 1, got 0"),
     ],
 )
 def test_options_that_exclude_each_other_are_told(options, message):

@@ -78,8 +78,8 @@ def test_networks_of_a_recipe_can_be_joined(name):
         preset = preset_overrides(arguments.student_preset, teacher) if arguments.student_preset else {}
         given = parse_pairs(arguments.student_config_overrides or (), "student_config_overrides")
         student = building.derived_config(building.derived_config(teacher, preset), given)
-    config = PWLConfig(teacher_config=teacher, student_config=student, num_stages=arguments.num_stages)
-    assert config.num_stages == (BLOCKS[name.split("-")[0]] if "cifar" in name else 4)
+    config = PWLConfig(teacher_config=teacher, student_config=student, num_blocks=arguments.num_blocks)
+    assert config.num_blocks == (BLOCKS[name.split("-")[0]] if "cifar" in name else 4)
     if "cifar" in name:
         assert (args.num_train_epochs, args.per_device_train_batch_size, args.learning_rate) == (160, 128, 0.05)
         assert data.dataset == "uoft-cs/" + name.split("-")[1]
@@ -99,7 +99,7 @@ def test_overlay_of_the_paper_changes_the_objective_alone():
     after = script.command_line().parse(["vgg-cifar10", "paper", "--teacher_drift", "false", "--output_dir", "out"])
     objective, args = after.parts[2], after.parts[-1]
     assert before.parts[1] == after.parts[1]
-    assert after.parts[0].num_stages == 5
+    assert after.parts[0].num_blocks == 5
     assert (objective.prefix_weight, objective.mask_weight, objective.mask_alpha) == (0, 2, 0)
     assert objective.shared_statistics
     assert not objective.teacher_drift

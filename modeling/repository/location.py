@@ -12,7 +12,7 @@ from .retrying import RetryPolicy
 
 
 @dataclass(frozen=True)
-class Place:
+class Location:
     """A folder, or a pinned commit of a Hub repository.
 
     Args:
