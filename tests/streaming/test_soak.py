@@ -6,6 +6,8 @@ import gc
 import json
 import os
 import statistics
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -13,7 +15,6 @@ import pytest
 import torch
 
 from pwl_hf import PWLForImageClassification
-from tests.repository.helpers import run_python
 from tests.streaming.helpers import own_threads, until
 from tests.tiny import tiny_images
 
@@ -64,10 +65,14 @@ print(json.dumps(found))
 def soak(folders: dict[str, Path], cycles: int, cwd: Path) -> list[list[list[int]]]:
     """Every five cycles: private bytes, threads, descriptors and mappings; for each family."""
     places = json.dumps([[str(folder), tiny_images(family).shape[-1]] for family, folder in folders.items()])
-    code = f"import sys\nsys.argv[1:] = {[str(cycles), places]!r}\n{_SOAK}"
     # A fixed threshold: every larger tensor is a mapping of its own, given back when it is freed.
     env = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "2"}
-    found: list[list[list[int]]] = json.loads(run_python(code, env, cwd, timeout=1800).splitlines()[-1])
+    command = [sys.executable, "-c", _SOAK, str(cycles), places]
+    done = subprocess.run(
+        command, env=env | {"OMP_NUM_THREADS": "1"}, cwd=cwd, capture_output=True, text=True, timeout=1800
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    found: list[list[list[int]]] = json.loads(done.stdout.splitlines()[-1])
     return found
 
 
