@@ -1,4 +1,4 @@
-"""New processes that need not import torch: forks of one that has, and that knows nothing of the package.
+"""New Python processes that need not import torch: forks of one that has, and that knows nothing of the package.
 
     done = python("import pwl_hf; print(pwl_hf.__version__)", fresh_env, tmp_path)
 
@@ -13,15 +13,14 @@ import atexit
 import gc
 import json
 import os
-import signal
+import runpy
+import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 import traceback
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
@@ -30,135 +29,151 @@ from typing import Any, NoReturn
 _IMPORTED = ("torch._dynamo", "torch.distributed.tensor", "scipy.optimize", "sklearn.metrics", "safetensors.torch")
 _LATER = {"huggingface_hub", "transformers", "pwl_hf", "datasets", "accelerate", "matplotlib"}
 
+_Popen = subprocess.Popen
 
-@dataclass
-class Child:
-    """A process that runs.
 
-    Args:
-        pid: Its number.
-        code: What it runs.
-        folder: Holds what it is given to read and what it says.
-    """
+class Child(subprocess.Popen[str]):
+    """`subprocess.Popen` for `[sys.executable, ...]` with `-c`, `-m` or a script; torch has one thread in it."""
 
-    pid: int
-    code: str
-    folder: tempfile.TemporaryDirectory[str]
+    def _execute_child(self, args: Any, *rest: Any) -> None:
+        (_, _, _, _, cwd, env, _, _, _, p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite, *_) = rest
+        executable, *command = map(str, args)
+        assert executable == sys.executable
+        order = {
+            "command": command,
+            "cwd": os.path.abspath(cwd or "."),
+            "env": dict(os.environ if env is None else env),
+        }
+        streams = [own if given == -1 else given for own, given in enumerate((p2cread, c2pwrite, errwrite))]
+        self.pid = _ask(order, streams)
+        self._child_created = True
+        self._close_pipe_fds(p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite)  # type: ignore[attr-defined]
 
-    def wait(self, timeout: float = 300) -> subprocess.CompletedProcess[str]:
-        """What it said, when it has ended.
-
-        Raises:
-            subprocess.TimeoutExpired: If it has not after so many seconds; it is killed then.
-        """
-        end = time.monotonic() + timeout
+    def _try_wait(self, wait_flags: int) -> tuple[int, int]:
         while (status := _ask({"wait": self.pid})) is None:
-            if time.monotonic() > end:
-                os.kill(self.pid, signal.SIGKILL)
-                raise subprocess.TimeoutExpired(self.code, timeout)
+            if wait_flags & os.WNOHANG:
+                return 0, 0
             time.sleep(0.005)
-        said = [Path(self.folder.name, name).read_text() for name in ("out", "err")]
-        self.folder.cleanup()
-        return subprocess.CompletedProcess(self.code, status, *said)
+        return self.pid, status
 
-
-def start(
-    code: str,
-    env: Mapping[str, str] | None = None,
-    cwd: Path | str = ".",
-    *,
-    arguments: Sequence[object] = (),
-    stdin: str | None = None,
-) -> Child:
-    """Run code in a new process.
-
-    Args:
-        code: As after `python -c`.
-        env: The whole environment; this process's by default. torch has one thread whatever it says.
-        cwd: Its folder.
-        arguments: `sys.argv[1:]`.
-        stdin: What it reads.
-    """
-    folder = tempfile.TemporaryDirectory(prefix="pwl-hf-child-")
-    Path(folder.name, "in").write_text(stdin or "")
-    order = {"code": code, "env": dict(os.environ if env is None else env), "cwd": str(Path(cwd).resolve())}
-    order |= {"arguments": [str(argument) for argument in arguments], "folder": folder.name}
-    return Child(_ask(order), code, folder)
+    def _internal_poll(self, _deadstate: int | None = None) -> int | None:
+        # What is left over when its interpreter ends is nobody's.
+        if self.returncode is None and _deadstate is None and self._waitpid_lock.acquire(False):  # type: ignore[attr-defined]
+            try:
+                pid, status = self._try_wait(os.WNOHANG)
+                if pid:
+                    self._handle_exitstatus(status)  # type: ignore[attr-defined]
+            finally:
+                self._waitpid_lock.release()  # type: ignore[attr-defined]
+        return self.returncode
 
 
 def python(
     code: str,
     env: Mapping[str, str] | None = None,
-    cwd: Path | str = ".",
+    cwd: Path | str | None = None,
     *,
     arguments: Sequence[object] = (),
     stdin: str | None = None,
     timeout: float = 300,
 ) -> subprocess.CompletedProcess[str]:
-    """Run code in a new process to its end; the arguments are those of `start` and `Child.wait`."""
-    return start(code, env, cwd, arguments=arguments, stdin=stdin).wait(timeout)
+    """Run code in a new process to its end.
+
+    Args:
+        code: As after `python -c`.
+        env: The whole environment; this process's by default.
+        cwd: Its folder; this process's by default.
+        arguments: `sys.argv[1:]`.
+        stdin: What it reads.
+        timeout: Seconds after which it is killed, and this an error.
+    """
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    pipe = subprocess.PIPE
+    with Child(command, env=env, cwd=cwd, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as child:
+        try:
+            said = child.communicate(stdin, timeout)
+        except BaseException:
+            child.kill()
+            raise
+    return subprocess.CompletedProcess(command, child.returncode, *said)
 
 
 # --- The process that forks ----------------------------------------------------------------------------------------
 
 _lock = threading.Lock()
-_server: subprocess.Popen[str] | None = None
+_socket: socket.socket | None = None
 
 
-def _ask(order: dict[str, Any]) -> Any:
-    global _server
+def _ask(order: Mapping[str, Any], streams: Sequence[int] = ()) -> Any:
+    global _socket
     with _lock:
-        if _server is None:
-            threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-            _server = subprocess.Popen(
-                [sys.executable, __file__],
-                env={**os.environ, **threads},
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-            )
-            atexit.register(_server.communicate)
-        assert _server.stdin is not None
-        assert _server.stdout is not None
-        _server.stdin.write(json.dumps(order) + "\n")
-        _server.stdin.flush()
-        return json.loads(_server.stdout.readline())
+        if _socket is None:
+            _socket = _start()
+        body = json.dumps(order).encode()
+        socket.send_fds(_socket, [len(body).to_bytes(8, "big")], list(streams))
+        _socket.sendall(body)
+        return json.loads(_read(_socket, int.from_bytes(_read(_socket, 8), "big")))
 
 
-def _serve() -> None:
+def _start() -> socket.socket:
+    ours, its = socket.socketpair()
+    threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    command = [sys.executable, __file__, str(its.fileno())]
+    server = _Popen(command, env={**os.environ, **threads}, pass_fds=[its.fileno()])
+    its.close()
+
+    def end() -> None:
+        ours.close()
+        server.wait()
+
+    atexit.register(end)
+    return ours
+
+
+def _read(connection: socket.socket, size: int) -> bytes:
+    found = b""
+    while len(found) < size:
+        part = connection.recv(size - len(found))
+        if not part:
+            raise EOFError
+        found += part
+    return found
+
+
+def _serve(connection: socket.socket) -> None:
     for name in _IMPORTED:
         import_module(name)
     assert not _LATER & set(sys.modules), _LATER & set(sys.modules)
     gc.freeze()
-    for line in sys.stdin:
-        order = json.loads(line)
+    while True:
+        size, streams, _, _ = socket.recv_fds(connection, 8, 3)
+        if not size:
+            return
+        order = json.loads(_read(connection, int.from_bytes(size, "big")))
         if "wait" in order:
             pid, status = os.waitpid(order["wait"], os.WNOHANG)
-            answer = os.waitstatus_to_exitcode(status) if pid else None
+            answer = status if pid else None
         else:
             answer = os.fork()
             if not answer:
-                _run(order)
-        sys.stdout.write(json.dumps(answer) + "\n")
-        sys.stdout.flush()
+                connection.close()
+                _run(order, streams)
+            for stream in streams:
+                os.close(stream)
+        body = json.dumps(answer).encode()
+        connection.sendall(len(body).to_bytes(8, "big") + body)
 
 
-def _run(order: dict[str, Any]) -> NoReturn:
-    for descriptor, name in enumerate(("in", "out", "err")):
-        flags = os.O_RDONLY if name == "in" else os.O_WRONLY | os.O_CREAT | os.O_APPEND
-        opened = os.open(os.path.join(order["folder"], name), flags, 0o600)
-        os.dup2(opened, descriptor)
-        os.close(opened)
-    # The old one may hold what it read ahead.
-    sys.stdin = open(0, closefd=False)  # noqa: SIM115
+def _run(order: dict[str, Any], streams: Sequence[int]) -> NoReturn:
+    for number, stream in enumerate(streams):
+        os.dup2(stream, number)
+        os.close(stream)
     os.environ.clear()
     os.environ.update(order["env"])
     os.chdir(order["cwd"])
-    sys.path[0] = ""
-    sys.argv = ["-c", *order["arguments"]]
     code = 0
     try:
-        exec(compile(order["code"], "<string>", "exec"), {"__name__": "__main__"})
+        _main(*order["command"])
     except SystemExit as ended:
         code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
         if code and ended.code != code:
@@ -174,5 +189,17 @@ def _run(order: dict[str, Any]) -> NoReturn:
     os._exit(code)
 
 
+def _main(first: str, *rest: str) -> None:
+    if first == "-c":
+        sys.path[0], sys.argv = "", ["-c", *rest[1:]]
+        exec(compile(rest[0], "<string>", "exec"), {"__name__": "__main__"})
+    elif first == "-m":
+        sys.path[0], sys.argv = os.getcwd(), list(rest)
+        runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
+    else:
+        sys.path[0], sys.argv = os.path.dirname(os.path.abspath(first)), [first, *rest]
+        runpy.run_path(first, run_name="__main__")
+
+
 if __name__ == "__main__":
-    _serve()
+    _serve(socket.socket(fileno=int(sys.argv[1])))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -16,25 +18,19 @@ from pwl_hf.modeling.parts import saving
 from pwl_hf.modeling.parts.saving import write_metrics
 from pwl_hf.modeling.repository import output_folder
 from pwl_hf.modeling.repository.manifest import Manifest
-from tests.children import start
+from tests.children import Child
 from tests.repository.helpers import INDEX, STUDENT, contents, load, logits, tree
-from tests.streaming.helpers import until
 from tests.tiny import tiny_model
 
 ROOT = Path(__file__).resolve().parents[2]
 SAVER = """
-import sys, time
-from pathlib import Path
+import sys
 from tests.tiny import tiny_model
-folder, number, seed, count = sys.argv[1:]
-model = tiny_model("vit", num_stages=int(number), seed=int(seed))
-Path(f"{folder}-ready-{seed}").touch()
-end = time.monotonic() + 60
-while not Path(f"{folder}-go").exists():
-    assert time.monotonic() < end
-    time.sleep(0.001)
-for _ in range(int(count)):
-    model.save_pretrained(folder)
+model = tiny_model("vit", num_stages=int(sys.argv[2]), seed=int(sys.argv[3]))
+print("ready", flush=True)
+sys.stdin.readline()
+for _ in range(int(sys.argv[4])):
+    model.save_pretrained(sys.argv[1])
 """
 
 
@@ -82,12 +78,19 @@ def test_threads_leave_one_of_two_saves_whole(two, tmp_path):
 def test_processes_leave_one_of_two_saves_whole(two, tmp_path):
     _, whole = two
     folder = tmp_path / "out"
-    savers = [start(SAVER, cwd=ROOT, arguments=[folder, n, seed, 10]) for n, seed in ((2, 0), (4, 1))]
-    until(lambda: all(Path(f"{folder}-ready-{seed}").exists() for seed in (0, 1)), 60)
-    Path(f"{folder}-go").touch()
+    commands = [[sys.executable, "-c", SAVER, str(folder), n, seed, "10"] for n, seed in (("2", "0"), ("4", "1"))]
+    savers = [
+        Child(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for command in commands
+    ]
     for saver in savers:
-        done = saver.wait(120)
-        assert done.returncode == 0, done.stderr[-2000:]
+        assert saver.stdout.readline() == "ready\n"
+    for saver in savers:
+        saver.stdin.write("\n")
+        saver.stdin.flush()
+    for saver in savers:
+        _, said = saver.communicate(timeout=120)
+        assert saver.returncode == 0, said[-2000:]
     assert contents(folder) in whole
 
 
