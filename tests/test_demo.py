@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 
 from pwl_hf import PWLError, demo
+from tests.children import Child
 
 TINY = ["--max_steps", "3", "--teacher_options", "max_steps=3"]
 
@@ -61,7 +62,9 @@ def test_chart_is_a_picture(told):
     assert result.chart.read_bytes().startswith(b"\x89PNG")
 
 
-def test_failed_training_is_told_with_its_reason(tmp_path):
+def test_failed_training_is_told_with_its_reason(tmp_path, monkeypatch):
+    # The launcher as a fork; the training that it starts is a process of its own.
+    monkeypatch.setattr("subprocess.Popen", Child)
     with pytest.raises(PWLError, match="num_stages must be at least 1, got 0"):
         demo.run_demo(tmp_path, quiet=True, training_arguments=["--num_stages", "0"], console=printing())
 
