@@ -19,11 +19,14 @@ def printing() -> Console:
     return Console(file=io.StringIO(), width=120)
 
 
+# Its launcher is a fork; the training that the launcher starts is a process of its own.
 @pytest.fixture(scope="module")
 def told(tmp_path_factory):
     console = printing()
     folder = tmp_path_factory.mktemp("demo") / "digits [1]"
-    result = demo.run_demo(folder, quiet=True, training_arguments=TINY, console=console)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("subprocess.Popen", Child)
+        result = demo.run_demo(folder, quiet=True, training_arguments=TINY, console=console)
     return result, console.file.getvalue()
 
 
@@ -63,7 +66,6 @@ def test_chart_is_a_picture(told):
 
 
 def test_failed_training_is_told_with_its_reason(tmp_path, monkeypatch):
-    # The launcher as a fork; the training that it starts is a process of its own.
     monkeypatch.setattr("subprocess.Popen", Child)
     with pytest.raises(PWLError, match="num_stages must be at least 1, got 0"):
         demo.run_demo(tmp_path, quiet=True, training_arguments=["--num_stages", "0"], console=printing())
