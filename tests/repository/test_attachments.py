@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pwl_hf import OverwriteError, RepositoryError
-from pwl_hf.modeling.parts.saving import write_attachments
+from pwl_hf.modeling.publishing.saving import write_attachments
 from pwl_hf.modeling.repository.manifest import Manifest
 from tests.repository.helpers import INDEX, load, tree
 from tests.tiny import tiny_images

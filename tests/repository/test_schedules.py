@@ -13,7 +13,7 @@ from pwl_hf import PWLForImageClassification, StageError
 from pwl_hf.cli import app
 from pwl_hf.downloading import download_stages
 from pwl_hf.evaluation import evaluate_stages
-from pwl_hf.modeling.parts.saving import write_metrics
+from pwl_hf.modeling.publishing.saving import write_metrics
 from pwl_hf.modeling.repository.manifest import Metric
 from tests.evaluation.helpers import Images
 from tests.repository.helpers import INDEX, decoder, encoder, load, shard, tree
