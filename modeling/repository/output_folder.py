@@ -22,7 +22,16 @@ from safetensors import SafetensorError
 
 from ..errors import OverwriteError, PWLError, RepositoryError, SaveError
 from .files import leads_out
-from .manifest import CONFIG_FILE, MANIFEST_FILE, STUDENT_FILE, Manifest, check_path, converter_file, teacher_shard
+from .manifest import (
+    ATTACHED,
+    CONFIG_FILE,
+    MANIFEST_FILE,
+    STUDENT_FILE,
+    Manifest,
+    check_path,
+    converter_file,
+    teacher_shard,
+)
 
 try:
     import fcntl
@@ -39,6 +48,7 @@ _NOTE = (
 _LOCK_SECONDS = 600.0
 
 _TEXTS = (".json", ".md", ".py", ".txt")
+_LISTED = (".safetensors", *ATTACHED)
 
 # Device, inode, size, and the time of the last change.
 FileState = tuple[int, int, int, int]
@@ -100,14 +110,17 @@ class Contents:
             return True
         if self.manifest is None:
             return False
-        # Texts of the repository's own lie at its root and with the teacher.
-        is_text = path.endswith(_TEXTS) and PurePosixPath(path).parent.as_posix() in (".", "teacher")
-        return is_text or path in self.manifest.paths
+        return _is_text(path) or path in self.manifest.paths
 
     def listed(self) -> set[str]:
         """The files with weights, and those attached to them, that are the repository's."""
         listed = set(self.manifest.paths) if self.manifest is not None else set()
-        return listed | {path for path in self.unfinished if not path.endswith(_TEXTS)}
+        return listed | {path for path in self.unfinished if path.endswith(_LISTED) and not _is_text(path)}
+
+
+def _is_text(path: str) -> bool:
+    """Whether a file is one of the texts that lie at a repository's root and with the teacher."""
+    return path.endswith(_TEXTS) and PurePosixPath(path).parent.as_posix() in (".", "teacher")
 
 
 def check_output(
