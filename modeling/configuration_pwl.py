@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 
-from .bounds import check_claims
+from .bounds import check_claims, check_values
 from .families.built_in import FAMILIES, OWN_CONFIGS, family_of
 from .routes.cuts import check_cuts, default_cuts
 from .transformers_internals import SubConfigSpec, attention_of, choose_attention
@@ -137,6 +137,13 @@ class PWLConfig(PreTrainedConfig):
         if self.num_blocks < 1:
             raise ValueError(f"num_blocks must be at least 1, got {self.num_blocks}")
         teacher, student = self.teacher_config, self.student_config
+        for key in _NETWORKS:
+            check_values(key, getattr(self, key))
+            try:
+                family_of(getattr(self, key)).check_config(getattr(self, key))
+            except ValueError as error:
+                raise ValueError(f"{key}: {error}") from error
+        check_values("config", self)
         family = family_of(teacher)
         if teacher.model_type != student.model_type:
             raise ValueError(

@@ -134,7 +134,13 @@ class PWLPreTrainedModel(StagedModel):
         }
         if config is not None and overrides:
             raise TypeError(f"from_pretrained got an unexpected keyword argument {next(iter(overrides))!r}")
-        read = partial(read_repository, config_class=cls.config_class, overrides=overrides, config=config)
+        read = partial(
+            read_repository,
+            config_class=cls.config_class,
+            overrides=overrides,
+            config=config,
+            any_attention=attn_implementation is not None or bool(kwargs.get("trust_remote_code")),
+        )
         repository, (manifest, config), adapter = open_model(pretrained_model_name_or_path, adapter, read, **options)
         if adapter is not None and stream:
             raise ValueError("stream=True does not go with an adapter: the blocks that it is on would be released")
@@ -334,7 +340,8 @@ class PWLPreTrainedModel(StagedModel):
         if push_to_hub and is_main_process:
             kwargs |= {"overwrite": True} if overwrite else {}
             kwargs |= {"remote_code": remote_code} if remote_code is not None else {}
-            self.push_to_hub(kwargs.pop("repo_id", os.path.basename(save_directory)), token=token, **kwargs)
+            name = os.path.basename(os.path.abspath(save_directory))
+            self.push_to_hub(kwargs.pop("repo_id", name), token=token, **kwargs)
 
     def push_to_hub(  # type: ignore[override]
         self,

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from transformers.utils import logging
 
 from ..configuration_pwl import PWLConfig
-from ..errors import FetchError, MissingFileError, SaveError
+from ..errors import FetchError, MissingFileError, RepositoryError, SaveError
 from ..parts.parts import Parts
 from ..parts.planning import PlannedFile, plan_files
 from ..parts.weights import WeightStore
@@ -239,6 +239,10 @@ def stored_processor(parts: Parts) -> dict[str, str]:
         return {}
     except MissingFileError:
         return {}  # Neither will the new one.
+    except UnicodeDecodeError as error:
+        raise RepositoryError(
+            f"{repository}: {PROCESSOR_FILE} is not UTF-8 text and would not be saved: put a sound one in its place"
+        ) from error
     return {PROCESSOR_FILE: text, f"teacher/{PROCESSOR_FILE}": text}
 
 
