@@ -10,7 +10,6 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..configuration_pwl import PWLConfig
-from ..errors import RepositoryError
 from ..routes.converters import Converter
 from ..sources import Direction, Role
 from .blueprint import Blueprint
@@ -71,16 +70,8 @@ class Networks:
             with self.lock:
                 if not self.has(role):
                     # Not before it is needed: a first answer takes no part of the teacher.
-                    add_children(self.model, {role: self._build_vacant(role).eval()})
+                    add_children(self.model, {role: self.blueprints[role].build_vacant().eval()})
         return self.model._modules[role]  # type: ignore[return-value]
-
-    def _build_vacant(self, role: Role) -> PreTrainedModel:
-        try:
-            return self.blueprints[role].build_vacant()
-        except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
-            raise RepositoryError(
-                f"the {role} cannot be built of its config: {type(error).__name__}: {error}"
-            ) from error
 
     def converters(self, direction: Direction) -> nn.ModuleDict:
         """The resident converters of one direction, by boundary."""
