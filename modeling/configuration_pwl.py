@@ -134,6 +134,7 @@ class PWLConfig(PreTrainedConfig):
 
     def validate_pwl(self) -> None:
         """Refuse values that cannot be, each by name; later checks rely on earlier ones."""
+        # 1. Each network alone.
         if self.num_blocks < 1:
             raise ValueError(f"num_blocks must be at least 1, got {self.num_blocks}")
         teacher, student = self.teacher_config, self.student_config
@@ -144,6 +145,7 @@ class PWLConfig(PreTrainedConfig):
             except ValueError as error:
                 raise ValueError(f"{key}: {error}") from error
         check_values("config", self)
+        # 2. Both together: one family, the same inputs and labels.
         family = family_of(teacher)
         if teacher.model_type != student.model_type:
             raise ValueError(
@@ -159,6 +161,7 @@ class PWLConfig(PreTrainedConfig):
                 )
         self._check_labels(teacher, student)
         self._check_problem(teacher, student)
+        # 3. Their blocks, which must fit at each boundary.
         for key in _NETWORKS:
             network, cuts = getattr(self, key), key.replace("_config", "_cuts")
             if getattr(self, cuts) is None:
