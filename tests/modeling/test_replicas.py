@@ -17,13 +17,13 @@ from tests.tiny import tiny_images, tiny_model
 def replicate(model: nn.Module) -> nn.Module:
     """What `torch.nn.parallel.replicate` does, on the one device that there is."""
     copies = {module: module._replicate_for_data_parallel() for module in model.modules()}
-    for module, copy in copies.items():
+    for module, replica in copies.items():
         for name, child in module._modules.items():
-            copy._modules[name] = None if child is None else copies[child]
+            replica._modules[name] = None if child is None else copies[child]
         for name, parameter in module._parameters.items():
-            copy._parameters[name] = None if parameter is None else parameter.clone()
+            replica._parameters[name] = None if parameter is None else parameter.clone()
         for name, buffer in module._buffers.items():
-            copy._buffers[name] = None if buffer is None else buffer.clone()
+            replica._buffers[name] = None if buffer is None else buffer.clone()
     return copies[model]
 
 

@@ -122,7 +122,6 @@ def test_a_stream_that_gets_no_thread_leaves_the_model_free(load, monkeypatch) -
     assert model.stage == 4
 
 
-@torch.no_grad()
 def test_a_cast_to_fewer_bits_and_back_is_a_change_that_ends_the_stream(load) -> None:
     model = load()
     model.bfloat16().float()
