@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cache
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import nn
@@ -135,14 +135,19 @@ class DrivenFamily(Family):
             shell |= {self._in_base(path): _Through() for path in self.after if _has(network, self._in_base(path))}
         hollow = _hollow(network, shell)
         runner = hollow if is_end else hollow.get_submodule(self.base)
-
-        def block_alone(number: int) -> Segment:
-            return self.segment(config, cuts, number, number, get)
-
-        return DrivenSegment(first, last, runner, is_end, block_alone, modules)
+        return DrivenSegment(first, last, runner, is_end, modules, _Origin(self, config, tuple(cuts), network))
 
     def _in_base(self, path: str) -> str:
         return f"{self.base}.{path}"
+
+
+class _Origin(NamedTuple):
+    """What a segment was made of: data alone, so that a copy of the segment makes its blocks of the copied modules."""
+
+    family: DrivenFamily
+    config: PreTrainedConfig
+    cuts: tuple[int, ...]
+    network: nn.Module
 
 
 @dataclass(frozen=True)
@@ -153,8 +158,8 @@ class DrivenSegment:
     last: int
     runner: nn.Module
     is_end: bool
-    block_alone: Callable[[int], Segment]
-    modules: Mapping[str, nn.Module] = field(default_factory=dict, repr=False)
+    modules: Mapping[str, nn.Module] = field(repr=False)
+    origin: _Origin = field(repr=False)
 
     def __call__(self, features: Features | None, inputs: Inputs) -> SegmentOutput:
         """See `Segment`."""
@@ -168,7 +173,13 @@ class DrivenSegment:
 
     def block(self, number: int) -> Segment:
         """See `Segment`."""
-        return self if self.first == self.last else self.block_alone(number)
+        if self.first == self.last:
+            return self
+        family, config, cuts, network = self.origin
+        return family.segment(config, cuts, number, number, lambda _: self._module)
+
+    def _module(self, path: str) -> nn.Module:
+        return self.modules[path] if path else self.origin.network
 
 
 @dataclass

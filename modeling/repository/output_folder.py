@@ -22,7 +22,17 @@ from safetensors import SafetensorError
 
 from ..errors import OverwriteError, PWLError, RepositoryError, SaveError
 from .files import leads_out
-from .manifest import CONFIG_FILE, MANIFEST_FILE, STUDENT_FILE, Manifest, check_path, converter_file, teacher_shard
+from .manifest import (
+    ATTACHED,
+    CONFIG_FILE,
+    MANIFEST_FILE,
+    STUDENT_FILE,
+    TEXT_FOLDERS,
+    Manifest,
+    check_path,
+    converter_file,
+    teacher_shard,
+)
 
 try:
     import fcntl
@@ -101,7 +111,7 @@ class Contents:
         if self.manifest is None:
             return False
         # Texts of the repository's own lie at its root and with the teacher.
-        is_text = path.endswith(_TEXTS) and PurePosixPath(path).parent.as_posix() in (".", "teacher")
+        is_text = path.endswith(_TEXTS) and PurePosixPath(path).parent.as_posix() in TEXT_FOLDERS
         return is_text or path in self.manifest.paths
 
     def listed(self) -> set[str]:
@@ -330,7 +340,7 @@ def _is_ours(note: Path) -> bool:
 
 
 def _noted(root: Path) -> Iterator[str]:
-    """The paths in the note of a save that did not end; weights only by valid paths."""
+    """The paths in the note of a save that did not end; of what may be removed, only valid ones."""
     note = root / UNFINISHED_FILE
     if not note.is_file() or not _is_ours(note):
         return
@@ -339,11 +349,9 @@ def _noted(root: Path) -> Iterator[str]:
         # A line without its end was cut short by the kill.
         if not line.endswith("\n") or line.startswith("#"):
             continue
-        if path.endswith(".safetensors"):
-            with suppress(RepositoryError):
-                check_path(path)
-                yield path
-        else:
+        with suppress(RepositoryError):
+            if not path.endswith(_TEXTS):
+                check_path(path, (".safetensors", *ATTACHED))
             yield path
 
 

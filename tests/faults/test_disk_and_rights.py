@@ -12,7 +12,7 @@ import torch
 from huggingface_hub.errors import RepositoryNotFoundError
 
 from pwl_hf import FetchError, RepositoryError, SaveError
-from pwl_hf.modeling.parts import saving
+from pwl_hf.modeling.publishing import saving
 from tests.hub import Fault
 from tests.repository.helpers import INDEX, contents, load, logits, shard, tree
 from tests.tiny import tiny_model

@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+import copy
 import json
-from collections.abc import Iterator
+import pickle
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors import safe_open
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, ModernBertConfig
 
-from pwl_hf import PWLPreTrainedModel, SaveError, Sources, StageError
+from pwl_hf import (
+    PWLConfig,
+    PWLPreTrainedModel,
+    RepositoryError,
+    SaveError,
+    Sources,
+    StageError,
+    register_family,
+)
+from pwl_hf.modeling.families.driven import DrivenFamily
+from pwl_hf.modeling.families.registry import FAMILIES
 from pwl_hf.modeling.repository.manifest import Manifest
 from tests.modeling.driven import LanguageModel, SequenceClassifier, config_of, driven_model, registered, texts
+from tests.repository.helpers import read_json
 
 TYPES = ["bert", "mpnet", "llama"]
 
@@ -142,6 +155,50 @@ def test_a_block_is_a_module_of_its_own(model_type: str) -> None:
         model.block(4)
 
 
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+@torch.no_grad()
+def test_a_copy_runs_its_own_blocks(copied: Callable[[Any], Any]) -> None:
+    model = driven_model("bert")
+    model.shared_paths(texts())("TSS")
+    other = copied(model)
+    for parameter in other.parameters():
+        parameter.mul_(2)
+    for mask in ("SSS", "TSS"):
+        expected = other(**texts(), sources=mask).logits
+        assert torch.allclose(other.shared_paths(texts())(mask).logits, expected)
+        assert not torch.allclose(model.shared_paths(texts())(mask).logits, expected)
+
+
+class ModernBertFamily(DrivenFamily):
+    """Its base asks each layer for its kind of attention."""
+
+    model_type = "modernbert"
+    base = "model"
+    layer_list = "layers"
+    before = ("embeddings",)
+    after = ("final_norm",)
+    heads = ("head", "classifier")
+
+
+@torch.no_grad()
+def test_a_network_may_ask_layers_that_are_not_resident_for_their_kind(tmp_path: Path) -> None:
+    register_family("modernbert", ModernBertFamily())
+    try:
+        small = {"vocab_size": 50, "num_labels": 3, "num_attention_heads": 2, "local_attention": 4, "pad_token_id": 0}
+        tokens = dict.fromkeys(("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"), 1)
+        teacher = ModernBertConfig(**small, **tokens, hidden_size=16, intermediate_size=24, num_hidden_layers=6)
+        student = ModernBertConfig(**small, **tokens, hidden_size=8, intermediate_size=12, num_hidden_layers=3)
+        config = PWLConfig(teacher_config=teacher, student_config=student, num_blocks=3)
+        whole = SequenceClassifier(config).eval()
+        whole.save_pretrained(tmp_path)
+        model = SequenceClassifier.from_pretrained(tmp_path)
+        for mask in ("SSS", "TSS", "TTS", "STS", "TTT"):
+            model.set_sources(mask)
+            assert torch.equal(model(**texts()).logits, whole(**texts(), sources=mask).logits)
+    finally:
+        del FAMILIES["modernbert"]
+
+
 # --- What blocks share ------------------------------------------------------------------------------------------
 
 
@@ -251,6 +308,23 @@ def test_a_module_that_every_block_needs_has_a_file_of_its_own(tmp_path: Path) -
     assert torch.equal(growing(**texts()).logits, model(**texts(), sources="SST").logits)
     growing.set_sources("SSS")
     assert sum(p.numel() for p in growing.teacher.parameters()) == 0
+
+
+@pytest.mark.parametrize(
+    ("blocks", "reason"),
+    [
+        ([9], "which must be blocks from 1 to 3, each once and in order"),
+        ([1, 1, 3], "which must be blocks from 1 to 3, each once and in order"),
+        ([1], r"is shared by blocks \[1\], by config.json it is by \[1, 3\]"),
+    ],
+)
+def test_blocks_that_do_not_share_a_file_are_refused(tmp_path: Path, tied: Any, blocks: list[int], reason: str) -> None:
+    tied.save_pretrained(tmp_path)
+    index = read_json(tmp_path / "pwl_index.json")
+    next(entry for entry in index["stages"][1]["files"] if entry["path"] == TIED)["blocks"] = blocks
+    (tmp_path / "pwl_index.json").write_text(json.dumps(index))
+    with pytest.raises(RepositoryError, match=reason):
+        LanguageModel.from_pretrained(tmp_path, stage=1)
 
 
 def test_networks_of_other_vocabularies_are_refused() -> None:

@@ -17,7 +17,7 @@ from transformers import AutoModelForImageClassification
 
 from pwl_hf import OverwriteError, PWLForImageClassification, SaveError
 from pwl_hf.conversion import convert_pair
-from pwl_hf.modeling.parts import saving
+from pwl_hf.modeling.publishing import saving
 from pwl_hf.modeling.repository.files import leads_out
 from tests.repository.helpers import INDEX, STUDENT, contents, load, logits, shard, tree
 from tests.tiny import tiny_model, tiny_pair
@@ -204,7 +204,7 @@ def test_temporary_files_stay_where_a_folder_cannot_be_locked(saved, tmp_path, d
 
 KILLED = """
 import os, sys
-from pwl_hf.modeling.parts import saving
+from pwl_hf.modeling.publishing import saving
 from pwl_hf.modeling.repository import files
 from tests.tiny import tiny_model
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from pwl_hf import Metric, RepositoryError, SaveError
-from pwl_hf.modeling.parts import saving
+from pwl_hf.modeling.publishing import saving
 from pwl_hf.modeling.publishing.saving import write_metrics
 from pwl_hf.modeling.repository import output_folder
 from pwl_hf.modeling.repository.manifest import Manifest

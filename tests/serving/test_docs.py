@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from pwl_hf import PublishError, PWLError, PWLForImageClassification, RetryPolicy, SaveError
-from pwl_hf.modeling.parts import saving
+from pwl_hf.modeling.publishing import saving
 from pwl_hf.modeling.repository import fetching
 from tests.hub import Fault
 from tests.repository.helpers import edit_bytes, edit_json, load, publish, shard

@@ -87,7 +87,7 @@ def test_checkpoint_that_a_killed_run_left_half_written_is_written_again_on_resu
 
 
 def test_model_whose_last_save_was_killed_is_saved_by_the_same_run_again(tmp_path, monkeypatch):
-    from pwl_hf.modeling.parts import saving
+    from pwl_hf.modeling.publishing import saving
 
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")
