@@ -225,8 +225,8 @@ class StagedModel(PreTrainedModel):
             >>> block = model.block(2)  # doctest: +SKIP
             >>> features = block(features)  # doctest: +SKIP
         """
-        if not 1 <= number <= self.num_blocks:
-            raise ValueError(f"blocks are numbered from 1 to {self.num_blocks}, got {number}")
+        if isinstance(number, bool) or not isinstance(number, int) or not 1 <= number <= self.num_blocks:
+            raise ValueError(f"blocks are numbered from 1 to {self.num_blocks}, got {number!r}")
         route = self._router.current() if sources is None else self._router.of(sources)
         plan = self.parts.networks.blueprints[route.sources.roles[number - 1]]
         before = plan.family.boundary(plan.config, plan.cuts[number - 2]) if number > 1 else None

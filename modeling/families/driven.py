@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import torch
 from torch import nn
 
+from ..errors import StageError
 from ..transformers_internals import class_of_task
 from .base import Boundary, Family, Features, GetModule, Inputs, SegmentOutput
 
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
     from .base import Segment
+
+
+# Inputs that are for the model, not for its networks.
+_OF_THE_MODEL = ("labels", "return_dict", "sources")
 
 
 class DrivenFamily(Family):
@@ -175,8 +180,8 @@ class DrivenSegment:
         """See `Segment`."""
         if self.first == self.last:
             return self
-        family, config, cuts, network = self.origin
-        return family.segment(config, cuts, number, number, lambda _: self._module)
+        origin = self.origin
+        return origin.family.segment(origin.config, origin.cuts, number, number, lambda _: self._module)
 
     def _module(self, path: str) -> nn.Module:
         return self.modules[path] if path else self.origin.network
@@ -253,12 +258,23 @@ class _Through(nn.Module):
 
 
 def _hollow(root: nn.Module, replacements: Mapping[str, nn.Module]) -> nn.Module:
-    """A copy of a network's containers, with other modules at some paths; all else is shared."""
+    """A copy of a network's containers, with other modules at some paths; all else is shared.
+
+    Raises:
+        StageError: If the forward of a container was replaced, so that its copy would run the original.
+    """
     copies: dict[str, nn.Module] = {}
 
     def at(path: str) -> nn.Module:
         if path not in copies:
-            found = copies[path] = copy.copy(root.get_submodule(path))
+            original = root.get_submodule(path)
+            if "forward" in vars(original):
+                raise StageError(
+                    f"the forward of {path or 'the network'} ({type(original).__name__}) was replaced, as accelerate's "
+                    "hooks do it, so its blocks cannot run alone: put it back, or call "
+                    "accelerate.hooks.remove_hook_from_submodules(model), first"
+                )
+            found = copies[path] = copy.copy(original)
             found.__dict__["_modules"] = dict(found._modules)
             if path:
                 parent, _, leaf = path.rpartition(".")
@@ -279,9 +295,10 @@ def _has(network: nn.Module, path: str) -> bool:
 
 
 def _accepted(runner: nn.Module, inputs: Inputs) -> dict[str, Any]:
-    """The inputs that a network, or its base, takes."""
+    """The inputs that a network, or its base, takes; loss and output are the model's own."""
     names = _parameters(type(runner).forward)
-    return {name: value for name, value in inputs.items() if value is not None and (names is None or name in names)}
+    given = {name: value for name, value in inputs.items() if value is not None and name not in _OF_THE_MODEL}
+    return {name: value for name, value in given.items() if names is None or name in names}
 
 
 @cache

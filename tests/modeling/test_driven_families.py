@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, ModernBertConfig
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, DynamicCache, ModernBertConfig
 
 from pwl_hf import (
     PWLConfig,
@@ -167,6 +167,32 @@ def test_a_copy_runs_its_own_blocks(copied: Callable[[Any], Any]) -> None:
         expected = other(**texts(), sources=mask).logits
         assert torch.allclose(other.shared_paths(texts())(mask).logits, expected)
         assert not torch.allclose(model.shared_paths(texts())(mask).logits, expected)
+
+
+@torch.no_grad()
+def test_labels_among_the_inputs_are_not_for_the_networks() -> None:
+    model, given = driven_model("bert"), {**texts(), "labels": torch.tensor([0, 1, 99])}
+    assert torch.equal(model.shared_paths(given)("TSS").logits, model(**texts(), sources="TSS").logits)
+    model.fit_converters([given])
+
+
+@torch.no_grad()
+def test_a_forward_that_was_replaced_is_refused_by_name() -> None:
+    model = driven_model("bert")
+    original = model.student.bert.forward
+    model.student.bert.forward = lambda *args, **kwargs: original(*args, **kwargs)
+    with pytest.raises(StageError, match=r"the forward of bert \(BertModel\) was replaced"):
+        model(**texts(), sources="TSS")
+
+
+@torch.no_grad()
+def test_a_warm_up_does_not_write_into_a_cache(tmp_path: Path) -> None:
+    driven_model("llama", language_model=True).save_pretrained(tmp_path)
+    model, cache = LanguageModel.from_pretrained(tmp_path), DynamicCache()
+    model.run({**texts(), "past_key_values": cache, "use_cache": True})
+    with model.stream_stages():
+        pass
+    assert (model.stage, cache.get_seq_length()) == (3, 8)
 
 
 class ModernBertFamily(DrivenFamily):
