@@ -4,6 +4,7 @@ Not to be imported from: use the fixtures.
 """
 
 import atexit
+import gc
 import os
 import shutil
 import sys
@@ -74,6 +75,12 @@ def _clean_up() -> None:
 
 _use_environment()
 atexit.register(_clean_up)
+
+
+def pytest_collection_finish() -> None:
+    """What the imports left stays: without it each full collection of garbage goes through all of torch again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 
 from pwl_hf import PWLError, demo
+from tests.children import Child
 
 TINY = ["--max_steps", "3", "--teacher_options", "max_steps=3"]
 
@@ -18,11 +19,14 @@ def printing() -> Console:
     return Console(file=io.StringIO(), width=120)
 
 
+# Its launcher is a fork; the training that the launcher starts is a process of its own.
 @pytest.fixture(scope="module")
 def told(tmp_path_factory):
     console = printing()
     folder = tmp_path_factory.mktemp("demo") / "digits [1]"
-    result = demo.run_demo(folder, quiet=True, training_arguments=TINY, console=console)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("subprocess.Popen", Child)
+        result = demo.run_demo(folder, quiet=True, training_arguments=TINY, console=console)
     return result, console.file.getvalue()
 
 
@@ -61,7 +65,8 @@ def test_chart_is_a_picture(told):
     assert result.chart.read_bytes().startswith(b"\x89PNG")
 
 
-def test_failed_training_is_told_with_its_reason(tmp_path):
+def test_failed_training_is_told_with_its_reason(tmp_path, monkeypatch):
+    monkeypatch.setattr("subprocess.Popen", Child)
     with pytest.raises(PWLError, match="num_blocks must be at least 1, got 0"):
         demo.run_demo(tmp_path, quiet=True, training_arguments=["--num_stages", "0"], console=printing())
 

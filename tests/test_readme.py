@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +12,7 @@ from pwl_hf.cli import app
 from pwl_hf.demo import run_demo
 from pwl_hf.modeling.repository.source import Repository
 from pwl_hf.training.train import command_line, train
+from tests.children import python
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -27,7 +26,8 @@ def test_python_block_prints_what_was_measured(tmp_path):
     options = ["--max_steps", "3", "--teacher_options", "max_steps=3", "--disable_tqdm", "true", "--use_cpu", "true"]
     accuracies = train(command_line().parse(["vit-digits", "--output_dir", str(tmp_path / "digits-pwl"), *options]))
     (block,), (shown,) = _fences("python"), _fences("text")
-    done = subprocess.run([sys.executable, "-c", block], cwd=tmp_path, capture_output=True, text=True, check=True)
+    done = python(block, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
     printed = done.stdout.splitlines()
     assert printed == [
         re.sub(r"[\d.]+%", f"{accuracy:.1%}", line)

@@ -265,7 +265,7 @@ class Blueprint:
             difference = self._structures[section].difference(Structure.of(network, paths))
             return difference or special_tensor(network, paths) or self._untied(network)
         # By the config as it is now: one that was edited since would be saved with modules of another.
-        expected = Structure.of(build_skeleton(self.family, self.model_class, self.config))
+        expected = Structure.of(build_skeleton(self.model_class, self.config, self.family.layers))
         vacant = tuple(
             path
             for path in chain.from_iterable(self._places.values())
@@ -347,7 +347,7 @@ class Blueprint:
         }
         if not self.family.has_optional_paths:
             return found
-        self._unread = build_skeleton(self.family, self.model_class, self.config)
+        self._unread = build_skeleton(self.model_class, self.config, self.family.layers)
         there = {name for name, _ in self._unread.named_modules()}
         return {section: kept for section, paths in found.items() if (kept := tuple(p for p in paths if p in there))}
 
@@ -390,7 +390,7 @@ class Blueprint:
 
     def _build_meta(self) -> PreTrainedModel:
         places = self._places
-        network, self._unread = self._unread or build_skeleton(self.family, self.model_class, self.config), None
+        network, self._unread = self._unread or build_skeleton(self.model_class, self.config, self.family.layers), None
         if not self._specs:
             self._read(network)
         self._spare = {path: network.get_submodule(path) for path in chain.from_iterable(places.values())}

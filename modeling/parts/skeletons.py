@@ -17,7 +17,6 @@ from torch.overrides import TorchFunctionMode
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
-    from ..families.base import Family
 
 # What layers of torch are filled with at first, in the form in which a mode is told of it.
 _FILLING = frozenset(
@@ -53,18 +52,18 @@ class Unfilled(TorchFunctionMode):
         return func(*args, **kwargs) if kwargs else func(*args)
 
 
-def build_skeleton(family: Family, model_class: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
+def build_skeleton(model_class: type[PreTrainedModel], config: PreTrainedConfig, layers: str | None) -> PreTrainedModel:
     """A network without values, on the meta device.
 
     Where a family says that its layers are built alike, the first is built and the others are its likenesses.
 
     Args:
-        family: The network's family.
         model_class: Its class.
         config: Its config. The network is made of the object itself.
+        layers: The path of the list of its layers, if they are built alike; see `Family`.
     """
     with torch.device("meta"), Unfilled():
-        if family.layers is None or getattr(config, _DEPTH) < 2 or config.is_heterogeneous:
+        if layers is None or getattr(config, _DEPTH) < 2 or config.is_heterogeneous:
             return model_class(config)
         short = copy.copy(config)
         setattr(short, _DEPTH, 1)
@@ -78,10 +77,10 @@ def build_skeleton(family: Family, model_class: type[PreTrainedModel], config: P
     for part in network.modules():
         if part.__dict__.get("config") is short:
             part.__dict__["config"] = config
-    layers = network.get_submodule(family.layers)
-    first = layers.get_submodule("0")
+    alike = network.get_submodule(layers)
+    first = alike.get_submodule("0")
     for number in range(1, getattr(config, _DEPTH)):
-        layers.add_module(str(number), _clone_layer(first))
+        alike.add_module(str(number), _clone_layer(first))
     return network
 
 

@@ -49,6 +49,7 @@ _NOTE = (
 _LOCK_SECONDS = 600.0
 
 _TEXTS = (".json", ".md", ".py", ".txt")
+_LISTED = (".safetensors", *ATTACHED)
 
 # Device, inode, size, and the time of the last change.
 FileState = tuple[int, int, int, int]
@@ -110,14 +111,17 @@ class Contents:
             return True
         if self.manifest is None:
             return False
-        # Texts of the repository's own lie at its root and with the teacher.
-        is_text = path.endswith(_TEXTS) and PurePosixPath(path).parent.as_posix() in TEXT_FOLDERS
-        return is_text or path in self.manifest.paths
+        return _is_text(path) or path in self.manifest.paths
 
     def listed(self) -> set[str]:
         """The files with weights, and those attached to them, that are the repository's."""
         listed = set(self.manifest.paths) if self.manifest is not None else set()
-        return listed | {path for path in self.unfinished if not path.endswith(_TEXTS)}
+        return listed | {path for path in self.unfinished if path.endswith(_LISTED) and not _is_text(path)}
+
+
+def _is_text(path: str) -> bool:
+    """Whether a file is one of the texts that lie at a repository's root and with the teacher."""
+    return path.endswith(_TEXTS) and PurePosixPath(path).parent.as_posix() in TEXT_FOLDERS
 
 
 def check_output(
@@ -350,8 +354,8 @@ def _noted(root: Path) -> Iterator[str]:
         if not line.endswith("\n") or line.startswith("#"):
             continue
         with suppress(RepositoryError):
-            if not path.endswith(_TEXTS):
-                check_path(path, (".safetensors", *ATTACHED))
+            if path.endswith(_LISTED) and not _is_text(path):
+                check_path(path, _LISTED)
             yield path
 
 

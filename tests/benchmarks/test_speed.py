@@ -11,6 +11,7 @@ from benchmarks.__main__ import app
 from benchmarks.speed.command import measured
 from benchmarks.speed.figures import Figure, Place, ratios
 from benchmarks.speed.goals import Goal, load_goals
+from benchmarks.speed.measures import forward
 from benchmarks.speed.pairs import pairs
 from benchmarks.speed.suite import SUITE
 from benchmarks.speed.tables import render
@@ -26,8 +27,10 @@ def tiny(tmp_path_factory) -> Place:
 SLOW = ("fresh-process-hub", "fresh-process-local", "timeline")
 
 
+@pytest.mark.usefixtures("forked")
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in SUITE])
-def test_every_measure_runs_and_has_the_figures_that_goals_are_set_for(name, tiny):
+def test_every_measure_runs_and_has_the_figures_that_goals_are_set_for(name, tiny, monkeypatch):
+    monkeypatch.setattr(forward, "_SECONDS", 0.002)
     found = json.loads(json.dumps(measured(name, tiny)))
     names = [figure["name"] for figure in found["figures"]]
     assert len(set(names)) == len(names) > 0

@@ -131,6 +131,7 @@ def test_growth_cuts_one_pair_into_more_blocks_and_gives_one_student_other_teach
     assert of_teachers(replace(place, name="another")) == []
 
 
+@pytest.mark.usefixtures("forked")
 def test_requests_are_those_of_each_stage(place):
     first, second = of_stages(place)
     asked = requests([first.folder, second.folder], place.data)

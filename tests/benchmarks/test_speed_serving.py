@@ -54,12 +54,14 @@ def test_sampler_sees_what_was_there_for_a_moment():
     assert max(sample.private for sample in sampler.samples) - before.private > 35 * MB
 
 
+@pytest.mark.usefixtures("forked")
 def test_function_that_fails_is_told_of(capfd):
     with Fresh(f"{WORKS}:fail", {}) as process, pytest.raises(RuntimeError, match="ended with code 1"):
         process.run()
     assert "ValueError: on purpose" in capfd.readouterr().err
 
 
+@pytest.mark.usefixtures("forked")
 def test_process_that_is_not_there_has_no_memory():
     with Fresh(f"{WORKS}:fail", {}) as process:
         process.wait()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 
 import pytest
@@ -13,6 +12,7 @@ from pwl_hf.cli import main
 from pwl_hf.data import DataSource
 from pwl_hf.evaluation import evaluate_repository, masks_of
 from pwl_hf.modeling.repository.source import Repository
+from tests.children import python
 from tests.repository.helpers import tree
 
 FEW = ["--dataset", "digits", "--max-samples", "60", "--quiet"]
@@ -121,6 +121,8 @@ def without(*packages: str) -> str:
         "def find_spec(cls, name, *rest):\n"
         f"    return None if name.split('.')[0] in {packages!r} else real(name, *rest)\n"
         "PathFinder.find_spec = classmethod(find_spec)\n"
+        f"for name in [name for name in sys.modules if name.split('.')[0] in {packages!r}]:\n"
+        "    del sys.modules[name]\n"
         "from pwl_hf.cli import main\n"
         "sys.argv[0] = 'pwl-hf'\n"
         "main()\n"
@@ -130,9 +132,7 @@ def without(*packages: str) -> str:
 def test_command_needs_nothing_of_the_train_extra(saved, tmp_path):
     arguments = ["evaluate", saved, *FEW, "--plot", tmp_path / "a.svg", "-o", tmp_path / "a.json"]
     code = without("accelerate", "captum", "peft", "torchvision")
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", code, *map(str, arguments)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    done = python(code, {**os.environ, "HF_HUB_OFFLINE": "1"}, arguments=arguments)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "a.json").is_file()
     assert "<svg" in (tmp_path / "a.svg").read_text()
@@ -142,8 +142,7 @@ def test_command_needs_nothing_of_the_train_extra(saved, tmp_path):
     ("package", "arguments"), [("datasets", []), ("matplotlib", ["--plot", "a.png"]), ("sklearn", [])]
 )
 def test_missing_package_is_named_with_the_extra(saved, package, arguments):
-    command = [sys.executable, "-c", without(package), "evaluate", str(saved), *FEW, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = python(without(package), arguments=["evaluate", saved, *FEW, *arguments])
     assert done.returncode == 1
     assert package.replace("sklearn", "scikit-learn") in done.stderr
     assert 'pip install "pwl-hf[evaluate]"' in done.stderr

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -12,6 +10,7 @@ import torch
 
 from pwl_hf.evaluation import area_over_bytes
 from pwl_hf.staged_accuracy import StagedAccuracy
+from tests.children import python
 
 PREDICTIONS = [[3, 8, 8], [1, 1, 1], [0, 2, 5], [4, 4, 7]]
 REFERENCES = [8, 1, 5, 4]
@@ -80,7 +79,7 @@ def test_metric_needs_neither_network_nor_a_home_folder():
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "XDG_"))}
     # Nobody can write there, not even root.
     environment = {**kept, "HOME": "/proc", "HF_HOME": "/proc/huggingface"}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    done = python(code, environment)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "{'accuracies': [0.0, 1.0], 'monotone': True, 'area_over_bytes': 0.0}"
 
@@ -91,8 +90,8 @@ def test_missing_package_is_named_with_the_extra():
         "try: import pwl_hf.staged_accuracy\n"
         "except Exception as error: print(type(error).__name__, error)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.startswith("PWLError")
+    done = python(code)
+    assert done.stdout.startswith("PWLError"), done.stderr
     assert 'pip install "pwl-hf[evaluate]"' in done.stdout
 
 

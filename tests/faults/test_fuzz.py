@@ -32,15 +32,15 @@ from pwl_hf.modeling.parts.weights import WeightStore
 from pwl_hf.modeling.repository import verification
 from pwl_hf.modeling.repository.manifest import FileEntry
 from pwl_hf.modeling.repository.source import Repository
-from pwl_hf.modeling.sources import Piece
+from pwl_hf.modeling.sources import PartId
 from tests.faults.make_corpus import CORPUS, join, small_repository, split
 from tests.repository.helpers import INDEX, STUDENT, encoder, load, logits, read_json, refresh, shard
 
-ENCODER = Piece("encoder", 1)
-PIECES = {
+ENCODER = PartId("encoder", 1)
+PARTS = {
     encoder(1): ENCODER,
-    STUDENT: Piece("student", 1),
-    "teacher/model-00001-of-00002.safetensors": Piece("teacher", 1),
+    STUDENT: PartId("student", 1),
+    "teacher/model-00001-of-00002.safetensors": PartId("teacher", 1),
 }
 Case = tuple[str, bytes]
 
@@ -230,7 +230,7 @@ def test_corpus_is_what_its_script_writes(tmp_path, monkeypatch):
 def test_weights_changed_without_the_manifest_are_never_read(model, copied, only_inside):
     chance = random.Random(1)
     manifest = Manifest.from_json((copied / INDEX).read_text())
-    for path, piece in PIECES.items():
+    for path, part_id in PARTS.items():
         content = (copied / path).read_bytes()
         for changed in (flipped(chance, content) for _ in range(400)):
             if changed == content:
@@ -238,7 +238,7 @@ def test_weights_changed_without_the_manifest_are_never_read(model, copied, only
             (copied / path).write_bytes(changed)
             store = WeightStore(Repository.open(copied), manifest, model.parts.inventory)
             with pytest.raises(RepositoryError, match=r"has \d+ bytes|has sha256"):
-                store.piece(piece)
+                store.read(store.inventory.parts[part_id])
         (copied / path).write_bytes(content)
 
 
@@ -248,16 +248,16 @@ def test_converter_of_the_right_hash_is_refused_or_read_as_an_independent_reader
     for name, content in cases("converter", header_changed, 1500):
         (copied / encoder(1)).write_bytes(content)
         store = store_for(model, copied, encoder(1), content)
-        tensors, error = outcome(lambda: store.piece(ENCODER))  # noqa: B023
+        tensors, error = outcome(lambda: store.read(store.inventory.parts[ENCODER]))  # noqa: B023
         if error is not None:
             assert f"'{encoder(1)}'" in error, name
             refused += 1
             continue
         read += 1
         assert {n: (tuple(t.shape), t.dtype) for n, t in tensors.items()} == {
-            n: (shape, torch.float32) for n, shape in expected.items()
+            f"encoders.1.{n}": (shape, torch.float32) for n, shape in expected.items()
         }, name
-        independent = load_bytes(content)
+        independent = {f"encoders.1.{n}": tensor for n, tensor in load_bytes(content).items()}
         assert independent.keys() == tensors.keys(), name
         for n, tensor in tensors.items():
             # Bit for bit, as a changed byte may make a NaN.
@@ -269,15 +269,14 @@ def test_converter_of_the_right_hash_is_refused_or_read_as_an_independent_reader
 @pytest.mark.parametrize("path", [STUDENT, "teacher/model-00001-of-00002.safetensors"])
 def test_networks_file_of_the_right_hash_is_refused_or_has_every_tensor_as_it_must(model, copied, only_inside, path):
     chance, sound = random.Random(path), (copied / path).read_bytes()
-    piece = PIECES[path]
-    role = "student" if path == STUDENT else "teacher"
-    specs = model.parts.networks.blueprints[role].specs(1)
+    part_id = PARTS[path]
+    specs = model.parts.inventory.parts[part_id].specs
     read = refused = 0
     for i in range(500):
         content = header_changed(chance, sound)
         (copied / path).write_bytes(content)
         store = store_for(model, copied, path, content)
-        tensors, error = outcome(lambda: store.piece(piece))  # noqa: B023
+        tensors, error = outcome(lambda: store.read(store.inventory.parts[part_id]))  # noqa: B023
         if error is not None:
             assert f"'{path}'" in error, i
             refused += 1
@@ -285,9 +284,8 @@ def test_networks_file_of_the_right_hash_is_refused_or_has_every_tensor_as_it_mu
         read += 1
         assert {n: tuple(t.shape) for n, t in tensors.items()} == {n: spec.shape for n, spec in specs.items()}, i
         independent = load_bytes(content)
-        prefix = "student." if path == STUDENT else ""
         for n, tensor in tensors.items():
-            same = independent[prefix + specs[n].checkpoint_name]
+            same = independent[specs[n].checkpoint_name]
             assert tensor.numpy().tobytes() == same.numpy().tobytes(), i
     assert refused > 250
     assert read > 5

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from pwl_hf import RepositoryError
+from tests.children import Child
 from tests.repository.helpers import contents, load, logits
 from tests.tiny import tiny_model
 
@@ -29,9 +30,7 @@ def start() -> Iterator[Start]:
     """Have a child forked that runs a command of the fork server; its pid."""
     command = [sys.executable, "-m", "tests.faults.fork_server"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment
-    ) as server:
+    with Child(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment) as server:
         assert server.stdin is not None
         assert server.stdout is not None
         assert server.stdout.readline() == "ready\n"

@@ -28,8 +28,8 @@ FAULTS: dict[str, tuple[Fault, str]] = {
     "503": (Fault("status", status=503), "503 "),
     "429": (Fault("status", status=429, headers={"Retry-After": "0"}), "429 "),
     "truncation": (Fault("truncate", after=10), "Consistency check failed"),
-    "stall": (Fault("stall", seconds=0.3), "ReadTimeout"),
-    "stall in the middle": (Fault("stall", after=10, seconds=0.3), "ReadTimeout"),
+    "stall": (Fault("stall", seconds=0.6), "ReadTimeout"),
+    "stall in the middle": (Fault("stall", after=10, seconds=0.6), "ReadTimeout"),
 }
 # Of a HEAD, which has no body.
 OF_HEAD = ["reset before the answer", "500", "503", "429", "stall"]

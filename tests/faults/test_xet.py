@@ -5,12 +5,11 @@ In processes of their own: the client decides at its import whether to use Xet, 
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.children import python
 from tests.hub import HubServer
 from tests.repository.helpers import STUDENT, bodies, tree
 
@@ -79,8 +78,7 @@ def with_xet(fresh_env: dict[str, str]) -> dict[str, str]:
 
 
 def run(code: str, environment: dict[str, str], *arguments: object) -> str:
-    command = [sys.executable, "-c", code, *map(str, arguments)]
-    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = python(code, environment, ROOT, arguments=arguments)
     assert done.returncode == 0, done.stderr[-4000:]
     return done.stdout
 

@@ -51,15 +51,15 @@ def test_a_compiled_model_answers_alike_from_stage_to_stage(load: Load, model_ty
 def test_each_new_stage_compiles_once_and_none_twice(load: Load, resident: bool) -> None:
     model, images = load("vit", keep_all=resident), tiny_images("vit")
     graphs, counts = Graphs(model), []
-    for stage in (0, 1, 2, 3, 4):
+    for stage in (0, 1, 4):
         model.set_stage(stage)
         graphs.model(images)
         counts.append(graphs.since())
         for _ in range(2):
             torch.testing.assert_close(graphs.model(images).logits, model(images).logits)
         assert graphs.since() == 0, f"stage {stage} compiled again for a repeated call"
-    assert counts == [1] * 5
-    for stage in (3, 0, 4, 2, 1):
+    assert counts == [1] * 3
+    for stage in (1, 0, 4):
         model.set_stage(stage)
         torch.testing.assert_close(graphs.model(images).logits, model(images).logits)
         assert graphs.since() == 0, f"stage {stage} compiled again on coming back"

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -19,6 +16,7 @@ from transformers.modeling_outputs import ImageClassifierOutput
 
 from pwl_hf import Boundary, Family, Features, PWLForImageClassification, RepositoryError, Sources, register_family
 from pwl_hf.modeling.families.registry import FAMILIES, OWN_CONFIGS
+from tests.children import python
 
 
 @strict
@@ -160,7 +158,5 @@ def test_without_its_family_a_repository_says_what_is_missing(tmp_path: Path) ->
 
 def test_the_families_of_the_library_need_no_registration() -> None:
     code = "import pwl_hf.modeling.families.registry as r; from pwl_hf import PWLConfig; print(sorted(r.FAMILIES))"
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=dict(os.environ)
-    )
+    done = python(code)
     assert done.stdout.strip() == str(sorted(["vit", "deit", "dinov2", "resnet", "convnext", "swin", "pwl_vgg"]))

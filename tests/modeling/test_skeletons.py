@@ -7,7 +7,7 @@ import threading
 import pytest
 import torch
 from torch import nn
-from transformers import SwinConfig, ViTConfig
+from transformers import PreTrainedConfig, PreTrainedModel, SwinConfig, ViTConfig
 
 from pwl_hf.modeling.families.registry import FAMILIES, family_of
 from pwl_hf.modeling.parts.skeletons import Unfilled, build_skeleton
@@ -15,6 +15,11 @@ from tests.tiny import FAMILIES as MODEL_TYPES
 from tests.tiny import tiny_pair
 
 BUILT_ALIKE = [name for name, family in FAMILIES.items() if family.layers is not None]
+
+
+def skeleton_of(config: PreTrainedConfig) -> PreTrainedModel:
+    family = family_of(config)
+    return build_skeleton(family.model_class(), config, family.layers)
 
 
 def _settings(module: nn.Module) -> dict:
@@ -31,7 +36,7 @@ def _shapes(network: nn.Module) -> dict:
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
 def test_skeleton_is_the_network_that_its_class_builds(model_type):
     one, other = tiny_pair(model_type)[0], tiny_pair(model_type)[0]
-    found = build_skeleton(family_of(one), one)
+    found = skeleton_of(one)
     with torch.device("meta"):
         expected = family_of(other).model_class()(other)
     assert repr(found) == repr(expected)
@@ -54,7 +59,7 @@ def test_skeleton_is_the_network_that_its_class_builds(model_type):
 def test_layers_that_are_alike_share_nothing_that_can_be_changed(model_type):
     config = tiny_pair(model_type)[0]
     family = family_of(config)
-    layers = build_skeleton(family, config).get_submodule(family.layers)
+    layers = skeleton_of(config).get_submodule(family.layers)
     assert len(layers) == config.num_hidden_layers > 1
     first, second = layers[0], layers[1]
     for (name, one), other in zip(first.named_modules(), second.modules(), strict=True):
@@ -66,7 +71,7 @@ def test_layers_that_are_alike_share_nothing_that_can_be_changed(model_type):
 def test_config_that_asks_for_an_attention_keeps_it():
     config = tiny_pair("vit")[0]
     config._attn_implementation = "eager"
-    network = build_skeleton(family_of(config), config)
+    network = skeleton_of(config)
     assert config._attn_implementation == "eager"
     assert all(part.config is config for part in network.modules() if hasattr(part, "config"))
 
@@ -74,7 +79,7 @@ def test_config_that_asks_for_an_attention_keeps_it():
 @pytest.mark.parametrize("layers", [1, 2])
 def test_depth_of_the_config_is_the_networks(layers):
     config = ViTConfig(hidden_size=8, intermediate_size=8, num_attention_heads=2, num_hidden_layers=layers)
-    network = build_skeleton(family_of(config), config)
+    network = skeleton_of(config)
     assert config.num_hidden_layers == layers == len(network.vit.layers)
 
 
@@ -88,9 +93,9 @@ def test_layers_of_different_settings_are_each_built():
             expected = family_of(config).model_class()(config)
         except Exception as error:
             with pytest.raises(type(error)):
-                build_skeleton(family_of(config), config)
+                skeleton_of(config)
             return
-    assert _shapes(build_skeleton(family_of(config), config)) == _shapes(expected)
+    assert _shapes(skeleton_of(config)) == _shapes(expected)
 
 
 def test_only_tensors_without_values_are_left_unfilled():

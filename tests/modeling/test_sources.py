@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pwl_hf import Sources
-from pwl_hf.modeling.sources import Piece
+from pwl_hf.modeling.sources import PartId
 
 masks = st.text("ST", min_size=1, max_size=9)
 
@@ -36,11 +36,11 @@ def test_a_converter_stands_exactly_where_the_source_changes(mask: str) -> None:
 
 
 @given(masks)
-def test_the_pieces_are_the_blocks_and_the_converters(mask: str) -> None:
+def test_the_parts_are_the_blocks_and_the_converters(mask: str) -> None:
     sources = Sources(mask)
-    assert len(sources.pieces) == len(mask) + len(sources.changes)
-    assert {p.number for p in sources.pieces if p.kind in ("teacher", "student")} == set(range(1, len(mask) + 1))
-    assert ("teacher" in {p.kind for p in sources.pieces}) == ("T" in mask)
+    assert len(sources.part_ids) == len(mask) + len(sources.changes)
+    assert {p.number for p in sources.part_ids if p.kind in ("teacher", "student")} == set(range(1, len(mask) + 1))
+    assert ("teacher" in {p.kind for p in sources.part_ids}) == ("T" in mask)
 
 
 @given(masks)
@@ -82,6 +82,6 @@ def test_a_mask_is_a_value() -> None:
         Sources("TS").mask = "SS"
 
 
-def test_pieces_name_themselves() -> None:
-    assert str(Piece("teacher", 3)) == "teacher block 3"
-    assert str(Piece("encoder", 2)) == "encoder 2"
+def test_parts_name_themselves() -> None:
+    assert str(PartId("teacher", 3)) == "teacher block 3"
+    assert str(PartId("encoder", 2)) == "encoder 2"

@@ -244,7 +244,7 @@ def test_a_networks_parts_in_a_row_are_the_network(model_type: str) -> None:
     network, images = teacher_of(model_type).eval(), tiny_images(model_type)
     family, config = REGISTERED[model_type], network.config
     get = network.get_submodule
-    features = family.embedder(config, get)(images, None)
+    features = family.embedder(config, get)({"pixel_values": images})
     for unit in range(family.num_units(config)):
         features = family.unit(config, unit, get)(features)
         boundary = family.boundary(config, unit + 1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
@@ -13,6 +12,8 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+
+from tests.children import python
 
 ROOT = Path(__file__).resolve().parents[2]
 SKIPPED = shutil.ignore_patterns(
@@ -97,9 +98,7 @@ for name in ("modeling", "training"):
 from pwl_hf import PWLForImageClassification
 assert PWLForImageClassification.__module__ == "pwl_hf.modeling.tasks.image_classification"
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, timeout=300, env={**os.environ}
-    )
+    done = python(code, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import pwl_hf
+from tests import children
 
 ROOT = Path(__file__).resolve().parents[2]
 REPORT = """
@@ -38,6 +39,13 @@ def python(code: str, cwd: Path | str = "/") -> subprocess.CompletedProcess:
 
 def printed(code: str, cwd: Path | str = "/") -> str:
     done = python(code, cwd)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout.strip()
+
+
+def report(first: str) -> str:
+    """What a process that has torch says after the import."""
+    done = children.python(first + "\n" + REPORT, cwd="/")
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout.strip()
 
@@ -83,18 +91,18 @@ def test_pure_modules_import_neither_torch_nor_transformers(module):
     ],
 )
 def test_auto_classes_know_our_models_in_any_order(first):
-    assert printed(first + "\n" + REPORT) == "registered"
+    assert report(first) == "registered"
 
 
 def test_package_before_transformers_survives_a_search_for_its_auto_module():
     # A search finds the module and does not import it.
     first = "import pwl_hf, importlib.util; importlib.util.find_spec('transformers.models.auto.modeling_auto')"
-    assert printed(first + "\n" + REPORT) == "registered"
+    assert report(first) == "registered"
 
 
 def test_importing_transformers_alone_knows_nothing_of_us():
     code = "import transformers, sys; print([name for name in sys.modules if name.startswith('pwl_hf')])"
-    assert printed(code) == "[]"
+    assert children.python(code, cwd="/").stdout.strip() == "[]"
 
 
 @pytest.mark.parametrize("name", ["modeling", "training"])

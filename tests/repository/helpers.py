@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pwl_hf import PWLForImageClassification
+from tests.children import python
 from tests.hub import HubServer, Request
 from tests.tiny import tiny_images
 
@@ -151,15 +150,6 @@ def run_python(
 ) -> str:
     """Run code in a new process, for so many seconds at most, and return what it printed."""
     code = (WITHOUT_PACKAGE if without_package else "") + code
-    environment = {**env, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env=environment,
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        input=stdin,
-        timeout=timeout,
-    )
+    done = python(code, env, cwd, stdin=stdin, timeout=timeout)
     assert done.returncode == 0, done.stderr[-4000:]
     return done.stdout

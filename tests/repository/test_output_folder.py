@@ -19,6 +19,7 @@ from pwl_hf import OverwriteError, PWLForImageClassification, SaveError
 from pwl_hf.conversion import convert_pair
 from pwl_hf.modeling.publishing import saving
 from pwl_hf.modeling.repository.files import leads_out
+from tests.children import python
 from tests.repository.helpers import INDEX, STUDENT, contents, load, logits, shard, tree
 from tests.tiny import tiny_model, tiny_pair
 
@@ -224,8 +225,7 @@ tiny_model("vit", num_stages=int(sys.argv[3])).save_pretrained(sys.argv[1])
 
 def kill_in_save(folder: Path, files: int, num_stages: int = 4) -> None:
     root = Path(__file__).resolve().parents[2]
-    command = [sys.executable, "-c", KILLED, str(folder), str(files), str(num_stages)]
-    assert subprocess.run(command, cwd=root, capture_output=True, timeout=120).returncode == -9
+    assert python(KILLED, cwd=root, arguments=[folder, files, num_stages], timeout=120).returncode == -9
 
 
 @pytest.mark.parametrize("files", [0, 1, 13])

@@ -18,6 +18,7 @@ from pwl_hf.modeling.publishing import saving
 from pwl_hf.modeling.publishing.saving import write_metrics
 from pwl_hf.modeling.repository import output_folder
 from pwl_hf.modeling.repository.manifest import Manifest
+from tests.children import Child
 from tests.repository.helpers import INDEX, STUDENT, contents, load, logits, tree
 from tests.tiny import tiny_model
 
@@ -95,17 +96,17 @@ def test_processes_leave_one_of_two_saves_whole(two, tmp_path):
     folder = tmp_path / "out"
     commands = [[sys.executable, "-c", SAVER, str(folder), n, seed, "10"] for n, seed in (("2", "0"), ("4", "1"))]
     savers = [
-        subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        Child(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for command in commands
     ]
     for saver in savers:
-        assert saver.stdout.readline() == b"ready\n"
+        assert saver.stdout.readline() == "ready\n"
     for saver in savers:
-        saver.stdin.write(b"\n")
+        saver.stdin.write("\n")
         saver.stdin.flush()
     for saver in savers:
         _, said = saver.communicate(timeout=120)
-        assert saver.returncode == 0, said.decode()[-2000:]
+        assert saver.returncode == 0, said[-2000:]
     assert contents(folder) in whole
 
 

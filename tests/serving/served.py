@@ -19,6 +19,7 @@ from PIL import Image
 from transformers import AutoImageProcessor, ViTImageProcessorPil
 
 from pwl_hf import PWLForImageClassification
+from tests.children import Child
 from tests.tiny import tiny_model
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -104,9 +105,7 @@ class Served:
 @contextmanager
 def serving(arguments: list[str], env: Mapping[str, str]) -> Iterator[Served]:
     """Run Python with these arguments in the checkout until the block ends."""
-    process = subprocess.Popen(
-        [sys.executable, *arguments], env={**env, "OMP_NUM_THREADS": "1"}, cwd=ROOT, stderr=subprocess.PIPE, text=True
-    )
+    process = Child([sys.executable, *arguments], env=env, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     try:
         yield (served := Served(process))
         served.client.close()

@@ -16,6 +16,7 @@ import torch
 from pwl_hf import PublishError, PWLError, PWLForImageClassification, RetryPolicy, SaveError
 from pwl_hf.modeling.publishing import saving
 from pwl_hf.modeling.repository import fetching
+from tests.children import python
 from tests.hub import Fault
 from tests.repository.helpers import edit_bytes, edit_json, load, publish, shard
 from tests.tiny import tiny_images, tiny_model
@@ -228,7 +229,8 @@ def test_download_before_the_imports_imports_neither_torch_nor_transformers(tmp_
 def test_python_block_prints_what_is_shown(tmp_path):
     tiny_model("vit").save_pretrained(tmp_path / "digits-pwl")
     (_, block), (shown,) = _blocks("python"), _blocks("text")
-    assert _printed(block, tmp_path) == shown
+    done = python(block, cwd=tmp_path)
+    assert done.stdout == shown, done.stderr
 
 
 def test_linked_files_exist():

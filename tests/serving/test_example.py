@@ -16,7 +16,7 @@ def _keep_asking(served: Served, image: bytes, answers: list, ended: threading.E
     with served.new_client() as client:
         while not ended.is_set():
             answers.append((time.monotonic(), client.post("/predict", content=image)))
-            time.sleep(0.005)
+            time.sleep(0.02)
 
 
 def test_answers_from_the_first_second_and_grows_into_the_teacher(hub, repo_id, repository, fresh_env):
@@ -24,7 +24,7 @@ def test_answers_from_the_first_second_and_grows_into_the_teacher(hub, repo_id, 
     image = png()
     right = expected(repository, image)
     assert len({str(answer) for answer in right}) == 5, "stages that cannot be told apart"
-    hub.bandwidth = 40_000  # every stage takes a second or so
+    hub.bandwidth = 60_000  # every stage takes half a second or so
     environment = {**fresh_env, "PWL_REPO": repo_id}
     with (
         hub.record() as requests,

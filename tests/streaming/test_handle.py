@@ -317,9 +317,9 @@ def test_a_model_that_nobody_holds_dies_after_its_stream(load, keep_handle: bool
 def test_a_process_that_ends_amid_a_stream_ends_cleanly(hub, pull, repo_id, fresh_env) -> None:
     pull()
     code = (
-        "import sys\nfrom pwl_hf import PWLForImageClassification\n"
+        "import sys, time\nfrom pwl_hf import PWLForImageClassification\n"
         "model = PWLForImageClassification.from_pretrained(sys.argv[1], stream=True, cache_dir=sys.argv[2])\n"
-        "while model.stage < 1: pass\n"
+        "while model.stage < 1: time.sleep(0.01)\n"
         "print(model.stage < 4, model.stream.done)"
     )
     hub.bandwidth = 60_000

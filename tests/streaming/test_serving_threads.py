@@ -30,7 +30,7 @@ def asking(ask: Callable[[int], None], threads: int = THREADS) -> Iterator[None]
                 while not stop.is_set():
                     ask(number)
                     # As requests come: without it the threads mostly wait for one another.
-                    time.sleep(0.01)
+                    time.sleep(0.03)
         except BaseException as error:
             errors.append(error)
 

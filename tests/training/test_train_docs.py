@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +11,7 @@ import pytest
 from pwl_hf.training import train, train_teacher
 from pwl_hf.training.command_line import RECIPES
 from pwl_hf.training.networks.presets import PRESETS
+from tests.children import python
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs" / "training.md"
@@ -34,7 +33,8 @@ def commands() -> list[list[str]]:
 
 def test_python_block_prints_what_is_shown(tmp_path):
     (block,), (shown,) = fences("python"), fences("text")
-    done = subprocess.run([sys.executable, "-c", block], cwd=tmp_path, capture_output=True, text=True, check=True)
+    done = python(block, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
     assert shown in done.stdout
     assert (tmp_path / "digits-pwl" / "pwl_index.json").is_file()
 
