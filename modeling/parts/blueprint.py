@@ -224,9 +224,10 @@ class Blueprint:
         return self._shared
 
     @property
-    def aliases(self) -> frozenset[str]:
-        """The in-memory names of tied tensors at all places but the first."""
-        return frozenset(self._tied)
+    def aliases(self) -> Mapping[str, str]:
+        """The in-memory names of tied tensors at all places but the first -> the name of the first."""
+        _ = self.shared  # reads the network, if it may have any
+        return self._tied
 
     def specs(self, section: int | str) -> dict[str, TensorSpec]:
         """The persistent tensors of a block (from 1), or of what is shared, by in-memory name."""

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, DynamicCache, ModernBertConfig
 
@@ -270,9 +271,9 @@ def test_it_is_resident_as_long_as_one_of_its_blocks_is(tmp_path: Path, tied: PW
     tied.save_pretrained(tmp_path)
     model = LanguageModel.from_pretrained(tmp_path, stage=1)
     names = {str(part) for part in model.parts.resident()}
-    assert "teacher model.embed_tokens.weight, which blocks share," in names
+    assert "teacher model.embed_tokens.weight (shared by blocks)" in names
     # The student's first block is gone, its head is not.
-    assert "student model.embed_tokens.weight, which blocks share," in names
+    assert "student model.embed_tokens.weight (shared by blocks)" in names
     head = model.student.lm_head.weight
     model.set_sources("STT")
     assert model.student.model.embed_tokens.weight is not None
@@ -288,7 +289,7 @@ def test_a_change_of_a_tied_tensor_is_not_lost(tmp_path: Path, tied: PWLPreTrain
     tied.save_pretrained(tmp_path)
     model = LanguageModel.from_pretrained(tmp_path, stage="teacher")
     model.teacher.lm_head.weight.add_(1.0)
-    with pytest.raises(StageError, match=r"embed_tokens.weight, which blocks share, was changed"):
+    with pytest.raises(StageError, match=r"embed_tokens.weight \(shared by blocks\) was changed"):
         model.set_stage(0)
     model.save_pretrained(tmp_path / "changed")
     again = LanguageModel.from_pretrained(tmp_path / "changed", stage="teacher")
@@ -307,6 +308,34 @@ def test_a_tie_that_was_broken_is_neither_saved_nor_released(tmp_path: Path, tie
     growing.teacher.lm_head.weight = torch.nn.Parameter(weight + 1, requires_grad=False)
     with pytest.raises(StageError, match=r"'lm_head.weight' is not tied"):
         growing.set_stage(0)
+
+
+@pytest.mark.parametrize("kept", [["lm_head.weight"], ["model.embed_tokens.weight"], None])
+@torch.no_grad()
+def test_a_tied_tensor_is_saved_as_given_under_any_of_its_names(tmp_path: Path, tied: Any, kept: Any) -> None:
+    names = [f"teacher.{name}" for name in kept or ["lm_head.weight", "model.embed_tokens.weight"]]
+    given = tied.teacher.lm_head.weight + 1
+    tied.save_pretrained(tmp_path, state_dict={name: given.clone() for name in names})
+    assert torch.equal(LanguageModel.from_pretrained(tmp_path, stage="teacher").teacher.lm_head.weight, given)
+
+
+def test_two_values_for_a_tied_tensor_are_refused(tmp_path: Path, tied: Any) -> None:
+    given = {"student.lm_head.weight": tied.student.lm_head.weight + 1}
+    with pytest.raises(ValueError, match=r"'student.lm_head.weight' and 'student.model.embed_tokens.weight'"):
+        tied.save_pretrained(tmp_path, state_dict={**tied.state_dict(), **given})
+    assert not list(tmp_path.iterdir())
+
+
+@torch.no_grad()
+def test_an_adapter_is_saved_where_a_tied_tensor_is_not_in_its_first_place(tmp_path: Path, tied: Any) -> None:
+    tied.save_pretrained(tmp_path)
+    model = LanguageModel.from_pretrained(tmp_path)
+    model.set_sources("SST")
+    model.add_adapter(LoraConfig(target_modules=["q_proj"], r=2))
+    model.save_pretrained(tmp_path / "adapter")
+    model.teacher.lm_head.weight.add_(1)
+    with pytest.raises(SaveError, match=r"teacher.model.embed_tokens.weight was changed"):
+        model.save_pretrained(tmp_path / "other")
 
 
 @torch.no_grad()
