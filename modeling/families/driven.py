@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cache
@@ -138,6 +138,11 @@ class DrivenFamily(Family):
             shell |= {path: _Placeholder() for path in self.embedder_paths(config) if _has(network, path)}
         if not is_end:
             shell |= {self._in_base(path): _Through() for path in self.after if _has(network, self._in_base(path))}
+        # 3. What stands in the same containers and belongs to no block is noted too: a user may put another there.
+        of_blocks = {*shell, *self.embedder_paths(config), *self.head_paths(config), *self.shared_paths(config)}
+        for path in _beside(network, shell):
+            if path not in of_blocks:
+                get(first)(path)
         hollow = _hollow(network, shell)
         runner = hollow if is_end else hollow.get_submodule(self.base)
         return DrivenSegment(first, last, runner, is_end, modules, _Origin(self, config, tuple(cuts), network))
@@ -167,11 +172,14 @@ class DrivenSegment:
     origin: _Origin = field(repr=False)
 
     def __call__(self, features: Features | None, inputs: Inputs) -> SegmentOutput:
-        """See `Segment`."""
-        flow = _Flow(features.tensor if features is not None else None)
+        """See `Segment`; what the model was called with is wanted in every segment."""
+        flow, given = _Flow(features.tensor if features is not None else None), _accepted(self.runner, inputs)
+        main = str(getattr(self.runner, "main_input_name", ""))
+        if main and given.keys().isdisjoint((main, "inputs_embeds")):
+            raise ValueError(f"{type(self.runner).__name__} drives its own blocks, each of which takes {main!r} too")
         token = _FLOW.set(flow)
         try:
-            answer = self.runner(**_accepted(self.runner, inputs), return_dict=True)
+            answer = self.runner(**given, return_dict=True)
         finally:
             _FLOW.reset(token)
         return SegmentOutput(tuple(Features(tensor) for tensor in flow.outputs), answer.logits if self.is_end else None)
@@ -184,7 +192,7 @@ class DrivenSegment:
         return origin.family.segment(origin.config, origin.cuts, number, number, lambda _: self._module)
 
     def _module(self, path: str) -> nn.Module:
-        return self.modules[path] if path else self.origin.network
+        return self.modules[path] if path in self.modules else self.origin.network.get_submodule(path)
 
 
 @dataclass
@@ -285,6 +293,16 @@ def _hollow(root: nn.Module, replacements: Mapping[str, nn.Module]) -> nn.Module
         parent, _, leaf = path.rpartition(".")
         at(parent)._modules[leaf] = module
     return at("")
+
+
+def _beside(root: nn.Module, paths: Iterable[str]) -> Iterator[str]:
+    """The paths of modules that stand in a container of some paths, and are no container of them."""
+    containers = {"", *(path[:end] for path in paths for end, character in enumerate(path) if character == ".")}
+    for container in containers:
+        for name, child in root.get_submodule(container)._modules.items():
+            path = f"{container}.{name}" if container else name
+            if child is not None and path not in containers:
+                yield path
 
 
 def _has(network: nn.Module, path: str) -> bool:

@@ -42,7 +42,7 @@ class Block(nn.Module):
         Args:
             features: The model's main input for the first block; for others the features before it, (B, tokens, width)
                 or (B, width, height, width), of inputs of the size that the config names.
-            inputs: Further inputs of the model, such as `attention_mask`.
+            inputs: Further inputs of the model, such as `attention_mask`; in a `DrivenFamily` the main input as well.
 
         Returns:
             The features after the block, or the logits after the last one.

@@ -150,6 +150,8 @@ def test_a_block_is_a_module_of_its_own(model_type: str) -> None:
     model, given = driven_model(model_type), texts()
     features = model.block(1, "TTT")(given["input_ids"], attention_mask=given["attention_mask"])
     for number in (2, 3):
+        with pytest.raises(ValueError, match="drives its own blocks, each of which takes 'input_ids' too"):
+            model.block(number, "TTT")(features)
         features = model.block(number, "TTT")(features, **given)
     assert torch.equal(features, own_logits(model.teacher))
     with pytest.raises(ValueError, match="blocks are numbered from 1 to 3, got 4"):
@@ -184,6 +186,21 @@ def test_a_forward_that_was_replaced_is_refused_by_name() -> None:
     model.student.bert.forward = lambda *args, **kwargs: original(*args, **kwargs)
     with pytest.raises(StageError, match=r"the forward of bert \(BertModel\) was replaced"):
         model(**texts(), sources="TSS")
+
+
+@pytest.mark.parametrize("model_type", ["bert", "llama"])
+@torch.no_grad()
+def test_a_module_of_no_block_that_is_replaced_is_seen(model_type: str) -> None:
+    model = driven_model(model_type)
+    before = model(**texts()).logits
+    if model_type == "bert":
+        model.student.dropout = torch.nn.Threshold(10, 1)
+    else:
+        model.student.model.rotary_emb = copy.deepcopy(model.student.model.rotary_emb)
+        model.student.model.rotary_emb.inv_freq.mul_(3)
+    found = model(**texts()).logits
+    assert torch.equal(found, own_logits(model.student))
+    assert not torch.equal(found, before)
 
 
 @torch.no_grad()
