@@ -71,6 +71,10 @@ def check_savable(parts: Parts) -> None:
 
 def _differences(parts: Parts) -> Iterator[str]:
     networks, config = parts.networks, parts.config
+    try:
+        config.validate_pwl()
+    except ValueError as error:  # Of configs that were edited, or resized with their network.
+        yield f"its config could not be loaded: {error}"
     for role, plan in networks.blueprints.items():
         if networks.has(role) and (found := plan.difference(networks.of(role))) is not None:
             yield f"of the {role}, {found}"

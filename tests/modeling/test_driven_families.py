@@ -399,6 +399,13 @@ def test_blocks_that_do_not_share_a_file_are_refused(tmp_path: Path, tied: Any, 
         LanguageModel.from_pretrained(tmp_path, stage=1)
 
 
+def test_a_save_that_could_not_be_loaded_is_refused(tmp_path: Path, tied: Any) -> None:
+    tied.student.resize_token_embeddings(60)
+    with pytest.raises(SaveError, match="could not be loaded: .* got vocab_size 50 for the teacher and 60"):
+        tied.save_pretrained(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_networks_of_other_vocabularies_are_refused() -> None:
     teacher, student = config_of("bert", "teacher"), config_of("bert", "student")
     student.vocab_size = 51
