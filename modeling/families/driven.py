@@ -59,6 +59,11 @@ class DrivenFamily(Family):
     # A pooler is there for some tasks, one head or another.
     has_optional_paths = True
 
+    def __init__(self) -> None:
+        lacking = [name for name in ("base", "layer_list", "before") if not hasattr(self, name)]
+        if lacking:
+            raise TypeError(f"{type(self).__name__} lacks {', '.join(lacking)}: a DrivenFamily says where things are")
+
     def model_class(self) -> type[PreTrainedModel]:
         """Not known without a task.
 

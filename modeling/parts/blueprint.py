@@ -350,6 +350,11 @@ class Blueprint:
             return found
         self._unread = build_skeleton(self.model_class, self.config, self.family.layers)
         there = {name for name, _ in self._unread.named_modules()}
+        if lacking := sorted(self.units - there):
+            raise ValueError(
+                f"family {self.family.model_type!r} names {lacking[0]!r}, and {self.model_class.__name__} has no such "
+                "module"
+            )
         return {section: kept for section, paths in found.items() if (kept := tuple(p for p in paths if p in there))}
 
     @cached_property

@@ -27,7 +27,15 @@ from pwl_hf import (
 from pwl_hf.modeling.families.driven import DrivenFamily
 from pwl_hf.modeling.families.registry import FAMILIES
 from pwl_hf.modeling.repository.manifest import Manifest
-from tests.modeling.driven import LanguageModel, SequenceClassifier, config_of, driven_model, registered, texts
+from tests.modeling.driven import (
+    BertFamily,
+    LanguageModel,
+    SequenceClassifier,
+    config_of,
+    driven_model,
+    registered,
+    texts,
+)
 from tests.repository.helpers import read_json
 
 TYPES = ["bert", "mpnet", "llama"]
@@ -224,6 +232,22 @@ class ModernBertFamily(DrivenFamily):
     heads = ("head", "classifier")
 
 
+def test_a_family_that_lacks_something_or_names_what_is_not_there_is_refused() -> None:
+    class WithoutLayers(DrivenFamily):
+        base = "bert"
+        before = ("embeddings",)
+
+    with pytest.raises(TypeError, match="WithoutLayers lacks layer_list: a DrivenFamily says where things are"):
+        WithoutLayers()
+
+    class OtherLayers(BertFamily):
+        layer_list = "encoder.layers"
+
+    FAMILIES["bert"] = OtherLayers()
+    with pytest.raises(ValueError, match=r"family 'bert' names 'bert.encoder.layers.0', .*Classification has no such"):
+        driven_model("bert")
+
+
 @torch.no_grad()
 def test_a_network_may_ask_layers_that_are_not_resident_for_their_kind(tmp_path: Path) -> None:
     register_family("modernbert", ModernBertFamily())
@@ -401,7 +425,7 @@ def test_blocks_that_do_not_share_a_file_are_refused(tmp_path: Path, tied: Any, 
 
 def test_a_save_that_could_not_be_loaded_is_refused(tmp_path: Path, tied: Any) -> None:
     tied.student.resize_token_embeddings(60)
-    with pytest.raises(SaveError, match="could not be loaded: .* got vocab_size 50 for the teacher and 60"):
+    with pytest.raises(SaveError, match=r"could not be loaded: .* got vocab_size 50 for the teacher and 60"):
         tied.save_pretrained(tmp_path)
     assert not list(tmp_path.iterdir())
 
