@@ -1,7 +1,7 @@
 """A model that goes from stage to stage, at once or in the background, and what torch does to it meanwhile.
 
-Notation: N blocks; a stage is a mask of the schedule, usually blocks 1..k from the teacher. A part is a block or a
-converter.
+Notation: N blocks; a stage is a mask of the schedule, usually blocks 1..k from the teacher. A part is a block, a
+converter, or what blocks share.
 """
 
 from __future__ import annotations
@@ -289,7 +289,7 @@ class StagedModel(PreTrainedModel):
     ) -> StageStream:
         """Load the remaining stages in the background while the model answers.
 
-        Each stage is fetched, checked, built beside the model and warmed on images of the size seen last,
+        Each stage is fetched, checked, built beside the model and warmed on inputs of the shapes seen last,
         before one assignment makes it the current one. A fault that outlasts the retries ends the stream;
         the model stays at its stage and keeps answering, and a new stream goes on from there.
 

@@ -277,7 +277,7 @@ def write_attachments(directory: str | os.PathLike[str], files: Mapping[str, byt
 
     Args:
         directory: The repository's folder.
-        files: Their contents by path: `.onnx` and `.json`.
+        files: Their contents by path: `.onnx`, and `.json` in a folder of their own, such as `onnx/`.
 
     Returns:
         The new manifest.
@@ -295,7 +295,8 @@ def write_attachments(directory: str | os.PathLike[str], files: Mapping[str, byt
     with exclusive_folder(root):
         manifest = Repository.open(directory).manifest()
         known = {attachment.path for attachment in manifest.attachments}
-        check_output(root, {path for path in files if path not in known})
+        advice = "move them away, or attach under other names"
+        check_output(root, {path for path in files if path not in known}, advice=advice)
         attachments = [ListedFile(path, len(data), hashlib.sha256(data).hexdigest()) for path, data in files.items()]
         manifest = replace(manifest, attachments=tuple(attachments))
         for path, data in files.items():

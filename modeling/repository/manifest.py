@@ -12,7 +12,8 @@ The layout (N blocks):
 
 Format version 1 is this without shared tensors, with stage k taking the teacher's blocks 1 to k. Version 2 adds a
 schedule (each stage's mask, in any order of blocks), shared tensors, and attachments: files that belong to a save, such
-as exported graphs, but hold none of its weights. It is written only where one of these is used.
+as exported graphs, but hold none of its weights; JSON among them lies in a folder of its own. Version 2 is written only
+where one of these is used.
 """
 
 from __future__ import annotations
