@@ -45,3 +45,50 @@ def check_claims(name: str, fields: Mapping[str, Any]) -> None:
     num_labels = fields.get("num_labels")
     if isinstance(num_labels, int) and num_labels > MAX_LABELS:
         raise ValueError(f"{name} has num_labels {num_labels}, there can be {MAX_LABELS} at most")
+
+
+# Sizes of a config, of any family: whole numbers, or one for each level.
+_SIZES = (
+    "embed_dim",
+    "embedding_size",
+    "head_dim",
+    "hidden_size",
+    "hidden_sizes",
+    "image_size",
+    "intermediate_size",
+    "max_position_embeddings",
+    "mlp_ratio",
+    "num_attention_heads",
+    "num_channels",
+    "num_heads",
+    "num_key_value_heads",
+    "patch_size",
+    "vocab_size",
+    "window_size",
+)
+MAX_SIZE = 2**24
+
+
+def check_values(name: str, config: object) -> None:
+    """Refuse a config that no network can be built of, without building it.
+
+    Args:
+        name: The config to name in the error, such as `"teacher_config"`.
+        config: The config.
+
+    Raises:
+        ValueError: For a size that is not positive or larger than any, a rate of dropout that is none, or a field that
+            takes the place of a method.
+    """
+    for field in _SIZES:
+        value = getattr(config, field, None)
+        for size in value if isinstance(value, list | tuple) else (value,):
+            is_number = isinstance(size, int | float) and not isinstance(size, bool)
+            if is_number and not 0 < size <= MAX_SIZE:
+                raise ValueError(f"{name} has {field} {value!r:.100}, it must be above 0 and at most {MAX_SIZE}")
+    for field, value in vars(config).items():
+        if callable(getattr(type(config), field, None)):
+            raise ValueError(f"{name} has a field {field!r}, which takes the place of a method: leave it out")
+        is_rate = field.endswith(("dropout", "dropout_prob", "drop_path_rate", "dropout_rate"))
+        if is_rate and isinstance(value, int | float) and not 0 <= value <= 1:
+            raise ValueError(f"{name} has {field} {value!r}, it must be from 0 to 1")

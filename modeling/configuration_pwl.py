@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 
-from .bounds import check_claims
+from .bounds import check_claims, check_values
 from .families.built_in import FAMILIES, OWN_CONFIGS, family_of
 from .routes.cuts import check_cuts, default_cuts
 from .transformers_internals import SubConfigSpec, attention_of, choose_attention
@@ -134,9 +134,18 @@ class PWLConfig(PreTrainedConfig):
 
     def validate_pwl(self) -> None:
         """Refuse values that cannot be, each by name; later checks rely on earlier ones."""
+        # 1. Each network alone.
         if self.num_blocks < 1:
             raise ValueError(f"num_blocks must be at least 1, got {self.num_blocks}")
         teacher, student = self.teacher_config, self.student_config
+        for key in _NETWORKS:
+            check_values(key, getattr(self, key))
+            try:
+                family_of(getattr(self, key)).check_config(getattr(self, key))
+            except ValueError as error:
+                raise ValueError(f"{key}: {error}") from error
+        check_values("config", self)
+        # 2. Both together: one family, the same inputs and labels.
         family = family_of(teacher)
         if teacher.model_type != student.model_type:
             raise ValueError(
@@ -152,6 +161,7 @@ class PWLConfig(PreTrainedConfig):
                 )
         self._check_labels(teacher, student)
         self._check_problem(teacher, student)
+        # 3. Their blocks, which must fit at each boundary.
         for key in _NETWORKS:
             network, cuts = getattr(self, key), key.replace("_config", "_cuts")
             if getattr(self, cuts) is None:

@@ -15,6 +15,7 @@ from .repository.manifest import CONFIG_FILE, MANIFEST_FILE, Manifest
 from .repository.source import Repository
 from .repository.verification import stamp_of
 from .sources import ROLE_OF, Role
+from .transformers_internals import attention_of
 
 Config = TypeVar("Config", bound=PreTrainedConfig)
 
@@ -41,6 +42,8 @@ _REFUSED = {
     "teacher_cuts": "a repository is cut into blocks already",
     "student_cuts": "a repository is cut into blocks already",
 }
+# Attention that runs without code from the Hub; others may fetch a kernel.
+_LOCAL_ATTENTION = ("eager", "sdpa", "flex_attention")
 # Arguments that transformers passes for itself, or that change nothing here.
 _IGNORED = (
     "trust_remote_code",
@@ -144,7 +147,12 @@ def check_keep(keep: Collection[Role]) -> frozenset[Role]:
 
 
 def read_repository(
-    repository: Repository, config_class: type[Config], overrides: Mapping[str, Any], config: Config | None = None
+    repository: Repository,
+    config_class: type[Config],
+    overrides: Mapping[str, Any],
+    config: Config | None = None,
+    *,
+    any_attention: bool = False,
 ) -> tuple[Manifest, Config]:
     """The manifest and the config of a repository, of one save.
 
@@ -153,13 +161,15 @@ def read_repository(
         config_class: The config's class.
         overrides: The caller's changes to the config.
         config: A config of the caller's to use in place of the repository's; it is copied.
+        any_attention: Whether the caller has named the attention, or trusts the repository's code.
 
     Raises:
         RepositoryError: If one of them is malformed, or they are of different saves; if the caller's config was read
             from a damaged file of the cache.
         TypeError: If an override is not an attribute of the config.
     """
-    if config is not None and config.name_or_path == repository.name:
+    is_own = config is not None and config.name_or_path != repository.name
+    if config is not None and not is_own:
         # As transformers' Auto classes read it, which compare it with nothing.
         _check_config_file(repository)
     for again in (True, False):
@@ -167,6 +177,8 @@ def read_repository(
         # The caller's own object stays as it is.
         found = read_config(repository, config_class, overrides) if config is None else copy.deepcopy(config)
         if found.fingerprint in (None, manifest.fingerprint):
+            if not is_own and not any_attention:
+                _refuse_kernels(repository, found)
             return manifest, found
         # Each may be what the Hub had at another time.
         if not (again and any([repository.refresh(MANIFEST_FILE), repository.refresh(CONFIG_FILE)])):
@@ -175,6 +187,23 @@ def read_repository(
         f"{repository}: config.json is of fingerprint {found.fingerprint}, pwl_index.json of "
         f"{manifest.fingerprint}: the files are of different saves; save or download the repository again"
     )
+
+
+def _refuse_kernels(repository: Repository, config: PreTrainedConfig) -> None:
+    """Refuse a repository whose config asks for an attention that transformers may fetch as code from the Hub.
+
+    Raises:
+        RepositoryError: With the attention's name.
+    """
+    parts = [config, *(getattr(config, key, None) for key in ("teacher_config", "student_config"))]
+    for part in parts:
+        wanted = attention_of(part) if part is not None else None
+        for name in wanted.values() if isinstance(wanted, dict) else (wanted,):
+            if name is not None and name not in _LOCAL_ATTENTION:
+                raise RepositoryError(
+                    f"{repository}: config.json asks for attn_implementation {name!r:.100}, which may run code "
+                    "from the Hub: give attn_implementation yourself, such as 'sdpa'"
+                )
 
 
 def _check_config_file(repository: Repository) -> None:

@@ -114,6 +114,7 @@ class PWLPreTrainedModel(StagedModel):
             >>> model.load_next_stage()  # doctest: +SKIP
             1
         """
+        # 1. What the arguments alone tell, before anything is read.
         adapter_kwargs = dict(adapter_kwargs or {})
         adapter = adapter_kwargs.pop("_adapter_model_path", None)  # of an Auto class, which has looked for one
         overrides = check_arguments(kwargs)
@@ -134,7 +135,14 @@ class PWLPreTrainedModel(StagedModel):
         }
         if config is not None and overrides:
             raise TypeError(f"from_pretrained got an unexpected keyword argument {next(iter(overrides))!r}")
-        read = partial(read_repository, config_class=cls.config_class, overrides=overrides, config=config)
+        # 2. Manifest and config, of one save, and what they tell.
+        read = partial(
+            read_repository,
+            config_class=cls.config_class,
+            overrides=overrides,
+            config=config,
+            any_attention=attn_implementation is not None or bool(kwargs.get("trust_remote_code")),
+        )
         repository, (manifest, config), adapter = open_model(pretrained_model_name_or_path, adapter, read, **options)
         if adapter is not None and stream:
             raise ValueError("stream=True does not go with an adapter: the blocks that it is on would be released")
@@ -148,8 +156,8 @@ class PWLPreTrainedModel(StagedModel):
         config.align_labels()
         if attn_implementation is not None:
             choose_attention(config, attn_implementation)
+        # 3. The first files, checked while the modules are built.
         entries = manifest.files if keep_all else manifest.files_for(target, kept)
-        # Waiting for the network and hashing leave the interpreter free: the modules are built meanwhile.
         with Prefetch(lambda cancelled: repository.verify(entries, cancelled=cancelled)) as fetched:
             try:
                 model = cls(config, vacant=True)
@@ -162,6 +170,7 @@ class PWLPreTrainedModel(StagedModel):
         floating = dtype_of(dtype if dtype is not None else torch_dtype, store.dtype)
         for part in (config, config.teacher_config, config.student_config):
             part.dtype = floating
+        # 4. The first parts, and what was asked for besides.
         model.eval()
         model._schedule = manifest.schedule
         model.parts.store, model.parts.keep, model.parts.keeps_all = store, kept, keep_all
@@ -226,6 +235,7 @@ class PWLPreTrainedModel(StagedModel):
         """
         from .parts.construction import check_common_dtype, joined_config, load_network
 
+        # 1. Both networks, each with its own arguments.
         of_role = {
             role: {k.removeprefix(f"{role}_"): v for k, v in kwargs.items() if k.startswith(f"{role}_")}
             for role in ("teacher", "student")
@@ -240,6 +250,7 @@ class PWLPreTrainedModel(StagedModel):
             device_of(None)  # Not the meta device, where converters would have no values.
         floating = None if dtype in (None, "auto") else dtype_of(dtype, torch.float32)
         check_common_dtype(loaded_teacher, loaded_student, floating)
+        # 2. Their blocks, and the model over the networks themselves.
         cuts = {"teacher_cuts": teacher_cuts, "student_cuts": student_cuts}
         num_blocks = num_stages if num_blocks is None else num_blocks
         if num_blocks is None:
@@ -249,6 +260,7 @@ class PWLPreTrainedModel(StagedModel):
         model = cls(config, teacher=loaded_teacher, student=loaded_student)
         if floating is not None:
             model.to(dtype=floating)  # type: ignore[call-arg]
+        # 3. What a save must not write over; converters go with the student.
         model.parts.joined_from = tuple(
             os.path.abspath(os.path.join(network, of_role[role].get("subfolder") or common.get("subfolder") or ""))
             for role, network in (("teacher", teacher), ("student", student))
@@ -308,6 +320,7 @@ class PWLPreTrainedModel(StagedModel):
 
         # As the state dict of a compiled model has them, which transformers' Trainer gives here.
         state_dict = {name.removeprefix("_orig_mod."): tensor for name, tensor in (state_dict or {}).items()} or None
+        # Of a model with an adapter transformers saves the adapter, otherwise the whole repository is saved.
         if self._hf_peft_config_loaded:
             if kwargs.pop("variant", None):
                 raise ValueError("variant does not apply to an adapter: it has one set of weights")
@@ -334,7 +347,8 @@ class PWLPreTrainedModel(StagedModel):
         if push_to_hub and is_main_process:
             kwargs |= {"overwrite": True} if overwrite else {}
             kwargs |= {"remote_code": remote_code} if remote_code is not None else {}
-            self.push_to_hub(kwargs.pop("repo_id", os.path.basename(save_directory)), token=token, **kwargs)
+            name = os.path.basename(os.path.abspath(save_directory))
+            self.push_to_hub(kwargs.pop("repo_id", name), token=token, **kwargs)
 
     def push_to_hub(  # type: ignore[override]
         self,
@@ -395,6 +409,7 @@ class PWLPreTrainedModel(StagedModel):
         unknown = kwargs.keys() - {"max_shard_size", "save_original_format", "safe_serialization"}
         if unknown:
             raise TypeError(f"push_to_hub got an unexpected keyword argument {min(unknown)!r}")
+        # An adapter alone, as transformers pushes it.
         if self._hf_peft_config_loaded:
             from .parts.adapters import check_adapter_push
 
@@ -414,6 +429,7 @@ class PWLPreTrainedModel(StagedModel):
                 tags=tags or [],
             )
             return pushed
+        # The repository, whole.
         from .publishing.push import Target, push_model
 
         data = dict(card_data or {})

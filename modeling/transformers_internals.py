@@ -28,6 +28,7 @@ __all__ = [
     "class_of_task",
     "copy_checkpointing",
     "fill_missing",
+    "is_activation",
     "kaiming_normal_",
     "kaiming_uniform_",
     "mark_initialized",
@@ -65,6 +66,13 @@ def class_of_task(config: PreTrainedConfig, task: str) -> type[PreTrainedModel]:
         raise ValueError(f"transformers has no network of model_type {config.model_type!r} for {task}")
     found: type[PreTrainedModel] = mapping[type(config)]
     return found
+
+
+def is_activation(name: str) -> bool:
+    """Whether transformers has an activation of this name."""
+    from transformers.activations import ACT2FN
+
+    return name in ACT2FN
 
 
 def checkpoint_names(model: PreTrainedModel) -> dict[str, str]:

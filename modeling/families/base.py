@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
+from ..transformers_internals import is_activation
+
 if TYPE_CHECKING:
     import torch
     from torch import nn
@@ -160,6 +162,20 @@ class Family(ABC):
             ValueError: If there is none.
         """
         return self.model_class()
+
+    def check_config(self, config: PreTrainedConfig) -> None:
+        """Refuse a config that no network of the family can be built of, without building it.
+
+        Raises:
+            ValueError: With the field and its value.
+        """
+        activation = getattr(config, "hidden_act", None)
+        if isinstance(activation, str) and not is_activation(activation):
+            raise ValueError(f"hidden_act {activation!r:.100} is no activation that transformers has")
+        heads = getattr(config, "num_attention_heads", None)
+        width = getattr(config, "hidden_size", None)
+        if isinstance(heads, int) and isinstance(width, int) and not hasattr(config, "head_dim") and width % heads:
+            raise ValueError(f"hidden_size {width} cannot be divided among num_attention_heads {heads}")
 
     def input_settings(self, config: PreTrainedConfig) -> dict[str, Any]:
         """What two networks must have in common to take the same inputs, by the names of the config."""

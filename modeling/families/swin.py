@@ -26,6 +26,14 @@ class SwinFamily(Family):
     def depths(self, config: PreTrainedConfig) -> tuple[int, ...]:
         return tuple(config.depths)
 
+    def check_config(self, config: PreTrainedConfig) -> None:
+        super().check_config(config)
+        if len(config.num_heads) != len(config.depths):
+            raise ValueError(f"num_heads {list(config.num_heads)} and depths {list(config.depths)} name other levels")
+        for level, heads in enumerate(config.num_heads):
+            if (width := config.embed_dim * 2**level) % heads:
+                raise ValueError(f"the width {width} of level {level} cannot be divided among num_heads {heads}")
+
     def boundary(self, config: PreTrainedConfig, units: int) -> Boundary:
         level, place = self.level(config, units - 1)
         # After patch merging the features are already those of the next level.

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from ..errors import StageError
+from ..errors import RepositoryError, StageError
 from ..families.registry import family_of
 from ..routes.cuts import units_of_block
 from ..sources import Role
@@ -266,7 +266,7 @@ class Blueprint:
             difference = self._structures[section].difference(Structure.of(network, paths))
             return difference or special_tensor(network, paths) or self._untied(network)
         # By the config as it is now: one that was edited since would be saved with modules of another.
-        expected = Structure.of(build_skeleton(self.model_class, self.config, self.family.layers))
+        expected = Structure.of(self._new_skeleton())
         vacant = tuple(
             path
             for path in chain.from_iterable(self._places.values())
@@ -339,6 +339,14 @@ class Blueprint:
 
     # --- How it is read ----------------------------------------------------------------------------------------
 
+    def _new_skeleton(self) -> PreTrainedModel:
+        try:
+            return build_skeleton(self.model_class, self.config, self.family.layers)
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            raise RepositoryError(
+                f"the {self.role} cannot be built of its config: {type(error).__name__}: {error}"
+            ) from error
+
     @cached_property
     def _places(self) -> dict[int | str, tuple[str, ...]]:
         """The paths of all that is attached and released: blocks by number, shared modules by path."""
@@ -348,7 +356,7 @@ class Blueprint:
         }
         if not self.family.has_optional_paths:
             return found
-        self._unread = build_skeleton(self.model_class, self.config, self.family.layers)
+        self._unread = self._new_skeleton()
         there = {name for name, _ in self._unread.named_modules()}
         if lacking := sorted(self.units - there):
             raise ValueError(
@@ -396,7 +404,7 @@ class Blueprint:
 
     def _build_meta(self) -> PreTrainedModel:
         places = self._places
-        network, self._unread = self._unread or build_skeleton(self.model_class, self.config, self.family.layers), None
+        network, self._unread = self._unread or self._new_skeleton(), None
         if not self._specs:
             self._read(network)
         self._spare = {path: network.get_submodule(path) for path in chain.from_iterable(places.values())}

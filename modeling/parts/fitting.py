@@ -21,6 +21,7 @@ Inputs = Mapping[str, Any]
 
 def fit_converters(router: Router, batches: Iterable[Inputs], ridge: float) -> None:
     """Fit every converter in closed form; see `PWLPreTrainedModel.fit_converters`."""
+    # 1. Every converter, and the routes of both whole networks.
     parts = router.parts
     masks: dict[Role, str] = {"teacher": "T" * parts.num_blocks, "student": "S" * parts.num_blocks}
     for mask in masks.values():
@@ -36,6 +37,7 @@ def fit_converters(router: Router, batches: Iterable[Inputs], ridge: float) -> N
     for part, converter in converters.items():
         width_out, width_in = converter.weight.shape
         fits[part] = LeastSquares(width_in, width_out, ridge, str(part))
+    # 2. Sums over the features at each boundary, in eval mode.
     model = parts.networks.model
     was_training = model.training
     try:
@@ -54,6 +56,7 @@ def fit_converters(router: Router, batches: Iterable[Inputs], ridge: float) -> N
         solved = {part: fit.solve(converters[part].weight.dtype) for part, fit in fits.items()}
     finally:
         model.train(was_training)
+    # 3. All solved, so all are replaced.
     for part, (weight, bias) in solved.items():
         converters[part].weight.copy_(weight)
         converters[part].bias.copy_(bias)
@@ -61,6 +64,7 @@ def fit_converters(router: Router, batches: Iterable[Inputs], ridge: float) -> N
 
 def estimate_statistics(router: Router, batches: Iterable[Inputs], masks: Sequence[Sources]) -> None:
     """Re-estimate the BatchNorm statistics of masks; see `PWLPreTrainedModel.estimate_statistics`."""
+    # 1. Masks that can have statistics, at rest.
     parts = router.parts
     for mask in masks:
         if not mask.is_mixed:
@@ -70,6 +74,7 @@ def estimate_statistics(router: Router, batches: Iterable[Inputs], masks: Sequen
     masks = [mask for mask in masks if found[mask.mask]]
     if not masks:
         return
+    # 2. Passes that gather them, blocks in common once.
     model, seen = parts.networks.model, False
     was_training = model.training
     try:
@@ -83,6 +88,7 @@ def estimate_statistics(router: Router, batches: Iterable[Inputs], masks: Sequen
             seen = True
     finally:
         model.train(was_training)
+    # 3. Sound ones alone are taken over.
     if not seen:
         raise ValueError("estimate_statistics needs at least one sample")
     for name in routes:

@@ -243,6 +243,10 @@ def stored_processor(parts: Parts) -> dict[str, str]:
         return {}
     except MissingFileError:
         return {}  # Neither will the new one.
+    except UnicodeDecodeError as error:
+        raise RepositoryError(
+            f"{repository}: {PROCESSOR_FILE} is not UTF-8 text and would not be saved: put a sound one in its place"
+        ) from error
     return {PROCESSOR_FILE: text, f"teacher/{PROCESSOR_FILE}": text}
 
 

@@ -148,6 +148,7 @@ def check_output(
 
         >>> check_output("a-new-folder", paths_of_save(num_blocks=4), inputs=["teacher", "student"])
     """
+    # 1. Not into what the model is made from, not into links, no folder where a file must be.
     root = Path(directory)
     folders = sorted({str(PurePosixPath(path).parent) for path in paths} | {"."})
     for given in inputs:
@@ -177,6 +178,7 @@ def check_output(
             f"{root} holds {UNFINISHED_FILE}, which is not this library's, and saving needs a file of that name: move "
             "it away, or save into another folder"
         )
+    # 2. Not over files of others, unless that was asked for.
     if overwrite:
         return
     contents = Contents.of(root)

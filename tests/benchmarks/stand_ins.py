@@ -25,9 +25,9 @@ DEFINITIONS = {
             "title": "A small pair",
             "data": "toy",
             "teacher": {"model_type": "small", "epochs": 2, "seed": 0},
-            "training": {"num_stages": 3, "epochs": 1},
+            "training": {"num_blocks": 3, "epochs": 1},
         },
-        "other": {"title": "Another", "data": "toy", "teacher": {"seed": 1}, "training": {"num_stages": 2}},
+        "other": {"title": "Another", "data": "toy", "teacher": {"seed": 1}, "training": {"num_blocks": 2}},
     },
     "recipes": {
         "plain": {"title": "plain", "options": {"weight": 0, "alpha": 0.4}, "orders": "prefix"},
@@ -109,7 +109,7 @@ class Scripts:
     def _evaluate(self, command) -> None:
         given = dict(itertools.pairwise(command))
         options = json.loads((Path(command[4]) / "options.json").read_text())
-        n = options["num_stages"]
+        n = options["num_blocks"]
         rows = masks.stages(n)
         if given["--orders"] == "all":
             rows = ["".join(mask) for mask in itertools.product("ST", repeat=n)]

@@ -63,8 +63,8 @@ class ScriptsWithCards(Scripts):
     def _train(self, recipe: Path) -> None:
         super()._train(recipe)
         options = yaml.safe_load(recipe.read_text())
-        if "num_stages" in options:
-            tiny_model("vit", options["num_stages"]).save_pretrained(options["output_dir"])
+        if "num_blocks" in options:
+            tiny_model("vit", options["num_blocks"]).save_pretrained(options["output_dir"])
             write_card(options["output_dir"])
 
 

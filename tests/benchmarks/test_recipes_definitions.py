@@ -18,8 +18,8 @@ from tests.benchmarks.stand_ins import DEFINITIONS, write_definitions
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"pairs": {"p": {"title": "", "data": "none", "teacher": {}, "training": {"num_stages": 1}}}}, "'none'"),
-        ({"pairs": {"p": {"title": "", "data": "toy", "teacher": {}, "training": {}}}}, "num_stages"),
+        ({"pairs": {"p": {"title": "", "data": "none", "teacher": {}, "training": {"num_blocks": 1}}}}, "'none'"),
+        ({"pairs": {"p": {"title": "", "data": "toy", "teacher": {}, "training": {}}}}, "num_blocks"),
         ({"recipes": {"a": {"title": "", "extends": "b"}, "b": {"title": "", "extends": "a"}}}, "extends itself"),
         ({"recipes": {"a": {"titel": ""}}}, "'titel'"),
         ({"recipes": {"a": {}}}, "needs title"),

@@ -65,7 +65,7 @@ def test_second_fill_runs_nothing(definitions, tmp_path):
 
 
 def test_pairs_with_the_same_teacher_share_it(definitions, tmp_path):
-    pairs = DEFINITIONS["pairs"] | {"other": DEFINITIONS["pairs"]["small"] | {"training": {"num_stages": 2}}}
+    pairs = DEFINITIONS["pairs"] | {"other": DEFINITIONS["pairs"]["small"] | {"training": {"num_blocks": 2}}}
     shared = load_definitions(write_definitions(tmp_path / "changed", {"pairs": pairs}))
     scripts = Scripts()
     run_all(shared, "orders", tmp_path, scripts, seeds=(0,))

@@ -159,7 +159,7 @@ def test_pair_digits_is_that_of_the_recipes():
     ):
         known = {name: getattr(config, name) for name in wanted if name != "initializer_range"}
         assert known == {name: value for name, value in wanted.items() if name != "initializer_range"}
-    assert pair.num_stages == recipe("vit-digits")["num_stages"]
+    assert pair.num_blocks == recipe("vit-digits")["num_blocks"]
 
 
 def test_trained_pair_is_trained_by_the_demo_and_only_once(tmp_path, monkeypatch):

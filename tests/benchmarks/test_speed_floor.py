@@ -117,10 +117,10 @@ def test_nothing_is_remembered_of_verified_shards_for_a_while(place, monkeypatch
 
 def test_growth_cuts_one_pair_into_more_blocks_and_gives_one_student_other_teachers(place):
     stages = of_stages(place)
-    assert [variant.pair.num_stages for variant in stages] == [1, 2]
+    assert [variant.pair.num_blocks for variant in stages] == [1, 2]
     assert stages[1].folder == place.repository()
     for variant in stages:
-        assert PWLForImageClassification.from_pretrained(variant.folder).num_stages == variant.pair.num_stages
+        assert PWLForImageClassification.from_pretrained(variant.folder).num_stages == variant.pair.num_blocks
     teachers = of_teachers(place)
     sizes = [sum(p.stat().st_size for p in (variant.folder / "teacher").glob("*.safetensors")) for variant in teachers]
     assert sizes == sorted(set(sizes))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 
 import pytest
 
@@ -75,8 +76,8 @@ def test_picture_that_fails_leaves_the_old_one(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_no_window_system_is_chosen(tmp_path):
-    import sys
-
+def test_no_window_system_is_chosen(tmp_path, monkeypatch):
+    # Another test of this process may have imported it.
+    monkeypatch.delitem(sys.modules, "matplotlib.pyplot", raising=False)
     plot.plot_report(report("prefix"), tmp_path / "a.png")
     assert "matplotlib.pyplot" not in sys.modules

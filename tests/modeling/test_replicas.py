@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import weakref
 
@@ -57,3 +58,17 @@ def test_a_model_that_nobody_holds_is_gone_at_once(tmp_path) -> None:
         assert [ref() for ref in seen] == [None, None]
     finally:
         gc.enable()
+
+
+@torch.no_grad()
+def test_a_deep_copy_leaves_the_file_alone(tmp_path) -> None:
+    tiny_model("vit").save_pretrained(tmp_path)
+    model, images = PWLForImageClassification.from_pretrained(tmp_path), tiny_images("vit")
+    expected, copied = model(images).logits, copy.deepcopy(model)
+    file = tmp_path / "model.safetensors"
+    with file.open("r+b") as written:
+        written.seek(file.stat().st_size - 4000)
+        written.write(b"\x3f" * 3000)
+    # The model itself reads the file's pages, as one of transformers does.
+    assert not torch.equal(model(images).logits, expected)
+    assert torch.equal(copied(images).logits, expected)

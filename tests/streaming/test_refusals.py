@@ -120,3 +120,18 @@ def test_a_stream_that_gets_no_thread_leaves_the_model_free(load, monkeypatch) -
     assert model.load_next_stage() == 1
     model.stream_stages().wait()
     assert model.stage == 4
+
+
+@torch.no_grad()
+def test_a_cast_to_fewer_bits_and_back_is_a_change_that_ends_the_stream(load) -> None:
+    model = load()
+    model.bfloat16().float()
+    with pytest.raises(StageError, match="student block 1 was changed"), model.stream_stages():
+        pass
+    assert model.stage == 0
+    # In the other direction nothing is rounded.
+    wide = load()
+    wide.double().float()
+    with wide.stream_stages():
+        pass
+    assert wide.stage == 4

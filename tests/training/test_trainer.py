@@ -30,7 +30,7 @@ class Calls:
         trainer.objective.register_forward_pre_hook(self._see, with_kwargs=True)
 
     def _see(self, module, args, kwargs):
-        self.seen.append({"pixel_values": args[0].clone(), "labels": args[1], **kwargs})
+        self.seen.append({"pixel_values": args[0]["pixel_values"].clone(), "labels": args[1], **kwargs})
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -121,5 +121,5 @@ def test_one_batch_is_refused():
 
 
 def test_labels_that_do_not_fit_are_refused():
-    with pytest.raises(ValueError, match=r"one for each of the 8 images, got a tensor of \(7,\)"):
+    with pytest.raises(ValueError, match=r"one for each of the 8 samples, got a tensor of \(7,\)"):
         select_statistics(tiny_model("resnet"), tiny_images("resnet", 8).split(4), torch.zeros(7))

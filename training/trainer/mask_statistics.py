@@ -108,18 +108,21 @@ def select_statistics(
         return {}
     if masks is None:
         masks = mixed_masks(model.num_blocks)
+    # 1. What is estimated from, and what is measured on.
     first = _first_measured(sizes, held_out)
     estimated, measured = samples[:first], samples[first:]
     right_labels = labels[sum(sizes[:first]) :].to(model.device).split(sizes[first:])
     was_training = model.training
     model.eval()
     try:
+        # 2. Each mask without statistics of its own, and with them.
         for mask in masks:
             model.discard_statistics(mask)
         shared = _cross_entropies(model, measured, right_labels, masks)
         model.estimate_statistics(estimated, masks)
         own = _cross_entropies(model, measured, right_labels, masks)
         chosen = {mask: MaskChoice(shared[mask], own[mask]) for mask in masks}
+        # 3. What is better is kept, and estimated from all samples.
         model.estimate_statistics(samples, [mask for mask, choice in chosen.items() if choice.keeps_own])
         for mask, choice in chosen.items():
             if not choice.keeps_own:
