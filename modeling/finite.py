@@ -43,7 +43,7 @@ def batches_of(inputs: Batches, main_input: str) -> Iterator[dict[str, Any]]:
         main_input: What a batch that is a tensor is called.
 
     Raises:
-        ValueError: At a batch with a NaN or an infinity in it.
+        ValueError: At a batch with a NaN or an infinity in it, or without the main input.
     """
     batches = [inputs] if isinstance(inputs, torch.Tensor | Mapping) else inputs
     for number, batch in enumerate(batches):
@@ -51,8 +51,21 @@ def batches_of(inputs: Batches, main_input: str) -> Iterator[dict[str, Any]]:
         tensors = {name: value for name, value in named.items() if isinstance(value, torch.Tensor)}
         if (name := first_not_finite(tensors.items())) is not None:
             raise ValueError(f"batch {number} (from 0) holds NaN or infinity in {name}: leave such samples out")
-        if len(named[main_input]):
+        if count_of(named, main_input):
             yield named
+
+
+def count_of(inputs: Mapping[str, Any], main_input: str) -> int:
+    """How many samples a batch has.
+
+    Raises:
+        ValueError: If it lacks the main input.
+    """
+    if main_input not in inputs:
+        raise ValueError(
+            f"a batch must have the model's main input, {main_input!r}; it has {', '.join(inputs) or 'none'}"
+        )
+    return len(inputs[main_input])
 
 
 def on_device(inputs: Mapping[str, Any], device: torch.device) -> dict[str, Any]:

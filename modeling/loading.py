@@ -141,7 +141,7 @@ def check_keep(keep: Collection[Role]) -> frozenset[Role]:
     Raises:
         ValueError: For another name, or a string in place of a collection.
     """
-    if isinstance(keep, str) or set(keep) - set(ROLE_OF.values()):
+    if isinstance(keep, str) or not isinstance(keep, Collection) or any(n not in ROLE_OF.values() for n in keep):
         raise ValueError(f'keep must be a collection of "student" and "teacher", such as ("student",), got {keep!r}')
     return frozenset(keep)
 

@@ -56,7 +56,7 @@ class PartId(NamedTuple):
 
     def __str__(self) -> str:
         if self.kind == "shared":
-            return f"{self.network} {self.name}, which blocks share,"
+            return f"{self.network} {self.name} (shared by blocks)"
         return f"{self.kind} {'block ' if self.role else ''}{self.number}"
 
 

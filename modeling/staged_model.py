@@ -1,7 +1,7 @@
 """A model that goes from stage to stage, at once or in the background, and what torch does to it meanwhile.
 
-Notation: N blocks; a stage is a mask of the schedule, usually blocks 1..k from the teacher. A part is a block or a
-converter.
+Notation: N blocks; a stage is a mask of the schedule, usually blocks 1..k from the teacher. A part is a block, a
+converter, or what blocks share.
 """
 
 from __future__ import annotations
@@ -225,8 +225,8 @@ class StagedModel(PreTrainedModel):
             >>> block = model.block(2)  # doctest: +SKIP
             >>> features = block(features)  # doctest: +SKIP
         """
-        if not 1 <= number <= self.num_blocks:
-            raise ValueError(f"blocks are numbered from 1 to {self.num_blocks}, got {number}")
+        if isinstance(number, bool) or not isinstance(number, int) or not 1 <= number <= self.num_blocks:
+            raise ValueError(f"blocks are numbered from 1 to {self.num_blocks}, got {number!r}")
         route = self._router.current() if sources is None else self._router.of(sources)
         plan = self.parts.networks.blueprints[route.sources.roles[number - 1]]
         before = plan.family.boundary(plan.config, plan.cuts[number - 2]) if number > 1 else None
@@ -289,7 +289,7 @@ class StagedModel(PreTrainedModel):
     ) -> StageStream:
         """Load the remaining stages in the background while the model answers.
 
-        Each stage is fetched, checked, built beside the model and warmed on images of the size seen last,
+        Each stage is fetched, checked, built beside the model and warmed on inputs of the shapes seen last,
         before one assignment makes it the current one. A fault that outlasts the retries ends the stream;
         the model stays at its stage and keeps answering, and a new stream goes on from there.
 

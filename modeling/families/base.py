@@ -284,7 +284,13 @@ def pair(size: int | list[int] | tuple[int, int]) -> tuple[int, int]:
 
 
 def pixels_of(inputs: Inputs, module: nn.Module) -> torch.Tensor:
-    """The images of a call, (B, C, H, W), in the dtype of a module's parameters, as transformers' own models do it."""
+    """The images of a call, (B, C, H, W), in the dtype of a module's parameters, as transformers' own models do it.
+
+    Raises:
+        ValueError: If it has none.
+    """
+    if inputs.get("pixel_values") is None:
+        raise ValueError(f"the model takes pixel_values, and was called with {', '.join(inputs) or 'nothing'}")
     parameters: Iterator[Any] = module.parameters()
     pixel_values: torch.Tensor = inputs["pixel_values"]
     return pixel_values.to(next(parameters).dtype)

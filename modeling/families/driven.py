@@ -11,15 +11,16 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cache
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import nn
 
+from ..errors import StageError
 from ..transformers_internals import class_of_task
 from .base import Boundary, Family, Features, GetModule, Inputs, SegmentOutput
 
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
     from .base import Segment
+
+
+# Inputs that are for the model, not for its networks.
+_OF_THE_MODEL = ("labels", "return_dict", "sources")
 
 
 class DrivenFamily(Family):
@@ -53,6 +58,11 @@ class DrivenFamily(Family):
     gives_tuples: ClassVar[bool] = False
     # A pooler is there for some tasks, one head or another.
     has_optional_paths = True
+
+    def __init__(self) -> None:
+        lacking = [name for name in ("base", "layer_list", "before") if not hasattr(self, name)]
+        if lacking:
+            raise TypeError(f"{type(self).__name__} lacks {', '.join(lacking)}: a DrivenFamily says where things are")
 
     def model_class(self) -> type[PreTrainedModel]:
         """Not known without a task.
@@ -133,16 +143,26 @@ class DrivenFamily(Family):
             shell |= {path: _Placeholder() for path in self.embedder_paths(config) if _has(network, path)}
         if not is_end:
             shell |= {self._in_base(path): _Through() for path in self.after if _has(network, self._in_base(path))}
+        # 3. What stands in the same containers and belongs to no block is noted too: a user may put another there.
+        of_blocks = {*shell, *self.embedder_paths(config), *self.head_paths(config), *self.shared_paths(config)}
+        for path in _beside(network, shell):
+            if path not in of_blocks:
+                get(first)(path)
         hollow = _hollow(network, shell)
         runner = hollow if is_end else hollow.get_submodule(self.base)
-
-        def block_alone(number: int) -> Segment:
-            return self.segment(config, cuts, number, number, get)
-
-        return DrivenSegment(first, last, runner, is_end, block_alone, modules)
+        return DrivenSegment(first, last, runner, is_end, modules, _Origin(self, config, tuple(cuts), network))
 
     def _in_base(self, path: str) -> str:
         return f"{self.base}.{path}"
+
+
+class _Origin(NamedTuple):
+    """What a segment was made of: data alone, so that a copy of the segment makes its blocks of the copied modules."""
+
+    family: DrivenFamily
+    config: PreTrainedConfig
+    cuts: tuple[int, ...]
+    network: nn.Module
 
 
 @dataclass(frozen=True)
@@ -153,22 +173,31 @@ class DrivenSegment:
     last: int
     runner: nn.Module
     is_end: bool
-    block_alone: Callable[[int], Segment]
-    modules: Mapping[str, nn.Module] = field(default_factory=dict, repr=False)
+    modules: Mapping[str, nn.Module] = field(repr=False)
+    origin: _Origin = field(repr=False)
 
     def __call__(self, features: Features | None, inputs: Inputs) -> SegmentOutput:
-        """See `Segment`."""
-        flow = _Flow(features.tensor if features is not None else None)
+        """See `Segment`; what the model was called with is wanted in every segment."""
+        flow, given = _Flow(features.tensor if features is not None else None), _accepted(self.runner, inputs)
+        main = str(getattr(self.runner, "main_input_name", ""))
+        if main and given.keys().isdisjoint((main, "inputs_embeds")):
+            raise ValueError(f"{type(self.runner).__name__} drives its own blocks, each of which takes {main!r} too")
         token = _FLOW.set(flow)
         try:
-            answer = self.runner(**_accepted(self.runner, inputs), return_dict=True)
+            answer = self.runner(**given, return_dict=True)
         finally:
             _FLOW.reset(token)
         return SegmentOutput(tuple(Features(tensor) for tensor in flow.outputs), answer.logits if self.is_end else None)
 
     def block(self, number: int) -> Segment:
         """See `Segment`."""
-        return self if self.first == self.last else self.block_alone(number)
+        if self.first == self.last:
+            return self
+        origin = self.origin
+        return origin.family.segment(origin.config, origin.cuts, number, number, lambda _: self._module)
+
+    def _module(self, path: str) -> nn.Module:
+        return self.modules[path] if path in self.modules else self.origin.network.get_submodule(path)
 
 
 @dataclass
@@ -242,12 +271,23 @@ class _Through(nn.Module):
 
 
 def _hollow(root: nn.Module, replacements: Mapping[str, nn.Module]) -> nn.Module:
-    """A copy of a network's containers, with other modules at some paths; all else is shared."""
+    """A copy of a network's containers, with other modules at some paths; all else is shared.
+
+    Raises:
+        StageError: If the forward of a container was replaced, so that its copy would run the original.
+    """
     copies: dict[str, nn.Module] = {}
 
     def at(path: str) -> nn.Module:
         if path not in copies:
-            found = copies[path] = copy.copy(root.get_submodule(path))
+            original = root.get_submodule(path)
+            if "forward" in vars(original):
+                raise StageError(
+                    f"the forward of {path or 'the network'} ({type(original).__name__}) was replaced, as accelerate's "
+                    "hooks do it, so its blocks cannot run alone: put it back, or call "
+                    "accelerate.hooks.remove_hook_from_submodules(model), first"
+                )
+            found = copies[path] = copy.copy(original)
             found.__dict__["_modules"] = dict(found._modules)
             if path:
                 parent, _, leaf = path.rpartition(".")
@@ -260,6 +300,16 @@ def _hollow(root: nn.Module, replacements: Mapping[str, nn.Module]) -> nn.Module
     return at("")
 
 
+def _beside(root: nn.Module, paths: Iterable[str]) -> Iterator[str]:
+    """The paths of modules that stand in a container of some paths, and are no container of them."""
+    containers = {"", *(path[:end] for path in paths for end, character in enumerate(path) if character == ".")}
+    for container in containers:
+        for name, child in root.get_submodule(container)._modules.items():
+            path = f"{container}.{name}" if container else name
+            if child is not None and path not in containers:
+                yield path
+
+
 def _has(network: nn.Module, path: str) -> bool:
     module: nn.Module | None = network
     for step in path.split("."):
@@ -268,9 +318,10 @@ def _has(network: nn.Module, path: str) -> bool:
 
 
 def _accepted(runner: nn.Module, inputs: Inputs) -> dict[str, Any]:
-    """The inputs that a network, or its base, takes."""
+    """The inputs that a network, or its base, takes; loss and output are the model's own."""
     names = _parameters(type(runner).forward)
-    return {name: value for name, value in inputs.items() if value is not None and (names is None or name in names)}
+    given = {name: value for name, value in inputs.items() if value is not None and name not in _OF_THE_MODEL}
+    return {name: value for name, value in given.items() if names is None or name in names}
 
 
 @cache

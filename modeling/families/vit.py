@@ -90,7 +90,7 @@ def _embed(embeddings: nn.Module, inputs: Inputs) -> Features:
 
 
 def _embed_any_size(embeddings: nn.Module, inputs: Inputs) -> Features:
-    return Features(embeddings(inputs["pixel_values"]))
+    return Features(embeddings(pixels_of(inputs, embeddings)))
 
 
 def _run_layer(layer: nn.Module, features: Features) -> Features:

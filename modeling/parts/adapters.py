@@ -198,7 +198,8 @@ def check_base_is_saved(model: PreTrainedModel, parts: Parts) -> None:
         saved = {name.replace(wrapped, "") for name in saved}
     for part in sorted(parts.resident()):
         for name, stored in parts.store.read(part).items():
-            found = tensors.get(name)
+            # A tied tensor may be in a place other than its first, which names it.
+            found = tensors.get(name) if part.modules() else part.tensors().get(name)
             if name in saved:
                 continue
             if found is None or not same_bits(found, stored.to(found.device, found.dtype)):

@@ -34,10 +34,14 @@ class Vacant(nn.Module):
         role: The network it stands in.
         block: The block (from 1) it belongs to.
         path: Its path in that network.
+        settings: Plain attributes of that module, such as its kind of attention: its network may ask for them.
     """
 
-    def __init__(self, role: Role, block: int, path: str) -> None:
+    def __init__(
+        self, role: Role, block: int, path: str, settings: Mapping[str, str | int] = MappingProxyType({})
+    ) -> None:
         super().__init__()
+        self.__dict__.update(settings)
         self.role, self.block, self.path = role, block, path
 
     def forward(self, *args: object, **kwargs: object) -> None:
@@ -220,9 +224,10 @@ class Blueprint:
         return self._shared
 
     @property
-    def aliases(self) -> frozenset[str]:
-        """The in-memory names of tied tensors at all places but the first."""
-        return frozenset(self._tied)
+    def aliases(self) -> Mapping[str, str]:
+        """The in-memory names of tied tensors at all places but the first -> the name of the first."""
+        _ = self.shared  # reads the network, if it may have any
+        return self._tied
 
     def specs(self, section: int | str) -> dict[str, TensorSpec]:
         """The persistent tensors of a block (from 1), or of what is shared, by in-memory name."""
@@ -353,6 +358,11 @@ class Blueprint:
             return found
         self._unread = self._new_skeleton()
         there = {name for name, _ in self._unread.named_modules()}
+        if lacking := sorted(self.units - there):
+            raise ValueError(
+                f"family {self.family.model_type!r} names {lacking[0]!r}, and {self.model_class.__name__} has no such "
+                "module"
+            )
         return {section: kept for section, paths in found.items() if (kept := tuple(p for p in paths if p in there))}
 
     @cached_property
@@ -360,8 +370,9 @@ class Blueprint:
         return {path: block for block, paths in self._places.items() if isinstance(block, int) for path in paths}
 
     def _vacate(self, network: PreTrainedModel, path: str) -> None:
-        mode = network.get_submodule(path).training
-        _replace(network, path, Vacant(self.role, self._block_of.get(path, 1), path).train(mode))
+        module = network.get_submodule(path)
+        vacant = Vacant(self.role, self._block_of.get(path, 1), path, _settings_of(module))
+        _replace(network, path, vacant.train(module.training))
 
     def _note_holes(self, network: PreTrainedModel) -> None:
         """Refuse `save_pretrained` of a network with a block missing, before it writes a file."""
@@ -441,6 +452,13 @@ class Blueprint:
         if path not in self._spare:
             self._build_meta()
         return self._spare.pop(path)
+
+
+def _settings_of(module: nn.Module) -> dict[str, str | int]:
+    """The plain attributes that a module was given by its constructor."""
+    later = ("training", "gradient_checkpointing")
+    own = ((key, value) for key, value in vars(module).items() if not key.startswith("_") and key not in later)
+    return {key: value for key, value in own if isinstance(value, str | int)}
 
 
 def _parameter(given: dict[str, torch.Tensor], name: str) -> nn.Parameter:

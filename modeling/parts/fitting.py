@@ -1,6 +1,6 @@
 """Converters and statistics from data: what two trained networks need to be joined without training.
 
-Notation: N blocks; a part is a block or a converter.
+Notation: N blocks.
 """
 
 from __future__ import annotations

@@ -56,9 +56,10 @@ class Networks:
         return self.blueprints["student"].num_blocks
 
     @property
-    def aliases(self) -> frozenset[str]:
-        """Further full names that the model's state dict has for tied tensors."""
-        return frozenset(f"{role}.{name}" for role, plan in self.blueprints.items() for name in plan.aliases)
+    def aliases(self) -> dict[str, str]:
+        """Further full names that the model's state dict has for tied tensors -> the full name of the first place."""
+        plans = self.blueprints.items()
+        return {f"{role}.{name}": f"{role}.{first}" for role, plan in plans for name, first in plan.aliases.items()}
 
     def has(self, role: Role) -> bool:
         """Whether a network exists, which asking for it would make."""

@@ -17,7 +17,7 @@ from ..sources import Sources
 from .part import Part, Tensors
 from .parts import Parts
 from .structure import has_accelerate_hooks
-from .weights import WeightStore, statistics_names
+from .weights import WeightStore, same_bits, statistics_names
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,10 @@ def check_savable(parts: Parts) -> None:
 
 def _differences(parts: Parts) -> Iterator[str]:
     networks, config = parts.networks, parts.config
+    try:
+        config.validate_pwl()
+    except ValueError as error:  # Of configs that were edited, or resized with their network.
+        yield f"its config could not be loaded: {error}"
     for role, plan in networks.blueprints.items():
         if networks.has(role) and (found := plan.difference(networks.of(role))) is not None:
             yield f"of the {role}, {found}"
@@ -89,7 +93,7 @@ def _differences(parts: Parts) -> Iterator[str]:
 class _Planner:
     def __init__(self, parts: Parts, state_dict: Mapping[str, torch.Tensor]) -> None:
         self.parts = parts
-        self.state_dict = state_dict
+        self.state_dict = _under_first_names(state_dict, parts.networks.aliases)
         self.store: WeightStore | None = parts.store
         check_savable(parts)
         self.resident = parts.resident()
@@ -105,10 +109,7 @@ class _Planner:
     def _check_given(self) -> None:
         """Refuse what was given to be saved and is not the model's: it would be left out, the model's own saved."""
         known = self.parts.tensors()
-        tied = self.parts.networks.aliases
         for name, tensor in self.state_dict.items():
-            if name in tied:
-                continue
             if name not in known:
                 raise ValueError(f"state_dict has {name!r}, which is no tensor of what is resident of the model")
             if tensor.shape != known[name].shape:
@@ -184,3 +185,20 @@ class _Planner:
 
     def _own(self, part: Part) -> Tensors:
         return {name: self.state_dict.get(name, tensor) for name, tensor in part.tensors().items()}
+
+
+def _under_first_names(state_dict: Mapping[str, torch.Tensor], aliases: Mapping[str, str]) -> dict[str, torch.Tensor]:
+    """A state dict with each tied tensor once, under the name of its first place, whichever of its names were given.
+
+    Raises:
+        ValueError: If the names of one tensor have different values: it can be saved with one of them alone.
+    """
+    found = {name: tensor for name, tensor in state_dict.items() if name not in aliases}
+    for name in aliases.keys() & state_dict.keys():
+        first = found.setdefault(aliases[name], state_dict[name])
+        if first is not state_dict[name] and not same_bits(first, state_dict[name]):
+            raise ValueError(
+                f"state_dict has {name!r} and {aliases[name]!r} with different values, and they are one tensor by the "
+                "model's config: give one of them"
+            )
+    return found

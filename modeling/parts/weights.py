@@ -99,6 +99,11 @@ class WeightStore:
             entry = self.manifest.get(path)
             if entry is None:
                 raise RepositoryError(f"{self.repository}: pwl_index.json does not list {path!r}")
+            if (shared := self.inventory.by_file.get(path)) and entry.is_shared and entry.blocks != shared[0].blocks:
+                raise RepositoryError(
+                    f"{self.repository}: pwl_index.json says that {path!r} is shared by blocks {list(entry.blocks)}, "
+                    f"by config.json it is by {list(shared[0].blocks)}"
+                )
             entries.append(entry)
         at_hand = dict(verified or {})
         missing = [entry for entry in entries if entry.path not in at_hand]

@@ -9,6 +9,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -146,14 +147,17 @@ def fetch_attachments(parts: Parts, planned: Collection[PlannedFile]) -> dict[Li
     Raises:
         RepositoryError: If one is not what the manifest says, or is a link out of its folder.
     """
-    if parts.store is None or not parts.store.manifest.attachments:
+    if parts.store is None or {file.entry for file in planned} != set(parts.store.manifest.files):
         return {}
-    manifest, repository = parts.store.manifest, parts.store.repository
-    if {file.entry for file in planned} != set(manifest.files):
-        return {}
-    repository.check_links([attachment.path for attachment in manifest.attachments])
-    files = repository.fetch_verified(manifest.attachments)
-    return {attachment: files[attachment.path] for attachment in manifest.attachments}
+    attachments, repository = parts.store.manifest.attachments, parts.store.repository
+    if repository.commit is None:
+        # A folder may have got others, or lost them, since the model was loaded from it.
+        with suppress(RepositoryError):
+            now = repository.manifest()
+            attachments = now.attachments if now.fingerprint == parts.store.manifest.fingerprint else attachments
+    repository.check_links([attachment.path for attachment in attachments])
+    files = repository.fetch_verified(attachments)
+    return {attachment: files[attachment.path] for attachment in attachments}
 
 
 def processor_files(processor: BaseImageProcessor) -> dict[str, str]:
@@ -277,7 +281,7 @@ def write_attachments(directory: str | os.PathLike[str], files: Mapping[str, byt
 
     Args:
         directory: The repository's folder.
-        files: Their contents by path: `.onnx` and `.json`.
+        files: Their contents by path: `.onnx`, and `.json` in a folder of their own, such as `onnx/`.
 
     Returns:
         The new manifest.
@@ -288,12 +292,15 @@ def write_attachments(directory: str | os.PathLike[str], files: Mapping[str, byt
         SaveError: If a file cannot be written.
     """
     root = Path(directory)
+    if not root.is_dir():
+        raise RepositoryError(f"{root} is no folder: save the model there first")
     for path in files:
         check_attachment(path)
     with exclusive_folder(root):
         manifest = Repository.open(directory).manifest()
         known = {attachment.path for attachment in manifest.attachments}
-        check_output(root, {path for path in files if path not in known})
+        advice = "move them away, or attach under other names"
+        check_output(root, {path for path in files if path not in known}, advice=advice)
         attachments = [ListedFile(path, len(data), hashlib.sha256(data).hexdigest()) for path, data in files.items()]
         manifest = replace(manifest, attachments=tuple(attachments))
         for path, data in files.items():

@@ -12,7 +12,8 @@ The layout (N blocks):
 
 Format version 1 is this without shared tensors, with stage k taking the teacher's blocks 1 to k. Version 2 adds a
 schedule (each stage's mask, in any order of blocks), shared tensors, and attachments: files that belong to a save, such
-as exported graphs, but hold none of its weights. It is written only where one of these is used.
+as exported graphs, but hold none of its weights; JSON among them lies in a folder of its own. Version 2 is written only
+where one of these is used.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ CONFIG_FILE = "config.json"
 STUDENT_FILE = "model.safetensors"
 # What an attachment may be: exported graphs and what describes them.
 ATTACHED = (".onnx", ".json")
+# Where configs and code of the repository's own lie.
+TEXT_FOLDERS = (".", "teacher")
 
 _STATISTICS = re.compile(rf"statistics/([{''.join(LETTERS)}]+)\.safetensors")
 # In the teacher's folder: its index may name files there alone, or the Hub would not serve them to transformers.
@@ -330,7 +333,13 @@ class Manifest:
         return manifest
 
     def _check_places(self) -> None:
-        """Refuse statistics of masks that cannot have any, files at another stage than theirs, and missing files."""
+        """Refuse statistics and shared tensors that cannot be, files at another stage than theirs, missing files."""
+        for entry in self.files:
+            if list(entry.blocks) != sorted(set(entry.blocks).intersection(range(1, self.num_blocks + 1))):
+                raise RepositoryError(
+                    f"{MANIFEST_FILE}: {entry.path!r} is shared by blocks {list(entry.blocks)}, which must be blocks "
+                    f"from 1 to {self.num_blocks}, each once and in order"
+                )
         for mask in self.masks:
             if len(mask) != self.num_blocks or not mask.is_mixed:
                 raise RepositoryError(
@@ -389,8 +398,9 @@ def _schedule(items: list[dict[str, Any]], min_reader: int) -> Schedule:
     """The schedule of the stages as they are written; readers of version 1 know one."""
     if min_reader < 2:
         return Schedule.prefixes(len(items) - 1)
+    masks = [_typed(item.get("sources"), str, f"stages[{k}].sources") for k, item in enumerate(items)]
     try:
-        return Schedule.of(_typed(item.get("sources"), str, f"stages[{k}].sources") for k, item in enumerate(items))
+        return Schedule.of(masks)
     except ValueError as error:
         raise RepositoryError(f"{MANIFEST_FILE}: {error}") from error
 
@@ -445,6 +455,12 @@ def check_attachment(path: str) -> None:
         RepositoryError: With the path.
     """
     check_path(path, ATTACHED)
+    # There each save writes texts of its own: an attachment would take the place of one of them.
+    if path.endswith(".json") and PurePosixPath(path).parent.as_posix() in TEXT_FOLDERS:
+        raise RepositoryError(
+            f"{MANIFEST_FILE} cannot have the attachment {path!r}: JSON files at the top and in teacher/ are configs, "
+            "so put it into another folder, such as onnx/"
+        )
 
 
 def _size(data: dict[str, Any], key: str, path: str) -> int:

@@ -27,6 +27,7 @@ from .manifest import (
     CONFIG_FILE,
     MANIFEST_FILE,
     STUDENT_FILE,
+    TEXT_FOLDERS,
     Manifest,
     check_path,
     converter_file,
@@ -120,7 +121,7 @@ class Contents:
 
 def _is_text(path: str) -> bool:
     """Whether a file is one of the texts that lie at a repository's root and with the teacher."""
-    return path.endswith(_TEXTS) and PurePosixPath(path).parent.as_posix() in (".", "teacher")
+    return path.endswith(_TEXTS) and PurePosixPath(path).parent.as_posix() in TEXT_FOLDERS
 
 
 def check_output(
@@ -345,7 +346,7 @@ def _is_ours(note: Path) -> bool:
 
 
 def _noted(root: Path) -> Iterator[str]:
-    """The paths in the note of a save that did not end; weights only by valid paths."""
+    """The paths in the note of a save that did not end; of what may be removed, only valid ones."""
     note = root / UNFINISHED_FILE
     if not note.is_file() or not _is_ours(note):
         return
@@ -354,11 +355,9 @@ def _noted(root: Path) -> Iterator[str]:
         # A line without its end was cut short by the kill.
         if not line.endswith("\n") or line.startswith("#"):
             continue
-        if path.endswith(".safetensors"):
-            with suppress(RepositoryError):
-                check_path(path)
-                yield path
-        else:
+        with suppress(RepositoryError):
+            if path.endswith(_LISTED) and not _is_text(path):
+                check_path(path, _LISTED)
             yield path
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -15,7 +15,8 @@ class Block(nn.Module):
     """One block along a route, without the converter before it.
 
     Args:
-        route: The route; the block has its modules, and the BatchNorm statistics of its mask.
+        route: The route; the block has its modules, and the BatchNorm statistics of its mask as they are now: ask for
+            another block after a move or a cast of the model.
         number: The block, from 1.
         main_input: The name of the model's main input, which the first block takes.
         before: The features after the block before it, in its own width; None for the first block.
@@ -28,6 +29,12 @@ class Block(nn.Module):
         self._grid = before.grid if before is not None else None
         # Names of modules have no dots.
         self.parts = nn.ModuleDict({p.replace(".", "/"): m for p, m in self._segment.modules.items()})
+        self._of_teacher = route.sources.roles[number - 1] == "teacher"
+        self.training = any(module.training for module in self.parts.values())
+
+    def train(self, mode: bool = True) -> Self:
+        """As the model's: the modules are the model's own, and the teacher's stay in eval mode."""
+        return super().train(mode and not self._of_teacher)
 
     def forward(self, features: torch.Tensor, **inputs: Any) -> torch.Tensor:
         """Run the block.
@@ -35,7 +42,7 @@ class Block(nn.Module):
         Args:
             features: The model's main input for the first block; for others the features before it, (B, tokens, width)
                 or (B, width, height, width), of inputs of the size that the config names.
-            inputs: Further inputs of the model, such as `attention_mask`.
+            inputs: Further inputs of the model, such as `attention_mask`; in a `DrivenFamily` the main input as well.
 
         Returns:
             The features after the block, or the logits after the last one.

@@ -53,8 +53,13 @@ class Seen:
     outputs: tuple[Shape, ...]
 
     @classmethod
-    def of(cls, sources: Sources, inputs: Inputs, outputs: Sequence[Features]) -> Seen:
-        """Of a pass that went well: what failed would fail in the warm-up too."""
+    def of(cls, sources: Sources, inputs: Inputs, outputs: Sequence[Features]) -> Seen | None:
+        """Of a pass that went well: what failed would fail in the warm-up too.
+
+        None if it had other inputs than tensors and plain values: a warm-up would write into a cache that is in use.
+        """
+        if not all(value is None or isinstance(value, torch.Tensor | str | int | float) for value in inputs.values()):
+            return None
         likes = {n: Like(v.shape, v.dtype) if isinstance(v, torch.Tensor) else v for n, v in inputs.items()}
         return cls(sources, likes, tuple(_shape_of(features) for features in outputs))
 

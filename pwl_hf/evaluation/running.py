@@ -5,6 +5,7 @@ Notation: N blocks; M masks; B images of C channels, H x W pixels; K labels.
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -203,13 +204,17 @@ class _Reader:
         loader: DataLoader[Any] = DataLoader(
             self.data, self.batch_size, num_workers=self.num_workers, generator=torch.Generator()
         )
-        device, dtype = model.device, model.dtype
+        device, dtype, main = model.device, model.dtype, model.main_input_name
+        # Items may have more columns: the model is called with those that it takes.
+        taken = inspect.signature(type(model).forward).parameters.keys() - {"labels"}
         classes = torch.tensor(self.classes)
         for batch in tqdm(loader, desc=self.title, disable=not self.progress, leave=False):
             if "labels" not in batch:
                 raise ValueError("the data has no labels, so nothing can be right: name their column")
             labels = batch["labels"].long()
-            inputs = {name: value for name, value in batch.items() if name not in ("labels", "sample_ids")}
+            if main not in batch:
+                raise ValueError(f"the data has no {main!r}, which the model takes: its columns are {', '.join(batch)}")
+            inputs = {name: value for name, value in batch.items() if name in taken}
             if wrong := labels[(labels < 0) | (labels >= len(classes))].tolist():
                 raise ValueError(f"the data has the label {wrong[0]}, the model's labels are 0 to {len(classes) - 1}")
             yield (

@@ -230,3 +230,26 @@ def test_model_in_bfloat16_and_workers_that_read():
     found = evaluate_masks(model, data, ["SSSS", "TTTT"], num_workers=1)
     lower = Images(data.pixel_values.to(torch.bfloat16), data.labels)
     assert found.masks[0].correct == sum(right_answers(model, lower, "SSSS"))
+
+
+class MoreColumns(Images):
+    def __getitem__(self, row):
+        return {**super().__getitem__(row), "path": "a.png", "box": [1, 2], "number": row}
+
+
+@pytest.mark.parametrize("stepped", [False, True])
+def test_columns_that_the_model_does_not_take_are_left_out(repository, stepped):
+    family, folder, model = repository
+    plain = images_of(family, 6)
+    data = MoreColumns(plain.pixel_values, plain.labels)
+    measured = PWLForImageClassification.from_pretrained(folder) if stepped else model
+    assert evaluate_stages(measured, data) == evaluate_stages(model, plain)
+
+
+def test_data_without_the_models_input_raises(repository):
+    family, _, model = repository
+    data = [{"image": image, "labels": 0} for image in tiny_images(family)]
+    with pytest.raises(
+        ValueError, match="the data has no 'pixel_values', which the model takes: its columns are image"
+    ):
+        evaluate_masks(model, data, ["SSSS"])

@@ -54,10 +54,21 @@ def test_its_parameters_are_the_models_own() -> None:
     assert sorted(own) == sorted(id(parameter) for parameter in model.teacher.parameters())
 
 
+def test_a_block_of_the_teacher_stays_in_eval_mode() -> None:
+    model = tiny_model("resnet")
+    for mask, trains in (("TTTT", False), ("SSSS", True)):
+        block = model.block(2, mask)
+        assert not block.training
+        block.train()
+        assert {module.training for module in block.modules()} >= {trains}
+    assert not any(module.training for module in model.teacher.modules())
+    assert model.train().block(2, "SSSS").training
+
+
 def test_a_block_that_is_not_there_is_refused(tmp_path) -> None:
     model = tiny_model("vit")
-    for number in (0, 5):
-        with pytest.raises(ValueError, match=f"blocks are numbered from 1 to 4, got {number}"):
+    for number in (0, 5, "1", 1.0, True, None):
+        with pytest.raises(ValueError, match=f"blocks are numbered from 1 to 4, got {number!r}"):
             model.block(number)
     model.save_pretrained(tmp_path)
     with pytest.raises(StageError, match="needs teacher block 1, which is not resident"):

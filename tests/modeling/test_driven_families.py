@@ -2,19 +2,41 @@
 
 from __future__ import annotations
 
+import copy
 import json
-from collections.abc import Iterator
+import pickle
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig
 from safetensors import safe_open
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, DynamicCache, ModernBertConfig
 
-from pwl_hf import PWLPreTrainedModel, SaveError, Sources, StageError
+from pwl_hf import (
+    PWLConfig,
+    PWLPreTrainedModel,
+    RepositoryError,
+    SaveError,
+    Sources,
+    StageError,
+    register_family,
+)
+from pwl_hf.modeling.families.driven import DrivenFamily
+from pwl_hf.modeling.families.registry import FAMILIES
 from pwl_hf.modeling.repository.manifest import Manifest
-from tests.modeling.driven import LanguageModel, SequenceClassifier, config_of, driven_model, registered, texts
+from tests.modeling.driven import (
+    BertFamily,
+    LanguageModel,
+    SequenceClassifier,
+    config_of,
+    driven_model,
+    registered,
+    texts,
+)
+from tests.repository.helpers import read_json
 
 TYPES = ["bert", "mpnet", "llama"]
 
@@ -136,10 +158,113 @@ def test_a_block_is_a_module_of_its_own(model_type: str) -> None:
     model, given = driven_model(model_type), texts()
     features = model.block(1, "TTT")(given["input_ids"], attention_mask=given["attention_mask"])
     for number in (2, 3):
+        with pytest.raises(ValueError, match="drives its own blocks, each of which takes 'input_ids' too"):
+            model.block(number, "TTT")(features)
         features = model.block(number, "TTT")(features, **given)
     assert torch.equal(features, own_logits(model.teacher))
     with pytest.raises(ValueError, match="blocks are numbered from 1 to 3, got 4"):
         model.block(4)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+@torch.no_grad()
+def test_a_copy_runs_its_own_blocks(copied: Callable[[Any], Any]) -> None:
+    model = driven_model("bert")
+    model.shared_paths(texts())("TSS")
+    other = copied(model)
+    for parameter in other.parameters():
+        parameter.mul_(2)
+    for mask in ("SSS", "TSS"):
+        expected = other(**texts(), sources=mask).logits
+        assert torch.allclose(other.shared_paths(texts())(mask).logits, expected)
+        assert not torch.allclose(model.shared_paths(texts())(mask).logits, expected)
+
+
+@torch.no_grad()
+def test_labels_among_the_inputs_are_not_for_the_networks() -> None:
+    model, given = driven_model("bert"), {**texts(), "labels": torch.tensor([0, 1, 99])}
+    assert torch.equal(model.shared_paths(given)("TSS").logits, model(**texts(), sources="TSS").logits)
+    model.fit_converters([given])
+
+
+@torch.no_grad()
+def test_a_forward_that_was_replaced_is_refused_by_name() -> None:
+    model = driven_model("bert")
+    original = model.student.bert.forward
+    model.student.bert.forward = lambda *args, **kwargs: original(*args, **kwargs)
+    with pytest.raises(StageError, match=r"the forward of bert \(BertModel\) was replaced"):
+        model(**texts(), sources="TSS")
+
+
+@pytest.mark.parametrize("model_type", ["bert", "llama"])
+@torch.no_grad()
+def test_a_module_of_no_block_that_is_replaced_is_seen(model_type: str) -> None:
+    model = driven_model(model_type)
+    before = model(**texts()).logits
+    if model_type == "bert":
+        model.student.dropout = torch.nn.Threshold(10, 1)
+    else:
+        model.student.model.rotary_emb = copy.deepcopy(model.student.model.rotary_emb)
+        model.student.model.rotary_emb.inv_freq.mul_(3)
+    found = model(**texts()).logits
+    assert torch.equal(found, own_logits(model.student))
+    assert not torch.equal(found, before)
+
+
+@torch.no_grad()
+def test_a_warm_up_does_not_write_into_a_cache(tmp_path: Path) -> None:
+    driven_model("llama", language_model=True).save_pretrained(tmp_path)
+    model, cache = LanguageModel.from_pretrained(tmp_path), DynamicCache()
+    model.run({**texts(), "past_key_values": cache, "use_cache": True})
+    with model.stream_stages():
+        pass
+    assert (model.stage, cache.get_seq_length()) == (3, 8)
+
+
+class ModernBertFamily(DrivenFamily):
+    """Its base asks each layer for its kind of attention."""
+
+    model_type = "modernbert"
+    base = "model"
+    layer_list = "layers"
+    before = ("embeddings",)
+    after = ("final_norm",)
+    heads = ("head", "classifier")
+
+
+def test_a_family_that_lacks_something_or_names_what_is_not_there_is_refused() -> None:
+    class WithoutLayers(DrivenFamily):
+        base = "bert"
+        before = ("embeddings",)
+
+    with pytest.raises(TypeError, match="WithoutLayers lacks layer_list: a DrivenFamily says where things are"):
+        WithoutLayers()
+
+    class OtherLayers(BertFamily):
+        layer_list = "encoder.layers"
+
+    FAMILIES["bert"] = OtherLayers()
+    with pytest.raises(ValueError, match=r"family 'bert' names 'bert.encoder.layers.0', .*Classification has no such"):
+        driven_model("bert")
+
+
+@torch.no_grad()
+def test_a_network_may_ask_layers_that_are_not_resident_for_their_kind(tmp_path: Path) -> None:
+    register_family("modernbert", ModernBertFamily())
+    try:
+        small = {"vocab_size": 50, "num_labels": 3, "num_attention_heads": 2, "local_attention": 4, "pad_token_id": 0}
+        tokens = dict.fromkeys(("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"), 1)
+        teacher = ModernBertConfig(**small, **tokens, hidden_size=16, intermediate_size=24, num_hidden_layers=6)
+        student = ModernBertConfig(**small, **tokens, hidden_size=8, intermediate_size=12, num_hidden_layers=3)
+        config = PWLConfig(teacher_config=teacher, student_config=student, num_blocks=3)
+        whole = SequenceClassifier(config).eval()
+        whole.save_pretrained(tmp_path)
+        model = SequenceClassifier.from_pretrained(tmp_path)
+        for mask in ("SSS", "TSS", "TTS", "STS", "TTT"):
+            model.set_sources(mask)
+            assert torch.equal(model(**texts()).logits, whole(**texts(), sources=mask).logits)
+    finally:
+        del FAMILIES["modernbert"]
 
 
 # --- What blocks share ------------------------------------------------------------------------------------------
@@ -187,9 +312,9 @@ def test_it_is_resident_as_long_as_one_of_its_blocks_is(tmp_path: Path, tied: PW
     tied.save_pretrained(tmp_path)
     model = LanguageModel.from_pretrained(tmp_path, stage=1)
     names = {str(part) for part in model.parts.resident()}
-    assert "teacher model.embed_tokens.weight, which blocks share," in names
+    assert "teacher model.embed_tokens.weight (shared by blocks)" in names
     # The student's first block is gone, its head is not.
-    assert "student model.embed_tokens.weight, which blocks share," in names
+    assert "student model.embed_tokens.weight (shared by blocks)" in names
     head = model.student.lm_head.weight
     model.set_sources("STT")
     assert model.student.model.embed_tokens.weight is not None
@@ -205,7 +330,7 @@ def test_a_change_of_a_tied_tensor_is_not_lost(tmp_path: Path, tied: PWLPreTrain
     tied.save_pretrained(tmp_path)
     model = LanguageModel.from_pretrained(tmp_path, stage="teacher")
     model.teacher.lm_head.weight.add_(1.0)
-    with pytest.raises(StageError, match=r"embed_tokens.weight, which blocks share, was changed"):
+    with pytest.raises(StageError, match=r"embed_tokens.weight \(shared by blocks\) was changed"):
         model.set_stage(0)
     model.save_pretrained(tmp_path / "changed")
     again = LanguageModel.from_pretrained(tmp_path / "changed", stage="teacher")
@@ -224,6 +349,34 @@ def test_a_tie_that_was_broken_is_neither_saved_nor_released(tmp_path: Path, tie
     growing.teacher.lm_head.weight = torch.nn.Parameter(weight + 1, requires_grad=False)
     with pytest.raises(StageError, match=r"'lm_head.weight' is not tied"):
         growing.set_stage(0)
+
+
+@pytest.mark.parametrize("kept", [["lm_head.weight"], ["model.embed_tokens.weight"], None])
+@torch.no_grad()
+def test_a_tied_tensor_is_saved_as_given_under_any_of_its_names(tmp_path: Path, tied: Any, kept: Any) -> None:
+    names = [f"teacher.{name}" for name in kept or ["lm_head.weight", "model.embed_tokens.weight"]]
+    given = tied.teacher.lm_head.weight + 1
+    tied.save_pretrained(tmp_path, state_dict={name: given.clone() for name in names})
+    assert torch.equal(LanguageModel.from_pretrained(tmp_path, stage="teacher").teacher.lm_head.weight, given)
+
+
+def test_two_values_for_a_tied_tensor_are_refused(tmp_path: Path, tied: Any) -> None:
+    given = {"student.lm_head.weight": tied.student.lm_head.weight + 1}
+    with pytest.raises(ValueError, match=r"'student.lm_head.weight' and 'student.model.embed_tokens.weight'"):
+        tied.save_pretrained(tmp_path, state_dict={**tied.state_dict(), **given})
+    assert not list(tmp_path.iterdir())
+
+
+@torch.no_grad()
+def test_an_adapter_is_saved_where_a_tied_tensor_is_not_in_its_first_place(tmp_path: Path, tied: Any) -> None:
+    tied.save_pretrained(tmp_path)
+    model = LanguageModel.from_pretrained(tmp_path)
+    model.set_sources("SST")
+    model.add_adapter(LoraConfig(target_modules=["q_proj"], r=2))
+    model.save_pretrained(tmp_path / "adapter")
+    model.teacher.lm_head.weight.add_(1)
+    with pytest.raises(SaveError, match=r"teacher.model.embed_tokens.weight was changed"):
+        model.save_pretrained(tmp_path / "other")
 
 
 @torch.no_grad()
@@ -251,6 +404,30 @@ def test_a_module_that_every_block_needs_has_a_file_of_its_own(tmp_path: Path) -
     assert torch.equal(growing(**texts()).logits, model(**texts(), sources="SST").logits)
     growing.set_sources("SSS")
     assert sum(p.numel() for p in growing.teacher.parameters()) == 0
+
+
+@pytest.mark.parametrize(
+    ("blocks", "reason"),
+    [
+        ([9], "which must be blocks from 1 to 3, each once and in order"),
+        ([1, 1, 3], "which must be blocks from 1 to 3, each once and in order"),
+        ([1], r"is shared by blocks \[1\], by config.json it is by \[1, 3\]"),
+    ],
+)
+def test_blocks_that_do_not_share_a_file_are_refused(tmp_path: Path, tied: Any, blocks: list[int], reason: str) -> None:
+    tied.save_pretrained(tmp_path)
+    index = read_json(tmp_path / "pwl_index.json")
+    next(entry for entry in index["stages"][1]["files"] if entry["path"] == TIED)["blocks"] = blocks
+    (tmp_path / "pwl_index.json").write_text(json.dumps(index))
+    with pytest.raises(RepositoryError, match=reason):
+        LanguageModel.from_pretrained(tmp_path, stage=1)
+
+
+def test_a_save_that_could_not_be_loaded_is_refused(tmp_path: Path, tied: Any) -> None:
+    tied.student.resize_token_embeddings(60)
+    with pytest.raises(SaveError, match=r"could not be loaded: .* got vocab_size 50 for the teacher and 60"):
+        tied.save_pretrained(tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_networks_of_other_vocabularies_are_refused() -> None:

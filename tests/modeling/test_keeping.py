@@ -74,7 +74,7 @@ def test_only_what_is_kept_is_fetched(hub, repo_id: str, tmp_path: Path) -> None
     assert weights == {"model.safetensors", *(f"teacher/model-{k:05d}-of-00004.safetensors" for k in range(1, 5))}
 
 
-@pytest.mark.parametrize("keep", ["student", ("pupil",), [1]])
+@pytest.mark.parametrize("keep", ["student", ("pupil",), [1], [["student"]], None, 3])
 def test_what_is_no_network_is_refused(folder: Path, keep: object) -> None:
     with pytest.raises(ValueError, match="keep must be a collection"):
         PWLForImageClassification.from_pretrained(folder, keep=keep)

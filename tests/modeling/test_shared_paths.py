@@ -94,3 +94,14 @@ def test_logits_of_some_images_are_those_of_all(family):
                 torch.testing.assert_close(paths.logits_of(mask, rows), expected, msg=mask)
         with pytest.raises(ValueError, match="'TTTT' is one whole network"):
             paths.logits_of("TTTT", slice(0, 1))
+
+
+@pytest.mark.parametrize("batch", [{}, {"image": torch.zeros(2, 3, 8, 8)}])
+def test_a_batch_without_the_main_input_is_refused_by_name(batch):
+    model = tiny_model("vit")
+    with pytest.raises(ValueError, match="the model takes pixel_values, and was called with"):
+        model.shared_paths(batch)("TTSS")
+    with pytest.raises(ValueError, match="a batch must have the model's main input, 'pixel_values'"):
+        model.fit_converters([batch])
+    with pytest.raises(ValueError, match="a batch must have the model's main input, 'pixel_values'"):
+        tiny_model("resnet").estimate_statistics([batch], "TTSS")

@@ -10,6 +10,7 @@ import torch
 from pwl_hf import OverwriteError, RepositoryError
 from pwl_hf.modeling.publishing.saving import write_attachments
 from pwl_hf.modeling.repository.manifest import Manifest
+from pwl_hf.modeling.repository.output_folder import _NOTE, UNFINISHED_FILE
 from tests.repository.helpers import INDEX, load, tree
 from tests.tiny import tiny_images
 
@@ -86,7 +87,7 @@ def test_a_file_of_the_users_is_not_written_over(copied, tmp_path):
     (folder / "onnx").mkdir()
     (folder / "onnx" / "student.onnx").write_bytes(b"mine")
     before = tree(folder)
-    with pytest.raises(OverwriteError, match=r"holds onnx/student\.onnx"):
+    with pytest.raises(OverwriteError, match=r"holds onnx/student\.onnx.*: move them away, or attach under other"):
         write_attachments(folder, GRAPHS)
     assert tree(folder) == before
 
@@ -122,6 +123,44 @@ def test_paths_that_cannot_be_are_refused(attached, path):
     (attached / INDEX).write_text(json.dumps(index))
     with pytest.raises(RepositoryError, match="must be a relative path"):
         load(attached)
+
+
+@pytest.mark.parametrize("path", ["config.json", INDEX, "preprocessor_config.json", "own.json", "teacher/config.json"])
+def test_one_among_the_configs_is_refused(copied, path):
+    folder = copied("vit")
+    (folder / "own.json").write_text("mine")
+    before = tree(folder)
+    with pytest.raises(RepositoryError, match="so put it into another folder, such as onnx/"):
+        write_attachments(folder, {path: b"{}"})
+    assert tree(folder) == before
+
+
+def test_they_are_attached_to_a_folder(tmp_path):
+    with pytest.raises(RepositoryError, match="nowhere is no folder: save the model there first"):
+        write_attachments(tmp_path / "nowhere", GRAPHS)
+
+
+def test_those_that_came_or_went_since_the_model_was_loaded_are_known(copied, tmp_path):
+    folder = copied("vit")
+    model = load(folder)
+    write_attachments(folder, GRAPHS)
+    before = tree(folder)
+    model.save_pretrained(tmp_path / "other")
+    model.save_pretrained(folder)
+    assert tree(folder) == tree(tmp_path / "other") == before
+    write_attachments(folder, {})
+    model.save_pretrained(folder)
+    assert attachments(folder) == set()
+
+
+def test_a_note_of_a_killed_save_removes_no_more_than_saves_write(copied):
+    folder = copied("vit")
+    (folder / "precious.pt").write_bytes(b"mine")
+    (folder / "stale.onnx").write_bytes(b"a killed save's")
+    (folder / UNFINISHED_FILE).write_text(f"{_NOTE}precious.pt\nstale.onnx\n")
+    load(folder).save_pretrained(folder)
+    assert (folder / "precious.pt").read_bytes() == b"mine"
+    assert not (folder / "stale.onnx").exists()
 
 
 def test_one_that_is_listed_twice_is_refused(attached):

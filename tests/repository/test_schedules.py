@@ -9,14 +9,14 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from pwl_hf import PWLForImageClassification, StageError
+from pwl_hf import PWLForImageClassification, RepositoryError, StageError
 from pwl_hf.cli import app
 from pwl_hf.downloading import download_stages
 from pwl_hf.evaluation import evaluate_stages
 from pwl_hf.modeling.publishing.saving import write_metrics
 from pwl_hf.modeling.repository.manifest import Metric
 from tests.evaluation.helpers import Images
-from tests.repository.helpers import INDEX, decoder, encoder, load, shard, tree
+from tests.repository.helpers import INDEX, decoder, edit_json, encoder, load, shard, tree
 from tests.tiny import tiny_images, tiny_model
 
 LAST_FIRST = ["SSSS", "SSST", "SSTT", "STTT", "TTTT"]
@@ -164,4 +164,11 @@ def test_a_manifest_whose_schedule_cannot_be_is_refused(tmp_path, change, messag
     change(index["stages"])
     (tmp_path / INDEX).write_text(json.dumps(index))
     with pytest.raises(Exception, match=message):
+        load(tmp_path)
+
+
+def test_a_stage_without_a_mask_is_named_once(tmp_path):
+    rescheduled(LAST_FIRST).save_pretrained(tmp_path)
+    edit_json(tmp_path / INDEX, lambda index: index["stages"][1].pop("sources") and None)
+    with pytest.raises(RepositoryError, match=rf"^{tmp_path}: pwl_index.json: stages\[1\].sources must be str"):
         load(tmp_path)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from pwl_hf.modeling import PWLForImageClassification
-from pwl_hf.modeling.finite import Batch, by_name
+from pwl_hf.modeling.finite import Batch, by_name, count_of
 from pwl_hf.modeling.routes.shared_paths import PathOutput, SharedPaths
 
 # All samples of a batch.
@@ -99,7 +99,7 @@ class Passes:
     def part(self, share: int, number: int = 0) -> slice:
         """Every n-th sample, others at every step and for every number; all of them if the share is 1."""
         # A batch smaller than the share: there must be a sample.
-        share = min(share, len(self._named[self.model.main_input_name]))
+        share = min(share, count_of(self._named, self.model.main_input_name))
         return slice((self.step + number) % share, None, share) if share > 1 else ALL
 
     def boundaries(self, share: int = 1) -> list[Boundary]:

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional
 
 from pwl_hf.modeling import PWLForImageClassification
-from pwl_hf.modeling.finite import Batch, by_name, on_device
+from pwl_hf.modeling.finite import Batch, by_name, count_of, on_device
 from pwl_hf.modeling.routes.batchnorm import batch_norms
 from pwl_hf.training.objective.masks import mixed_masks
 
@@ -94,7 +94,7 @@ def select_statistics(
         ValueError: If there are fewer than two batches, or not one label for each image.
     """
     samples = [by_name(batch, model.main_input_name) for batch in batches]
-    sizes = [len(batch[model.main_input_name]) for batch in samples]
+    sizes = [count_of(batch, model.main_input_name) for batch in samples]
     if len(samples) < 2:
         raise ValueError(
             f"select_statistics needs at least two batches, to estimate and to measure, got {len(samples)}"
