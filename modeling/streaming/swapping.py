@@ -6,6 +6,7 @@ See docs/architecture.md for how it works.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 
 import torch
 
@@ -95,14 +96,16 @@ class Swapper:
         """Modules of parts, and the statistics of masks that have none yet; over a side stream if there is one."""
         built_on = device if side is None else torch.device("cpu")
         made: dict[Part, Made] = {}
-        there: set[int] = set()
         for role in {part.role for part in missing if part.role is not None}:
             self.parts.networks.blueprints[role].place_frame(self.parts.networks.of(role), device)
         for part in missing:
             made[part] = self.parts.make(part, built_on, dtype, made)
-            for module in made[part].values() if side is not None else ():
-                side.move(module, there)  # type: ignore[union-attr]
-                there |= {id(parameter) for parameter in module.parameters()}
+        if side is not None:
+            # What a tied tensor's other block has is on the device already.
+            side.move(
+                chain.from_iterable(modules.values() for modules in made.values()),
+                self.parts.networks.model.parameters(),
+            )
         copy = side.copy if side is not None else lambda tensor: tensor
         statistics = {
             mask: {name: copy(tensor.to(built_on, dtype, copy=True)) for name, tensor in found.items()}

@@ -7,9 +7,10 @@ own, and the thread waits on the host until they are there: later users have not
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
+from itertools import chain
 from typing import Any
 
 import torch
@@ -30,14 +31,30 @@ class SideStream:
         self._serving = cuda.default_stream(device)
         self._stream = cuda.Stream(device)
 
-    def move(self, module: nn.Module, there: Collection[int] = ()) -> None:
-        """Copy a module's tensors to the device; returns when they are there.
+    def move(self, modules: Iterable[nn.Module], there: Iterable[torch.Tensor] = ()) -> None:
+        """Copy the tensors of modules to the device, each once; returns when they are there.
+
+        A parameter that several places have is one afterwards, too.
 
         Args:
-            module: A module that is not in use yet, in ordinary memory.
-            there: The `id` of each tensor of it that is on the device already, being another module's as well.
+            modules: Modules that are not in use yet, in ordinary memory.
+            there: Tensors that are on the device already, being other modules' as well.
         """
-        module._apply(lambda tensor: tensor if id(tensor) in there else self.copy(tensor))
+        # By identity, each with the tensor itself: a number is given anew once its tensor is gone.
+        moved: dict[int, tuple[torch.Tensor, torch.Tensor]] = {id(tensor): (tensor, tensor) for tensor in there}
+        for part in chain.from_iterable(module.modules() for module in modules):
+            for tensors in (part._parameters, part._buffers):
+                for name, tensor in tensors.items():
+                    if tensor is None:
+                        continue
+                    if id(tensor) not in moved:
+                        copied = self.copy(tensor)
+                        is_parameter = isinstance(tensor, nn.Parameter)
+                        moved[id(tensor)] = (
+                            tensor,
+                            nn.Parameter(copied, tensor.requires_grad) if is_parameter else copied,
+                        )
+                    tensors[name] = moved[id(tensor)][1]  # type: ignore[assignment]
 
     def copy(self, tensor: torch.Tensor) -> torch.Tensor:
         """A copy of a tensor in ordinary memory on the device; returns when it is there.

@@ -119,7 +119,7 @@ def test_a_copy_is_pinned_runs_aside_and_is_there_when_it_returns(side, written)
 
 
 def test_the_serving_stream_is_never_made_to_wait(side, written) -> None:
-    side.move(nn.Linear(3, 4))
+    side.move([nn.Linear(3, 4)])
     with side.aside():
         pass
     assert written[:10] == ONE_COPY * 2
@@ -129,7 +129,7 @@ def test_the_serving_stream_is_never_made_to_wait(side, written) -> None:
 def test_a_module_is_moved_whole_and_stays_what_it_is(side) -> None:
     module = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm2d(4)).eval().requires_grad_(False)
     before = {name: (t.data_ptr(), t.clone()) for name, t in module.state_dict().items()}
-    side.move(module)
+    side.move([module])
     after = module.state_dict()
     assert side.cuda.log.count("pin") == len(before) == len(after)
     for name, (place, value) in before.items():
@@ -240,3 +240,14 @@ def test_on_a_device_every_answer_of_a_growing_model_is_one_stages(load, family:
     assert {t.device.type for t in tensors} == {"cuda"}
     fixed: PWLForImageClassification = load(family, stage=4, device_map="cuda")
     assert torch.equal(model(images).logits, fixed(images).logits)
+
+
+def test_what_several_places_have_is_moved_once_and_is_one_afterwards(side) -> None:
+    embedder, head, other = nn.Embedding(5, 3), nn.Linear(3, 5, bias=False), nn.Linear(3, 5, bias=False)
+    head.weight = embedder.weight
+    there = nn.Parameter(torch.zeros(5, 3), requires_grad=False)
+    other.weight = there
+    side.move([embedder, head, other], [there])
+    assert head.weight is embedder.weight
+    assert other.weight is there
+    assert side.cuda.log.count("pin") == 1
