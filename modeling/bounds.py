@@ -77,18 +77,18 @@ def check_values(name: str, config: object) -> None:
         config: The config.
 
     Raises:
-        ValueError: For a size that is not positive or larger than any, a rate of dropout that is none, or a field that
+        ValueError: For a size that is not positive or larger than any, a rate of dropout that is none, or a key that
             takes the place of a method.
     """
-    for field in _SIZES:
-        value = getattr(config, field, None)
+    for key in _SIZES:
+        value = getattr(config, key, None)
         for size in value if isinstance(value, list | tuple) else (value,):
             is_number = isinstance(size, int | float) and not isinstance(size, bool)
             if is_number and not 0 < size <= MAX_SIZE:
-                raise ValueError(f"{name} has {field} {value!r:.100}, it must be above 0 and at most {MAX_SIZE}")
-    for field, value in vars(config).items():
-        if callable(getattr(type(config), field, None)):
-            raise ValueError(f"{name} has a field {field!r}, which takes the place of a method: leave it out")
-        is_rate = field.endswith(("dropout", "dropout_prob", "drop_path_rate", "dropout_rate"))
+                raise ValueError(f"{name} has {key} {value!r:.100}, it must be above 0 and at most {MAX_SIZE}")
+    for key, value in vars(config).items():
+        if callable(getattr(type(config), key, None)):
+            raise ValueError(f"{name} has a field {key!r}, which takes the place of a method: leave it out")
+        is_rate = key.endswith(("dropout", "dropout_prob", "drop_path_rate", "dropout_rate"))
         if is_rate and isinstance(value, int | float) and not 0 <= value <= 1:
-            raise ValueError(f"{name} has {field} {value!r}, it must be from 0 to 1")
+            raise ValueError(f"{name} has {key} {value!r}, it must be from 0 to 1")

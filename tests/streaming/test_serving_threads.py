@@ -51,10 +51,10 @@ def asking(ask: Callable[[int], None], threads: int = THREADS) -> Iterator[None]
         raise errors[0]
 
 
-def swap(model: PWLForImageClassification, count: int) -> int:
-    """Up by streams, down and up by hand, until `count` swaps are made."""
-    swaps = 0
-    while swaps < count:
+def swap(model: PWLForImageClassification, count: int, enough: Callable[[], bool] = lambda: True) -> int:
+    """Up by streams, down and up by hand, until `count` swaps are made and enough was seen, for a minute at most."""
+    swaps, until = 0, time.monotonic() + 60
+    while swaps < count or not (enough() or time.monotonic() > until):
         top = random.choice([2, 3, 4])
         stream = model.stream_stages(top)
         assert stream.wait(60)
@@ -80,7 +80,7 @@ def test_every_answer_through_100_swaps_is_exactly_one_stages(load, answers, fam
         seen[number].append(expected[number].stage_of(logits))
 
     with asking(ask):
-        assert swap(model, 100) >= 100
+        assert swap(model, 100, lambda: min(map(len, seen)) > 50 and min(len(set(s)) for s in seen) >= 3) >= 100
     assert not [stage for found in seen for stage in found if stage is None]
     assert {stage for found in seen for stage in found} == {0, 1, 2, 3, 4}
     # Each thread was there all along: it answered often, and from several stages.
@@ -126,7 +126,7 @@ def test_sources_of_the_stage_answer_as_it_or_are_refused(load, answers, family:
             found.append((stage, expected.stage_of(logits)))
 
     with asking(ask):
-        swap(model, 24)
+        swap(model, 24, lambda: len({stage for stage, _ in [*found]}) == len(set(refused)) == 5)
     assert {stage for stage, _ in found} == {0, 1, 2, 3, 4}
     assert [pair for pair in found if pair[0] != pair[1]] == []
     assert set(refused) == {0, 1, 2, 3, 4}
