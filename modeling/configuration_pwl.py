@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 
-from .bounds import check_claims
+from .bounds import MAX_BLOCKS, check_claims, check_document
 from .families.built_in import FAMILIES, OWN_CONFIGS, family_of
 from .routes.cuts import check_cuts, default_cuts
 from .transformers_internals import SubConfigSpec, attention_of, choose_attention
@@ -136,6 +136,8 @@ class PWLConfig(PreTrainedConfig):
         """Refuse values that cannot be, each by name; later checks rely on earlier ones."""
         if self.num_blocks < 1:
             raise ValueError(f"num_blocks must be at least 1, got {self.num_blocks}")
+        if self.num_blocks > MAX_BLOCKS:
+            raise ValueError(f"num_blocks must be at most {MAX_BLOCKS}, got {self.num_blocks}")
         teacher, student = self.teacher_config, self.student_config
         family = family_of(teacher)
         if teacher.model_type != student.model_type:
@@ -219,7 +221,12 @@ class PWLConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """As transformers' own; a `problem_type` given as a keyword is checked as if it stood in the dict."""
+        """As transformers' own; a `problem_type` given as a keyword is checked as if it stood in the dict.
+
+        Raises:
+            ValueError: If it is longer or deeper than any config (see `bounds`).
+        """
+        check_document("config", config_dict)
         if kwargs.get("problem_type") is not None:
             config_dict = {**config_dict, "problem_type": kwargs["problem_type"]}
         return super().from_dict(config_dict, **kwargs)

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from huggingface_hub import constants, is_offline_mode, resolve_revision
 from huggingface_hub.errors import HFValidationError
 
+from ..bounds import MAX_TEXT_BYTES
 from ..errors import FetchError, MissingFileError, RepositoryError
 from .background import download_concurrently
 from .fetching import download, download_again, etag_of
@@ -126,10 +127,10 @@ class Repository(Location):
 
         Raises:
             MissingFileError: If there is no such file.
-            RepositoryError: If it is damaged again.
+            RepositoryError: If it is damaged again, or longer than any there is.
             FetchError: If it cannot be downloaded.
         """
-        local = self.fetch(path)
+        local = self._fetch_short(path)
         if self._is_the_hubs(path, local) is False:
             if not self._can_download:
                 raise RepositoryError(
@@ -139,7 +140,7 @@ class Repository(Location):
             # The noted ETag may be the wrong one.
             with suppress(OSError):
                 self._etag_note(path).unlink(missing_ok=True)
-            local = self.fetch(path, force=True)
+            local = self._fetch_short(path, force=True)
             if self._is_the_hubs(path, local) is False:
                 discard(local)
                 raise RepositoryError(
@@ -147,6 +148,13 @@ class Repository(Location):
                     "later to fetch it once more"
                 )
         return local.read_bytes()
+
+    def _fetch_short(self, path: str, *, force: bool = False) -> Path:
+        """The local path of a file that is read whole."""
+        local = self.fetch(path, force=force)
+        if (size := local.stat().st_size) > MAX_TEXT_BYTES:
+            raise RepositoryError(f"{self}: {path!r} has {size} bytes, there can be {MAX_TEXT_BYTES} at most")
+        return local
 
     def parse(self, path: str, parse: Callable[[bytes], Parsed]) -> Parsed:
         """Parse a small file; if that fails, look whether the Hub has another one now.
