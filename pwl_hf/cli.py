@@ -44,7 +44,7 @@ def info(repo: Repo, revision: Revision = None, subfolder: Subfolder = "", token
 
     opened = Repository.open(repo, revision=revision, subfolder=subfolder, token=token)
     manifest = opened.manifest()
-    typer.echo(f"{opened}: {manifest.num_blocks} blocks, {manifest.dtype}, fingerprint {manifest.fingerprint[:16]}")
+    _say(f"{opened}: {manifest.num_blocks} blocks, {manifest.dtype}, fingerprint {manifest.fingerprint[:16]}")
     stage_table(manifest)
 
 
@@ -96,7 +96,7 @@ def convert(
         remote_code=remote_code,
         overwrite=overwrite,
     )
-    typer.echo(f"saved {output}")
+    _say(f"saved {output}")
     if push_to_hub is not None:
         card_data = {"license": license} if license else None
         _push(output, push_to_hub, private=private, token=token, card_data=card_data, overwrite=overwrite)
@@ -147,9 +147,9 @@ def upgrade(
     from pwl_hf.upgrading import upgrade as upgrade_repository
 
     removed, commit = upgrade_repository(repo, remote_code, revision=revision, create_pr=create_pr, token=token)
-    typer.echo(f"{len(removed)} code file(s) removed from {repo}")
+    _say(f"{len(removed)} code file(s) removed from {repo}")
     if commit is not None:
-        typer.echo(commit.pr_url or str(commit))
+        _say(commit.pr_url or str(commit))
 
 
 @app.command()
@@ -173,7 +173,7 @@ def download(
     )
     from pwl_hf.modeling.publishing.model_card import human_bytes
 
-    typer.echo(f"{count} weight file(s), {human_bytes(size)}, checked: {place}")
+    _say(f"{count} weight file(s), {human_bytes(size)}, checked: {place}")
 
 
 @app.command()
@@ -276,7 +276,14 @@ def _push(directory: Path, repo: str, **options: Any) -> None:
     from pwl_hf.modeling.publishing.push import Target, push_folder
 
     commit = push_folder(directory, Target(repo, **options))
-    typer.echo(commit.pr_url or str(commit))
+    _say(commit.pr_url or str(commit))
+
+
+def _say(text: str, *, err: bool = False) -> None:
+    # What a repository, a server or a file name says may hold control characters.
+    from pwl_hf.modeling.plain import plain
+
+    typer.echo(plain(text), err=err)
 
 
 def _whole_number(text: str) -> int:
@@ -295,7 +302,7 @@ def main() -> None:
 
         if (advice := missing_extra(error)) is None:
             raise
-        typer.echo(f"pwl-hf: this command {advice}", err=True)
+        _say(f"pwl-hf: this command {advice}", err=True)
         sys.exit(1)
     except Exception as error:
         from huggingface_hub.errors import HfHubHTTPError, StrictDataclassError
@@ -305,7 +312,7 @@ def main() -> None:
         if isinstance(error, PWLError | HfHubHTTPError | StrictDataclassError | OSError | ValueError):
             # The reason alone: which validator found it fills a line of its own.
             reason = error.__cause__ if isinstance(error, StrictDataclassError) and error.__cause__ else error
-            typer.echo(f"pwl-hf: {reason}", err=True)
+            _say(f"pwl-hf: {reason}", err=True)
             sys.exit(1)
         raise
 
