@@ -169,6 +169,12 @@ class PWLConfig(PreTrainedConfig):
 
     @staticmethod
     def _check_labels(teacher: Any, student: Any) -> None:
+        for name, network in (("teacher", teacher), ("student", student)):
+            if network.id2label.keys() != set(range(network.num_labels)):
+                raise ValueError(
+                    f"the labels of the {name} must be numbered from 0, got id2label with {min(network.id2label)} to "
+                    f"{max(network.id2label)}: number them by the place of their logits"
+                )
         if teacher.num_labels != student.num_labels:
             raise ValueError(
                 f"teacher and student must have the same labels, got num_labels {teacher.num_labels} for the "

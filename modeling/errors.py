@@ -16,6 +16,13 @@ class PWLError(Exception):
         super().__init__(*(plain(a) if isinstance(a, str) else a for a in arguments))
 
 
+class InputError(PWLError, ValueError):
+    """Something given, such as a device, a checkpoint or a folder of images, that cannot be used: what to give instead.
+
+    The command line ends with status 2, as for a wrong option.
+    """
+
+
 class RepositoryError(PWLError, ValueError):
     """A repository that cannot be trusted: a malformed manifest, a wrong hash, a wrong tensor.
 

@@ -294,7 +294,7 @@ def _whole_number(text: str) -> int:
 
 
 def main() -> None:
-    """Run the command line; errors of ours and of the Hub end it with one line and status 1."""
+    """Run the command line; errors of ours and of the Hub end it with one line and status 1, wrong input with 2."""
     try:
         app()
     except ModuleNotFoundError as error:
@@ -305,15 +305,19 @@ def main() -> None:
         _say(f"pwl-hf: this command {advice}", err=True)
         sys.exit(1)
     except Exception as error:
-        from huggingface_hub.errors import HfHubHTTPError, StrictDataclassError
+        from huggingface_hub.errors import HfHubHTTPError, RevisionResolutionError, StrictDataclassError
 
-        from pwl_hf.modeling.errors import PWLError
+        from pwl_hf.modeling.errors import InputError, PWLError
+        from pwl_hf.modeling.plain import one_line
 
-        if isinstance(error, PWLError | HfHubHTTPError | StrictDataclassError | OSError | ValueError):
+        known = PWLError | HfHubHTTPError | RevisionResolutionError | StrictDataclassError | OSError | ValueError
+        if isinstance(error, known):
             # The reason alone: which validator found it fills a line of its own.
             reason = error.__cause__ if isinstance(error, StrictDataclassError) and error.__cause__ else error
-            _say(f"pwl-hf: {reason}", err=True)
-            sys.exit(1)
+            _say(f"pwl-hf: {one_line(str(reason))}", err=True)
+            # A package that is missing is no wrong input.
+            is_wrong = isinstance(error, InputError) and not isinstance(error.__cause__, ModuleNotFoundError)
+            sys.exit(2 if is_wrong else 1)
         raise
 
 

@@ -111,7 +111,7 @@ def card_of(directory: str | Path) -> str | None:
     try:
         if not card.is_file():
             # A pipe would be waited for.
-            raise RepositoryError(f"{card} is no file: remove it")
+            raise RepositoryError(f"{card} is no file: move it away")
         return read_card(card.read_bytes(), str(card))
     except OSError as error:
         raise RepositoryError(f"{card} cannot be read: {error}; move it away") from error
