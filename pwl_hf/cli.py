@@ -280,10 +280,10 @@ def _push(directory: Path, repo: str, **options: Any) -> None:
 
 
 def _say(text: str, *, err: bool = False) -> None:
-    # What a repository, a server or a file name says may hold control characters.
-    from pwl_hf.modeling.plain import plain
+    # What a repository, a server or a file name says may hold control characters, and lines of its own.
+    from pwl_hf.modeling.plain import one_line
 
-    typer.echo(plain(text), err=err)
+    typer.echo(one_line(text), err=err)
 
 
 def _whole_number(text: str) -> int:
@@ -308,13 +308,12 @@ def main() -> None:
         from huggingface_hub.errors import HfHubHTTPError, RevisionResolutionError, StrictDataclassError
 
         from pwl_hf.modeling.errors import InputError, PWLError
-        from pwl_hf.modeling.plain import one_line
 
         known = PWLError | HfHubHTTPError | RevisionResolutionError | StrictDataclassError | OSError | ValueError
         if isinstance(error, known):
             # The reason alone: which validator found it fills a line of its own.
             reason = error.__cause__ if isinstance(error, StrictDataclassError) and error.__cause__ else error
-            _say(f"pwl-hf: {one_line(str(reason))}", err=True)
+            _say(f"pwl-hf: {reason}", err=True)
             # A package that is missing is no wrong input.
             is_wrong = isinstance(error, InputError) and not isinstance(error.__cause__, ModuleNotFoundError)
             sys.exit(2 if is_wrong else 1)

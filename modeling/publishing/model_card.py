@@ -19,10 +19,11 @@ from huggingface_hub.errors import HfHubHTTPError
 from jinja2 import Environment, StrictUndefined
 from yaml import YAMLError  # type: ignore[import-untyped]
 
+from ..bounds import MAX_TEXT_BYTES, check_count
 from ..errors import RepositoryError
 from ..plain import in_markdown, one_line
 from ..repository.files import write_text
-from ..repository.manifest import Manifest
+from ..repository.manifest import CONFIG_FILE, Manifest
 from ..repository.output_folder import PROCESSOR_FILE
 from ..repository.source import Repository
 
@@ -52,8 +53,11 @@ def render_card(
         existing: The card that is there: its metadata and everything outside the generated part are kept.
         card_data: Metadata that wins over what is found.
         token: For looking up the teacher's licence.
+
+    Raises:
+        RepositoryError: If `config.json` is none of a PWL model.
     """
-    config = json.loads(texts["config.json"])
+    config = _config(texts[CONFIG_FILE], repo_id)
     generated = _generated(manifest, config, repo_id, has_processor=PROCESSOR_FILE in texts)
     old = ModelCard(existing, ignore_metadata_errors=True) if existing else None
     data: dict[str, Any] = {"license": _teacher_license(config.get("base_model"), token)}
@@ -112,8 +116,11 @@ def card_of(directory: str | Path) -> str | None:
         if not card.is_file():
             # A pipe would be waited for.
             raise RepositoryError(f"{card} is no file: move it away")
+        check_count(str(card), card.stat().st_size, MAX_TEXT_BYTES, "bytes")
         return read_card(card.read_bytes(), str(card))
-    except OSError as error:
+    except RepositoryError:
+        raise
+    except (OSError, ValueError) as error:
         raise RepositoryError(f"{card} cannot be read: {error}; move it away") from error
 
 
@@ -144,10 +151,13 @@ def write_card(
         RepositoryError: If the folder is no PWL repository, or its card is a link out of it, or cannot be read.
     """
     root = Path(directory)
-    texts = {path.name: path.read_bytes() for path in root.glob("*.json") if path.is_file()}
+    repository = Repository.open(root)
+    texts = {CONFIG_FILE: repository.fetch_text(CONFIG_FILE)}
+    if (root / PROCESSOR_FILE).is_file():
+        texts[PROCESSOR_FILE] = b""  # That it is there is all that the card says.
     card = root / CARD_FILE
     text = render_card(
-        Repository.open(root).manifest(),
+        repository.manifest(),
         texts,
         repo_id=repo_id or root.resolve().name,
         existing=card_of(root),
@@ -220,6 +230,17 @@ def _generated(manifest: Manifest, config: Mapping[str, Any], repo_id: str, *, h
         needs_remote_code=config["teacher_config"]["model_type"].startswith("pwl_"),
     )
     return f"{_BEGIN}\n{text.strip()}\n{_END}"
+
+
+def _config(text: bytes, where: str) -> dict[str, Any]:
+    try:
+        config = json.loads(text)
+        if not isinstance(config["teacher_config"]["model_type"], str):
+            raise TypeError("model_type is no text")
+    except (ValueError, RecursionError, TypeError, LookupError) as error:
+        raise RepositoryError(f"{where}: {CONFIG_FILE} is no config of a PWL model: {error!r:.200}") from error
+    found: dict[str, Any] = config
+    return found
 
 
 def _metadata(manifest: Manifest, config: Mapping[str, Any]) -> dict[str, Any]:

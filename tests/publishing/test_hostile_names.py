@@ -106,7 +106,9 @@ def test_info_of_a_repository_is_printed_plainly(folder, capsys, monkeypatch, ke
     with contextlib.suppress(SystemExit):
         main()
     printed = capsys.readouterr()
-    assert not [c for c in printed.out + printed.err if not c.isprintable() and c not in "\n\t"]
+    assert not [c for c in printed.out + printed.err if not c.isprintable() and c != "\n"]
+    # No line of its own: the one that is printed, or the table's.
+    assert not [line for line in printed.out.splitlines() if line.startswith(("license", "---", "#"))]
 
 
 @pytest.mark.parametrize("dtype", ["<script>", "a`b", "[x](y)"])
@@ -210,3 +212,29 @@ def test_pushed_names_are_plain_as_well(hub, repo_id, folder):
     assert "passwd" not in card
     assert json.loads((folder / INDEX).read_text())["stages"][0]["metrics"][0]["name"] == "<script>"
     assert Repository.open(repo_id).manifest().stages[0].metrics[0].name == "<script>"
+
+
+CONFIGS = [
+    b"",
+    b"[]",
+    b"null",
+    b"{}",
+    b'{"teacher_config": 5}',
+    b'{"teacher_config": {"model_type": 5}}',
+    b"\xff",
+    b"[" * 9**6,
+]
+
+
+@pytest.mark.parametrize("content", CONFIGS, ids=lambda content: repr(content[:40]))
+def test_config_that_is_none_is_named(folder, content):
+    (folder / "config.json").write_bytes(content)
+    with pytest.raises(RepositoryError, match=r"config\.json is no config of a PWL model"):
+        write_card(folder)
+
+
+def test_card_longer_than_any_is_not_read(folder):
+    with (folder / "README.md").open("wb") as file:
+        file.truncate(1 << 33)
+    with pytest.raises(RepositoryError, match="8589934592 bytes"):
+        write_card(folder)
