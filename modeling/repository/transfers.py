@@ -37,6 +37,8 @@ _SPEND: ContextVar[Callable[[int], None] | None] = ContextVar("pwl_spend", defau
 # Whether this thread's requests are ours, and how long the file that it asks for may be.
 _OURS: ContextVar[bool] = ContextVar("pwl_ours", default=False)
 _MOST: ContextVar[int | None] = ContextVar("pwl_most", default=None)
+# One for each call of ours under way, in any thread.
+_RUNNING: set[object] = set()
 
 # The git hash of a small file or the sha256 of a large one, weak or quoted as HTTP has it.
 _ETAG = re.compile(r"(W/)?(\"?)([0-9A-Fa-f]{40}|[0-9A-Fa-f]{64})\2")
@@ -64,10 +66,12 @@ def ours() -> Iterator[None]:
         HfHubHTTPError: Where the Hub asks to wait, which the client would do without an end.
     """
     _hook_client()
-    token = _OURS.set(True)
+    token, running = _OURS.set(True), object()
+    _RUNNING.add(running)
     try:
         yield
     finally:
+        _RUNNING.discard(running)
         _OURS.reset(token)
 
 
@@ -191,6 +195,9 @@ def _control(response: Any) -> None:
         _check_names(response)
         _check_wait(response)
         _check_length(_declared_length(response))
+    elif _RUNNING and response.request.method == "PUT":
+        # The client uploads in threads of its own, which know nothing of ours.
+        _check_wait(response)
     if _CANCELLED.get() is not None or _SPEND.get() is not None:
         response.stream = _Controlled(response.stream)
 

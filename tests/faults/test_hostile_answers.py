@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from pwl_hf import FetchError, RepositoryError, RetryPolicy
+from pwl_hf.modeling.publishing.push import Target, push_folder
 from pwl_hf.modeling.repository.source import Repository
 from tests.hub import Fault
 from tests.repository.helpers import INDEX, STUDENT, load, publish, shard, tree
@@ -115,6 +116,16 @@ def test_wait_that_the_hub_asks_for_ends_when_the_download_is_cancelled(hub, pus
     with pytest.raises(FetchError):
         repository.fetch(STUDENT, cancelled=cancelled)
     assert time.monotonic() - started < 5
+
+
+@pytest.mark.parametrize(("method", "path"), [("PUT", ""), ("POST", "commit"), ("POST", "lfs"), ("GET", "/api/")])
+def test_wait_that_the_hub_asks_for_is_not_slept_while_pushing(hub, repo_id, saved, method, path):
+    headers = {"Retry-After": "1000000000"}
+    hub.faults.append(Fault("status", path, method=method, status=429, headers=headers, times=2))
+    started = time.monotonic()
+    push_folder(saved, Target(repo_id, retry=RetryPolicy(tries=5, first_wait=0, max_wait=0.05)))
+    assert time.monotonic() - started < 15
+    assert Repository.open(repo_id).manifest().num_blocks == 4
 
 
 LARGE = 30_000_000
