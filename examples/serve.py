@@ -16,12 +16,13 @@ import threading
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import uvicorn
-from fastapi import FastAPI, HTTPException, Request
+from fastapi import FastAPI, HTTPException, Query, Request
 from PIL import Image
+from starlette.requests import ClientDisconnect
 from transformers import AutoImageProcessor
 
 from pwl_hf import PWLForImageClassification
@@ -29,6 +30,7 @@ from pwl_hf.data.processing import channels_of, check_channels, process, upright
 
 WORKERS = int(os.environ.get("PWL_WORKERS", "2"))
 FIRST_PAUSE, LONGEST_PAUSE = float(os.environ.get("PWL_RETRY_SECONDS", "30")), 600.0
+MOST_BYTES = 50_000_000
 log = logging.getLogger("uvicorn.error")
 
 
@@ -46,9 +48,9 @@ class Classifier:
         """Classify an encoded image, and say which stage the answer is of."""
         try:
             image = upright(Image.open(io.BytesIO(body)), self.channels)
+            pixel_values = process([image], self.processor, self.channels)
         except Exception as error:  # decoders raise what they like: OSError, SyntaxError, struct.error and more
             raise HTTPException(400, f"the body is no image that can be read: {error}") from error
-        pixel_values = process([image], self.processor, self.channels)
         stage = None
         while stage != self.model.stage:  # a pass that a swap overtook is repeated, to name its stage for certain
             stage = self.model.stage
@@ -110,11 +112,18 @@ app = FastAPI(title="A classifier that grows", lifespan=lifespan)
 
 
 @app.post("/predict")
-async def predict(request: Request, top_k: int = 5) -> dict[str, Any]:
+async def predict(request: Request, top_k: Annotated[int, Query(ge=1)] = 5) -> dict[str, Any]:
     """Classify the image in the body: its bytes as they are, in any format that Pillow reads."""
-    body, loop = await request.body(), asyncio.get_running_loop()
+    body, loop = bytearray(), asyncio.get_running_loop()
+    try:
+        async for piece in request.stream():
+            body += piece
+            if len(body) > MOST_BYTES:
+                raise HTTPException(413, f"the body is longer than {MOST_BYTES} bytes")
+    except ClientDisconnect as error:  # nobody reads this: it keeps a traceback out of the log
+        raise HTTPException(400, "the client hung up") from error
     # Not in the event loop itself, which must stay free for the other requests.
-    return await loop.run_in_executor(app.state.pool, app.state.classifier.predict, body, top_k)
+    return await loop.run_in_executor(app.state.pool, app.state.classifier.predict, bytes(body), top_k)
 
 
 @app.get("/healthz")

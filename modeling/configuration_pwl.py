@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 
-from .bounds import check_claims, check_values
+from .bounds import MAX_BLOCKS, check_claims, check_document, check_values
 from .families.built_in import FAMILIES, OWN_CONFIGS, family_of
 from .routes.cuts import check_cuts, default_cuts
 from .transformers_internals import SubConfigSpec, attention_of, choose_attention
@@ -137,6 +137,8 @@ class PWLConfig(PreTrainedConfig):
         # 1. Each network alone.
         if self.num_blocks < 1:
             raise ValueError(f"num_blocks must be at least 1, got {self.num_blocks}")
+        if self.num_blocks > MAX_BLOCKS:
+            raise ValueError(f"num_blocks must be at most {MAX_BLOCKS}, got {self.num_blocks}")
         teacher, student = self.teacher_config, self.student_config
         for key in _NETWORKS:
             check_values(key, getattr(self, key))
@@ -177,6 +179,12 @@ class PWLConfig(PreTrainedConfig):
 
     @staticmethod
     def _check_labels(teacher: Any, student: Any) -> None:
+        for name, network in (("teacher", teacher), ("student", student)):
+            if network.id2label.keys() != set(range(network.num_labels)):
+                raise ValueError(
+                    f"the labels of the {name} must be numbered from 0, got id2label with {min(network.id2label)} to "
+                    f"{max(network.id2label)}: number them by the place of their logits"
+                )
         if teacher.num_labels != student.num_labels:
             raise ValueError(
                 f"teacher and student must have the same labels, got num_labels {teacher.num_labels} for the "
@@ -229,7 +237,12 @@ class PWLConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """As transformers' own; a `problem_type` given as a keyword is checked as if it stood in the dict."""
+        """As transformers' own; a `problem_type` given as a keyword is checked as if it stood in the dict.
+
+        Raises:
+            ValueError: If it is longer or deeper than any config (see `bounds`).
+        """
+        check_document("config", config_dict)
         if kwargs.get("problem_type") is not None:
             config_dict = {**config_dict, "problem_type": kwargs["problem_type"]}
         return super().from_dict(config_dict, **kwargs)

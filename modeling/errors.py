@@ -2,9 +2,25 @@
 
 from __future__ import annotations
 
+from .plain import plain
+
 
 class PWLError(Exception):
-    """Base of every error that this library raises on its own account."""
+    """Base of every error that this library raises on its own account.
+
+    Args:
+        arguments: What it says; as it may quote a repository, without control characters.
+    """
+
+    def __init__(self, *arguments: object) -> None:
+        super().__init__(*(plain(a) if isinstance(a, str) else a for a in arguments))
+
+
+class InputError(PWLError, ValueError):
+    """Something given, such as a device, a checkpoint or a folder of images, that cannot be used: what to give instead.
+
+    The command line ends with status 2, as for a wrong option.
+    """
 
 
 class RepositoryError(PWLError, ValueError):

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 from transformers import PreTrainedConfig
 
+from .bounds import check_document
 from .errors import RepositoryError
 from .repository.manifest import CONFIG_FILE, MANIFEST_FILE, Manifest
 from .repository.source import Repository
@@ -248,6 +249,7 @@ def _parsed(text: bytes, repository: Repository, config_class: type[Config], ove
             f"{repository}: config.json has model_type {found!r:.100}, expected {config_class.model_type!r}"
         )
     try:
+        check_document(CONFIG_FILE, data)
         if overrides:
             config, unused = config_class.from_dict(data, return_unused_kwargs=True, **overrides)
         else:

@@ -44,7 +44,7 @@ def info(repo: Repo, revision: Revision = None, subfolder: Subfolder = "", token
 
     opened = Repository.open(repo, revision=revision, subfolder=subfolder, token=token)
     manifest = opened.manifest()
-    typer.echo(f"{opened}: {manifest.num_blocks} blocks, {manifest.dtype}, fingerprint {manifest.fingerprint[:16]}")
+    _say(f"{opened}: {manifest.num_blocks} blocks, {manifest.dtype}, fingerprint {manifest.fingerprint[:16]}")
     stage_table(manifest)
 
 
@@ -96,7 +96,7 @@ def convert(
         remote_code=remote_code,
         overwrite=overwrite,
     )
-    typer.echo(f"saved {output}")
+    _say(f"saved {output}")
     if push_to_hub is not None:
         card_data = {"license": license} if license else None
         _push(output, push_to_hub, private=private, token=token, card_data=card_data, overwrite=overwrite)
@@ -147,9 +147,9 @@ def upgrade(
     from pwl_hf.upgrading import upgrade as upgrade_repository
 
     removed, commit = upgrade_repository(repo, remote_code, revision=revision, create_pr=create_pr, token=token)
-    typer.echo(f"{len(removed)} code file(s) removed from {repo}")
+    _say(f"{len(removed)} code file(s) removed from {repo}")
     if commit is not None:
-        typer.echo(commit.pr_url or str(commit))
+        _say(commit.pr_url or str(commit))
 
 
 @app.command()
@@ -173,7 +173,7 @@ def download(
     )
     from pwl_hf.modeling.publishing.model_card import human_bytes
 
-    typer.echo(f"{count} weight file(s), {human_bytes(size)}, checked: {place}")
+    _say(f"{count} weight file(s), {human_bytes(size)}, checked: {place}")
 
 
 @app.command()
@@ -276,7 +276,14 @@ def _push(directory: Path, repo: str, **options: Any) -> None:
     from pwl_hf.modeling.publishing.push import Target, push_folder
 
     commit = push_folder(directory, Target(repo, **options))
-    typer.echo(commit.pr_url or str(commit))
+    _say(commit.pr_url or str(commit))
+
+
+def _say(text: str, *, err: bool = False) -> None:
+    # What a repository, a server or a file name says may hold control characters, and lines of its own.
+    from pwl_hf.modeling.plain import one_line
+
+    typer.echo(one_line(text), err=err)
 
 
 def _whole_number(text: str) -> int:
@@ -287,7 +294,7 @@ def _whole_number(text: str) -> int:
 
 
 def main() -> None:
-    """Run the command line; errors of ours and of the Hub end it with one line and status 1."""
+    """Run the command line; errors of ours and of the Hub end it with one line and status 1, wrong input with 2."""
     try:
         app()
     except ModuleNotFoundError as error:
@@ -295,18 +302,21 @@ def main() -> None:
 
         if (advice := missing_extra(error)) is None:
             raise
-        typer.echo(f"pwl-hf: this command {advice}", err=True)
+        _say(f"pwl-hf: this command {advice}", err=True)
         sys.exit(1)
     except Exception as error:
-        from huggingface_hub.errors import HfHubHTTPError, StrictDataclassError
+        from huggingface_hub.errors import HfHubHTTPError, RevisionResolutionError, StrictDataclassError
 
-        from pwl_hf.modeling.errors import PWLError
+        from pwl_hf.modeling.errors import InputError, PWLError
 
-        if isinstance(error, PWLError | HfHubHTTPError | StrictDataclassError | OSError | ValueError):
+        known = PWLError | HfHubHTTPError | RevisionResolutionError | StrictDataclassError | OSError | ValueError
+        if isinstance(error, known):
             # The reason alone: which validator found it fills a line of its own.
             reason = error.__cause__ if isinstance(error, StrictDataclassError) and error.__cause__ else error
-            typer.echo(f"pwl-hf: {reason}", err=True)
-            sys.exit(1)
+            _say(f"pwl-hf: {reason}", err=True)
+            # A package that is missing is no wrong input.
+            is_wrong = isinstance(error, InputError) and not isinstance(error.__cause__, ModuleNotFoundError)
+            sys.exit(2 if is_wrong else 1)
         raise
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from pwl_hf.modeling.plain import one_line
 from pwl_hf.modeling.publishing.model_card import human_bytes, stage_rows
 from pwl_hf.modeling.repository.manifest import Manifest
 
@@ -18,7 +20,10 @@ def stage_table(manifest: Manifest, console: Console | None = None) -> None:
     """
     rows = stage_rows(manifest)
     names = list(dict.fromkeys(name for row in rows for name in row["metrics"]))
-    table = Table("stage", "sources", "adds", "so far", "parameters", *names)
+    table = Table("stage", "sources", "adds", "so far", "parameters")
+    for name in names:
+        # Not a string, in which brackets would be markup.
+        table.add_column(Text(one_line(name)))
     for row in rows:
         table.add_row(
             str(row["stage"]),

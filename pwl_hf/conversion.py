@@ -12,6 +12,8 @@ from transformers import AutoImageProcessor, BaseImageProcessor
 from pwl_hf.data.errors import DataError
 from pwl_hf.data.processing import check_channels, process, upright
 from pwl_hf.modeling import PWLForImageClassification
+from pwl_hf.modeling.errors import InputError
+from pwl_hf.modeling.plain import one_line
 from pwl_hf.modeling.publishing.model_card import card_of, write_card
 from pwl_hf.modeling.publishing.saving import processor_files, save_repository
 from pwl_hf.modeling.repository.output_folder import check_output, paths_of_save
@@ -72,6 +74,7 @@ def convert_pair(
             that cannot be kept; nothing is saved.
         ValueError: If `images` holds no images, or they cannot be made into what the networks take: the teacher has no
             image processor, or one of other channels.
+        InputError: If the networks cannot be joined.
         DataError: If an image cannot be read, with its file.
     """
     if num_blocks is not None and num_stages is not None:
@@ -80,15 +83,25 @@ def convert_pair(
     # What cannot be written is refused before anything is loaded or fitted.
     card_of(output)
     check_output(output, paths_of_save(num_blocks), inputs=[teacher, student], overwrite=overwrite)
-    model = PWLForImageClassification.from_teacher_student(
-        teacher,
-        student,
-        num_blocks=num_blocks,
-        dtype=dtype,
-        allow_new_head=allow_new_head,
-        problem_type=problem_type,
-        token=token,
-    )
+    try:
+        model = PWLForImageClassification.from_teacher_student(
+            teacher,
+            student,
+            num_blocks=num_blocks,
+            dtype=dtype,
+            allow_new_head=allow_new_head,
+            problem_type=problem_type,
+            token=token,
+        )
+        # What its tensors are called on disk; networks of which that cannot be said could not be saved.
+        for part in model.parts.inventory.parts.values():
+            len(part.specs)
+    except (TypeError, NotImplementedError, ImportError) as error:
+        # Other architectures: timm's, say, or DeiT's with a head for distillation.
+        raise InputError(
+            f"{teacher} and {student} cannot be joined: {one_line(str(error))}; give image classifiers of "
+            "transformers, of one family"
+        ) from error
     model.eval()
     processor = _processor(teacher, token)
     if images is not None:
@@ -117,9 +130,11 @@ def _batches(
     folder: Path, processor: BaseImageProcessor, num_channels: int, limit: int, batch_size: int
 ) -> Iterator[torch.Tensor]:
     check_channels(num_channels)
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _IMAGE_SUFFIXES)[:limit]
+    found = (path for path in folder.rglob("*") if path.suffix.lower() in _IMAGE_SUFFIXES and path.is_file())
+    # Hidden files are none: systems leave "._1.png" beside "1.png".
+    paths = sorted(p for p in found if not any(part.startswith(".") for part in p.relative_to(folder).parts))[:limit]
     if not paths:
-        raise ValueError(f"{folder} holds no images ({', '.join(_IMAGE_SUFFIXES)})")
+        raise DataError(f"{folder} holds no images ({', '.join(_IMAGE_SUFFIXES)})")
     for start in range(0, len(paths), batch_size):
         opened = [_open(path, num_channels) for path in paths[start : start + batch_size]]
         yield process(opened, processor, num_channels)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
-from pwl_hf.modeling.publishing.model_card import CARD_FILE, render_card, write_card
+from pwl_hf.modeling.publishing.model_card import CARD_FILE, read_card, render_card, write_card
 from pwl_hf.modeling.publishing.remote_code import NONE, with_code
 from pwl_hf.modeling.repository.files import write_text
 from pwl_hf.modeling.repository.manifest import CONFIG_FILE
@@ -72,7 +72,7 @@ def upgrade(
         return removed, None
     # 3. On the Hub: all in one commit.
     processor = {path: b"" for path in files if path == PROCESSOR_FILE}
-    existing = source.fetch_text(CARD_FILE).decode("utf-8") if CARD_FILE in files else None
+    existing = read_card(source.fetch_text(CARD_FILE), f"{source}: {CARD_FILE}") if CARD_FILE in files else None
     card = render_card(manifest, {**after, **processor}, repo_id=source.name, existing=existing, token=token)
     operations = [CommitOperationAdd(path, content) for path, content in {**changed, CARD_FILE: card.encode()}.items()]
     commit = HfApi(token=token).create_commit(

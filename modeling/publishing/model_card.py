@@ -7,25 +7,31 @@ and is kept when the repository is published again.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError
 from jinja2 import Environment, StrictUndefined
 from yaml import YAMLError  # type: ignore[import-untyped]
 
+from ..bounds import MAX_TEXT_BYTES, check_count
 from ..errors import RepositoryError
+from ..plain import in_markdown, one_line
 from ..repository.files import write_text
-from ..repository.manifest import Manifest
+from ..repository.manifest import CONFIG_FILE, Manifest
 from ..repository.output_folder import PROCESSOR_FILE
 from ..repository.source import Repository
 
 CARD_FILE = "README.md"
 _BEGIN, _END = "<!-- pwl-hf: generated from pwl_index.json, do not edit -->", "<!-- pwl-hf: end -->"
+# Innermost, so that markers which people moved or copied enclose none of their text.
+_GENERATED = re.compile(f"{re.escape(_BEGIN)}(?:(?!{re.escape(_BEGIN)}).)*?{re.escape(_END)}", re.DOTALL)
+_HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", re.ASCII)
 _TAGS = ("progressive-weight-loading", "pwl", "image-classification", "knowledge-distillation", "model-stitching")
 
 
@@ -47,8 +53,11 @@ def render_card(
         existing: The card that is there: its metadata and everything outside the generated part are kept.
         card_data: Metadata that wins over what is found.
         token: For looking up the teacher's licence.
+
+    Raises:
+        RepositoryError: If `config.json` is none of a PWL model.
     """
-    config = json.loads(texts["config.json"])
+    config = _config(texts[CONFIG_FILE], repo_id)
     generated = _generated(manifest, config, repo_id, has_processor=PROCESSOR_FILE in texts)
     old = ModelCard(existing, ignore_metadata_errors=True) if existing else None
     data: dict[str, Any] = {"license": _teacher_license(config.get("base_model"), token)}
@@ -65,9 +74,8 @@ def render_card(
     )
     if old is None:
         body = f"# {repo_id}\n\n{generated}\n"
-    elif _BEGIN in old.text and _END in old.text:
-        before, _, rest = old.text.partition(_BEGIN)
-        body = before + generated + rest.partition(_END)[2]
+    elif (place := _GENERATED.search(old.text)) is not None:
+        body = old.text[: place.start()] + generated + old.text[place.end() :]
     else:
         body = f"{old.text.rstrip()}\n\n{generated}\n"
     return f"---\n{metadata.to_yaml()}\n---\n\n{body.lstrip()}"
@@ -101,20 +109,27 @@ def card_of(directory: str | Path) -> str | None:
         RepositoryError: If it is a link out of the folder, or cannot be read.
     """
     card = Path(directory, CARD_FILE)
-    if not card.exists():
+    if not os.path.lexists(card):
         return None
     Repository.open(directory).check_links([CARD_FILE])
     try:
+        if not card.is_file():
+            # A pipe would be waited for.
+            raise RepositoryError(f"{card} is no file: move it away")
+        check_count(str(card), card.stat().st_size, MAX_TEXT_BYTES, "bytes")
         return read_card(card.read_bytes(), str(card))
-    except OSError as error:
+    except RepositoryError:
+        raise
+    except (OSError, ValueError) as error:
         raise RepositoryError(f"{card} cannot be read: {error}; move it away") from error
 
 
 def own_words(card: str) -> str:
     """What people wrote in a card: its text without the generated part."""
     text = ModelCard(card, ignore_metadata_errors=True).text
-    before, _, rest = text.partition(_BEGIN)
-    return f"{before.strip()}\n{rest.partition(_END)[2].strip()}"
+    place = _GENERATED.search(text)
+    before, after = (text, "") if place is None else (text[: place.start()], text[place.end() :])
+    return f"{before.strip()}\n{after.strip()}"
 
 
 def write_card(
@@ -136,10 +151,13 @@ def write_card(
         RepositoryError: If the folder is no PWL repository, or its card is a link out of it, or cannot be read.
     """
     root = Path(directory)
-    texts = {path.name: path.read_bytes() for path in root.glob("*.json")}
+    repository = Repository.open(root)
+    texts = {CONFIG_FILE: repository.fetch_text(CONFIG_FILE)}
+    if (root / PROCESSOR_FILE).is_file():
+        texts[PROCESSOR_FILE] = b""  # That it is there is all that the card says.
     card = root / CARD_FILE
     text = render_card(
-        Repository.open(root).manifest(),
+        repository.manifest(),
         texts,
         repo_id=repo_id or root.resolve().name,
         existing=card_of(root),
@@ -189,7 +207,7 @@ def human_bytes(size: int) -> str:
 
 def _generated(manifest: Manifest, config: Mapping[str, Any], repo_id: str, *, has_processor: bool) -> str:
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False)
-    environment.filters["human_bytes"] = human_bytes
+    environment.filters |= {"human_bytes": human_bytes, "in_markdown": lambda value: in_markdown(str(value))}
     template = (
         resources.files("pwl_hf.modeling.publishing")
         .joinpath("templates/model_card.md.jinja")
@@ -200,6 +218,7 @@ def _generated(manifest: Manifest, config: Mapping[str, Any], repo_id: str, *, h
     text = environment.from_string(template).render(
         repo_id=repo_id,
         config=config,
+        base_model=_hub_id(config.get("base_model")),
         rows=rows,
         num_blocks=manifest.num_blocks,
         num_stages=manifest.num_stages,
@@ -213,15 +232,31 @@ def _generated(manifest: Manifest, config: Mapping[str, Any], repo_id: str, *, h
     return f"{_BEGIN}\n{text.strip()}\n{_END}"
 
 
+def _config(text: bytes, where: str) -> dict[str, Any]:
+    try:
+        config = json.loads(text)
+        if not isinstance(config["teacher_config"]["model_type"], str):
+            raise TypeError("model_type is no text")
+    except (ValueError, RecursionError, TypeError, LookupError) as error:
+        raise RepositoryError(f"{where}: {CONFIG_FILE} is no config of a PWL model: {error!r:.200}") from error
+    found: dict[str, Any] = config
+    return found
+
+
 def _metadata(manifest: Manifest, config: Mapping[str, Any]) -> dict[str, Any]:
     datasets = {metric.dataset for stage in manifest.stages for metric in stage.metrics}
     return {
         "library_name": "pwl-hf",
         "pipeline_tag": "image-classification",
-        **({"base_model": config["base_model"]} if config.get("base_model") else {}),
         # Only what can be an id on the Hub: other names stand in the text.
-        **({"datasets": ids} if (ids := sorted(d for d in datasets if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", d))) else {}),
+        **({"base_model": base_model} if (base_model := _hub_id(config.get("base_model"))) else {}),
+        **({"datasets": ids} if (ids := sorted(filter(None, map(_hub_id, datasets)))) else {}),
     }
+
+
+def _hub_id(name: Any) -> str | None:
+    """What can be an id on the Hub, and is no path; None for anything else."""
+    return name if isinstance(name, str) and _HUB_ID.fullmatch(name) else None
 
 
 def _eval_results(manifest: Manifest) -> list[EvalResult]:
@@ -229,10 +264,10 @@ def _eval_results(manifest: Manifest) -> list[EvalResult]:
         EvalResult(
             task_type="image-classification",
             dataset_type=re.sub(r"[^\w./-]+", "-", metric.dataset),
-            dataset_name=metric.dataset,
-            dataset_split=metric.split,
-            metric_type=metric.name,
-            metric_name=f"{metric.name}, stage {stage.stage} ({stage.sources})",
+            dataset_name=_in_metadata(metric.dataset),
+            dataset_split=_in_metadata(metric.split),
+            metric_type=_in_metadata(metric.name),
+            metric_name=f"{_in_metadata(metric.name)}, stage {stage.stage} ({stage.sources})",
             metric_value=metric.value,
         )
         for stage in manifest.stages
@@ -240,13 +275,19 @@ def _eval_results(manifest: Manifest) -> list[EvalResult]:
     ]
 
 
-def _teacher_license(base_model: str | None, token: str | bool | None) -> str | None:
-    """The licence that the teacher's own card names; a PWL repository contains the teacher."""
-    if base_model is None:
+def _in_metadata(name: str) -> str:
+    """A name on one line, and no HTML: pages show the metadata as well."""
+    return one_line(name).replace("<", "&lt;").replace(">", "&gt;")
+
+
+def _teacher_license(base_model: Any, token: str | bool | None) -> str | None:
+    """The licence that the teacher's own card on the Hub names; a PWL repository contains the teacher."""
+    if _hub_id(base_model) is None:
         return None
     try:
-        card = ModelCard.load(base_model, token=token, ignore_metadata_errors=True)  # type: ignore[arg-type]
-    except (HfHubHTTPError, OSError):
+        # Not `ModelCard.load`, which would read a local file of that name.
+        card = read_card(Path(hf_hub_download(base_model, CARD_FILE, token=token)).read_bytes(), base_model)
+    except (HfHubHTTPError, OSError, ValueError):
         return None
-    found: str | None = card.data.get("license")
-    return found
+    found = ModelCard(card, ignore_metadata_errors=True).data.get("license")
+    return one_line(found) if isinstance(found, str) else None

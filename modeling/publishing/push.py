@@ -303,7 +303,10 @@ def _endpoint_contents(repo_id: str, target: Target, known: Mapping[str, bytes],
             f"{repo_id}: there is a {HANDLER_FILE} that is not this library's: move it away, leave out "
             "inference_handler, or give overwrite=True (--overwrite) to write over it"
         )
-    requirements = known.get(REQUIREMENTS_FILE, b"").decode("utf-8")
+    try:
+        requirements = known.get(REQUIREMENTS_FILE, b"").decode("utf-8")
+    except ValueError as error:
+        raise RepositoryError(f"{repo_id}: {REQUIREMENTS_FILE} is no text: {error}; mend it first") from error
     return {path: text.encode() for path, text in endpoint_files(requirements).items()}
 
 

@@ -23,7 +23,7 @@ from ..errors import FetchError, MissingFileError
 from .files import temporary_name
 from .location import Location
 from .retrying import is_passing, root_cause
-from .transfers import interruptible, progress_bar
+from .transfers import RefusedAnswer, TooLongError, interruptible, progress_bar
 from .verification import pointer_of
 
 FAULTS = (HfHubHTTPError, httpx.HTTPError, OSError)
@@ -41,6 +41,7 @@ def download(repository: Location, path: str, *, force: bool = False, cancelled:
     Raises:
         MissingFileError: If the repository has no such file.
         FetchError: If it cannot be downloaded, after all tries.
+        TooLongError: If it is longer than it may be (see `at_most`).
         Interrupted: If it was cancelled.
     """
     try:
@@ -50,7 +51,12 @@ def download(repository: Location, path: str, *, force: bool = False, cancelled:
         raise FetchError(_explain(repository, path, error)) from error
     except EntryNotFoundError as error:
         raise MissingFileError(f"{repository} has no file {path!r}") from error
-    except FAULTS as error:
+    except TooLongError as error:
+        raise TooLongError(
+            f"{repository}: {path!r} was not received: {error}, which is what it may have; it is of another commit, "
+            "or a proxy changes it"
+        ) from error
+    except (*FAULTS, RefusedAnswer) as error:
         raise FetchError(_explain(repository, path, error)) from error
 
 
@@ -99,7 +105,7 @@ def etag_of(repository: Location, path: str) -> str | None:
     url = hf_hub_url(repository.name, repository.path_in_repo(path), revision=repository.commit)
     try:
         return repository.retry.run(lambda: get_hf_file_metadata(url, token=repository.token)).etag
-    except FAULTS:
+    except (*FAULTS, RefusedAnswer):
         return None
 
 
@@ -142,6 +148,8 @@ def _explain(repository: Location, path: str, error: Exception) -> str:
 
 def _advice(repository: Location, error: BaseException) -> str:
     number = error.errno if isinstance(error, OSError) else None
+    if isinstance(error, RefusedAnswer):
+        return "the Hub, or a proxy before it, names it by what is no hash; look for a proxy that changes answers"
     if isinstance(error, LocalEntryNotFoundError | OfflineModeIsEnabled):
         if repository.local_files_only or is_offline_mode():
             return "it is not in the local cache, and the Hub is not to be asked; fetch it first with `pwl-hf download`"

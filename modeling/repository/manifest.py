@@ -30,6 +30,7 @@ from pathlib import PurePosixPath
 from types import MappingProxyType
 from typing import Any
 
+from ..bounds import MAX_BLOCKS, MAX_FILES, MAX_METRICS, check_count
 from ..errors import RepositoryError
 from ..schedule import Schedule
 from ..sources import LETTERS, Direction, PartId, Role, Sources
@@ -78,12 +79,12 @@ def file_of(part: PartId, num_blocks: int) -> str:
 def stages_of_files(schedule: Schedule, shared: Iterable[FileEntry]) -> dict[str, int]:
     """The stage that first needs a file; one that no stage needs is not in it."""
     found: dict[str, int] = {}
-    shared = list(shared)
     for stage, mask in enumerate(schedule):
-        paths = [file_of(part, schedule.num_blocks) for part in mask.part_ids]
-        paths += [entry.path for entry in shared if entry.is_needed_by(mask)]
-        for path in (*paths, statistics_file(mask)):
+        for path in (*(file_of(part, schedule.num_blocks) for part in mask.part_ids), statistics_file(mask)):
             found.setdefault(path, stage)
+    # Of its blocks' shards, rather than of each mask: the cost is that of what is listed.
+    for entry in shared:
+        found[entry.path] = min(found[teacher_shard(block, schedule.num_blocks)] for block in entry.blocks)
     return found
 
 
@@ -121,10 +122,6 @@ class FileEntry(ListedFile):
     def is_shared(self) -> bool:
         """Whether it is of tensors that blocks of the teacher share."""
         return _SHARED.fullmatch(self.path) is not None
-
-    def is_needed_by(self, sources: Sources) -> bool:
-        """Whether it is of tensors that a block of the teacher's on a mask's path shares with others."""
-        return self.is_shared and not set(self.blocks).isdisjoint(sources.blocks("teacher"))
 
 
 @dataclass(frozen=True)
@@ -262,9 +259,7 @@ class Manifest:
         blocks = {part.number for part in parts if part.kind == "teacher"}
         shared = [entry.path for entry in self.files if entry.is_shared and not blocks.isdisjoint(entry.blocks)]
         paths = sorted({*(file_of(part, self.num_blocks) for part in parts), *shared})
-        missing = [path for path in paths if path not in self._by_path]
-        if missing:
-            raise RepositoryError(f"{MANIFEST_FILE} does not list {missing[0]!r}, which sources {sources} needs")
+        self._check_listed(paths, sources)
         statistics = self.get(statistics_file(sources))
         return tuple(self._by_path[path] for path in paths) + ((statistics,) if statistics else ())
 
@@ -315,9 +310,10 @@ class Manifest:
         items = [_typed(item, dict, "a stage") for item in _typed(data.get("stages"), list, "stages")]
         if len(items) < 2:
             raise RepositoryError(f"{MANIFEST_FILE} has {len(items)} stage(s), a PWL repository has at least 2")
-        schedule = _schedule(items, min_reader)
         others = _typed(data.get("other_files", []), list, "other_files")
         attached = _typed(data.get("attachments", []), list, "attachments") if min_reader > 1 else []
+        _check_counts(items, others, attached)
+        schedule = _schedule(items, min_reader)
         manifest = cls(
             dtype=_typed(data.get("dtype"), str, "dtype"),
             stages=tuple(_stage(k, item, schedule) for k, item in enumerate(items)),
@@ -346,6 +342,13 @@ class Manifest:
                     f"{MANIFEST_FILE} lists {statistics_file(mask)!r}, but the model has {self.num_blocks} blocks "
                     "and only masks of both networks have statistics of their own"
                 )
+        blocks = set(range(1, self.num_blocks + 1))
+        for entry in self.files:
+            if len(set(entry.blocks)) < len(entry.blocks) or not blocks.issuperset(entry.blocks):
+                raise RepositoryError(
+                    f"{MANIFEST_FILE}: the blocks of {entry.path!r} must be different ones from 1 to "
+                    f"{self.num_blocks}, got {list(entry.blocks)!r:.100}"
+                )
         stage_of = stages_of_files(self.schedule, (entry for entry in self.files if entry.is_shared))
         places = [(stage.stage, entry) for stage in self.stages for entry in stage.files]
         for place, entry in [*places, *((None, entry) for entry in self.other_files)]:
@@ -356,7 +359,12 @@ class Manifest:
                     f"{MANIFEST_FILE} lists {entry.path!r} in {where}, it belongs to stage {needed_at}"
                 )
         for mask in self.schedule:
-            self.files_for(mask)
+            self._check_listed({file_of(part, self.num_blocks) for part in mask.part_ids}, mask)
+
+    def _check_listed(self, paths: Iterable[str], sources: Sources) -> None:
+        """Refuse a mask some of whose files are not listed."""
+        if missing := min((path for path in paths if path not in self._by_path), default=None):
+            raise RepositoryError(f"{MANIFEST_FILE} does not list {missing!r}, which sources {sources} needs")
 
 
 def check_path(path: str, suffixes: tuple[str, ...] = (".safetensors",)) -> None:
@@ -392,6 +400,23 @@ def _without_empty(data: dict[str, Any], hidden: tuple[str, ...] = ()) -> dict[s
     if "files" in data:
         data["files"] = [_without_empty(entry) for entry in data["files"]]
     return data
+
+
+def _check_counts(items: list[dict[str, Any]], others: list[Any], attached: list[Any]) -> None:
+    """Refuse more stages, blocks, files or metrics than there can be, before anything is made for each."""
+    masks, files, metrics = ([item.get(key) for item in items] for key in ("sources", "files", "metrics"))
+    try:
+        check_count(MANIFEST_FILE, len(items) - 1, MAX_BLOCKS, "stages")
+        check_count(MANIFEST_FILE, max(len(m) for m in [*masks, ""] if isinstance(m, str)), MAX_BLOCKS, "blocks")
+        check_count(MANIFEST_FILE, len(_lists([*files, others, attached])), MAX_FILES, "files")
+        check_count(MANIFEST_FILE, len(_lists(metrics)), MAX_METRICS, "metrics")
+    except ValueError as error:
+        raise RepositoryError(f"{error}: pwl-hf reads no more than that") from error
+
+
+def _lists(values: Iterable[Any]) -> list[Any]:
+    """The items of those that are lists; of what else there is, its reader will say so."""
+    return [item for value in values if isinstance(value, list) for item in value]
 
 
 def _schedule(items: list[dict[str, Any]], min_reader: int) -> Schedule:

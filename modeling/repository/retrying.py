@@ -24,6 +24,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
 
 from ..errors import PWLError
+from .transfers import ours
 
 Outcome = TypeVar("Outcome")
 
@@ -87,7 +88,8 @@ class RetryPolicy:
         while True:
             count += 1
             try:
-                return attempt()
+                with ours():
+                    return attempt()
             except Exception as error:
                 wait = self.wait_after(error, count)
                 over = time.monotonic() - started + wait > self.max_seconds
@@ -139,6 +141,7 @@ def _retry_after(error: Exception) -> float | None:
     except ValueError:
         try:
             seconds = parsedate_to_datetime(value).timestamp() - time.time()
-        except ValueError:
+        # What a date cannot be, it raises in several ways.
+        except (ValueError, TypeError, OverflowError, OSError):
             return None
     return max(0.0, seconds)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Collection, Iterable, Mapping
-from contextlib import suppress
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import partial
 from operator import attrgetter
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any, TypeVar
 from huggingface_hub import constants, is_offline_mode, resolve_revision
 from huggingface_hub.errors import HFValidationError
 
+from ..bounds import MAX_TEXT_BYTES
 from ..errors import FetchError, MissingFileError, RepositoryError
 from .background import download_concurrently
 from .fetching import download, download_again, etag_of
@@ -22,6 +24,7 @@ from .files import leads_out, write_text
 from .location import Location
 from .manifest import MANIFEST_FILE, ListedFile, Manifest
 from .retrying import RetryPolicy, is_passing
+from .transfers import TooLongError, at_most
 from .verification import Stamp, blob_of, check_file, discard, is_as_named, is_named, stamp_of
 
 Verified = tuple[Path, Stamp]
@@ -79,6 +82,12 @@ class Repository(Location):
                 f"{os.fspath(name)}@{revision or 'main'}: there is no such folder, the Hub did not answer in any try, "
                 f"and the commit is not known here; call again later ({type(error).__name__}: {error})"
             ) from error
+        if not re.fullmatch(r"[0-9a-f]{40}", resolved.resolved):
+            # It would be a part of paths.
+            raise RepositoryError(
+                f"{os.fspath(name)}@{revision or 'main'}: the Hub says that this is commit {resolved.resolved!r:.100}, "
+                "which is no hash of 40 hex digits; look for a proxy that changes answers"
+            )
         return cls(os.fspath(name), commit=resolved.resolved, token=token, **options)
 
     def fetch(self, path: str, *, force: bool = False, cancelled: Event | None = None) -> Path:
@@ -92,6 +101,7 @@ class Repository(Location):
         Raises:
             MissingFileError: If the repository has no such file.
             FetchError: If it cannot be downloaded, after all tries.
+            RepositoryError: If what lies in its place in the cache is no file, and cannot be removed.
             Interrupted: If it was cancelled.
         """
         if self.commit is None:
@@ -99,9 +109,18 @@ class Repository(Location):
             if not local.is_file():
                 raise MissingFileError(f"{self} has no file {path!r}")
             return local
-        if force or self.force_download:
-            return download_again(self, path, force=True, cancelled=cancelled)
-        return download(self, path, cancelled=cancelled)
+        force = force or self.force_download
+        fetch = partial(download_again, force=True) if force else download
+        local = fetch(self, path, cancelled=cancelled)
+        if not local.is_file() and self._can_download:
+            # To read a pipe would wait for ever.
+            discard(local)
+            local = download(self, path, cancelled=cancelled)
+        if not local.is_file():
+            raise RepositoryError(
+                f"{self}: {path!r} is no file in the cache, but a folder or a pipe: remove {local.resolve()}"
+            )
+        return local
 
     def fetch_all(self, entries: Iterable[ListedFile], fetch: Callable[[ListedFile, Event], Path]) -> dict[str, Path]:
         """The local paths of files. Small files of a Hub are fetched while large ones download.
@@ -114,22 +133,38 @@ class Repository(Location):
             Path in the repository -> local path.
 
         Raises:
+            RepositoryError: If a file is longer than the manifest says: no more of it is received.
             Exception: What `fetch` raised; what came is in the cache.
         """
+
+        def fetch_listed(entry: ListedFile, ended: Event) -> Path:
+            with self._as_listed(entry):
+                return fetch(entry, ended)
+
         largest_first = sorted(entries, key=attrgetter("bytes"), reverse=True)
         if self.commit is None:
-            return {entry.path: fetch(entry, Event()) for entry in largest_first}
-        return {entry.path: local for entry, local in download_concurrently(largest_first, fetch).items()}
+            return {entry.path: fetch_listed(entry, Event()) for entry in largest_first}
+        return {entry.path: local for entry, local in download_concurrently(largest_first, fetch_listed).items()}
+
+    @contextmanager
+    def _as_listed(self, entry: ListedFile) -> Iterator[None]:
+        """Receive no more of a file than its entry says; before it is refused, see whether the manifest is wrong."""
+        try:
+            with at_most(entry.bytes):
+                yield
+        except TooLongError:
+            self._suspect_manifest()
+            raise
 
     def fetch_text(self, path: str) -> bytes:
         """The contents of a small file, downloaded again if the cached one is damaged.
 
         Raises:
             MissingFileError: If there is no such file.
-            RepositoryError: If it is damaged again.
+            RepositoryError: If it is damaged again, or longer than any there is.
             FetchError: If it cannot be downloaded.
         """
-        local = self.fetch(path)
+        local = self._fetch_short(path)
         if self._is_the_hubs(path, local) is False:
             if not self._can_download:
                 raise RepositoryError(
@@ -139,7 +174,7 @@ class Repository(Location):
             # The noted ETag may be the wrong one.
             with suppress(OSError):
                 self._etag_note(path).unlink(missing_ok=True)
-            local = self.fetch(path, force=True)
+            local = self._fetch_short(path, force=True)
             if self._is_the_hubs(path, local) is False:
                 discard(local)
                 raise RepositoryError(
@@ -147,6 +182,14 @@ class Repository(Location):
                     "later to fetch it once more"
                 )
         return local.read_bytes()
+
+    def _fetch_short(self, path: str, *, force: bool = False) -> Path:
+        """The local path of a file that is read whole."""
+        with at_most(MAX_TEXT_BYTES):
+            local = self.fetch(path, force=force)
+        if (size := local.stat().st_size) > MAX_TEXT_BYTES:
+            raise RepositoryError(f"{self}: {path!r} has {size} bytes, there can be {MAX_TEXT_BYTES} at most")
+        return local
 
     def parse(self, path: str, parse: Callable[[bytes], Parsed]) -> Parsed:
         """Parse a small file; if that fails, look whether the Hub has another one now.
@@ -307,10 +350,12 @@ class Repository(Location):
                 if not self.refresh(entry.path):
                     self._suspect_manifest()
                     raise
-                local = self.fetch(entry.path)
+                with self._as_listed(entry):
+                    local = self.fetch(entry.path)
             # 2. It is damaged, or may be: download it again, once.
             else:
-                local = fetch(entry.path, force=True)
+                with self._as_listed(entry):
+                    local = fetch(entry.path, force=True)
         try:
             return local, check_file(local, entry, str(self))
         except RepositoryError as error:

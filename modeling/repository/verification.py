@@ -46,6 +46,8 @@ def check_file(local: Path, entry: ListedFile, where: str) -> Stamp:
         RepositoryError: If its size or sha256 is another, or it cannot be read.
     """
     try:
+        if local.exists() and not local.is_file():
+            raise RepositoryError(f"{where}: {entry.path!r} is no file: remove {local}, and load it again")
         memory = _Memory(local)
         size = memory.stamp[2]
         if size != entry.bytes:
@@ -94,7 +96,11 @@ def is_named(local: Path, etag: str) -> bool | None:
         local: The file.
         etag: The git hash of a small file, the sha256 of a large one.
     """
+    etag = etag.lower()
     try:
+        if not local.is_file():
+            # A pipe would be waited for.
+            return False
         if re.fullmatch(r"[0-9a-f]{40}", etag):
             return etag in git_hashes(local.read_bytes())
         if re.fullmatch(r"[0-9a-f]{64}", etag):
@@ -143,7 +149,8 @@ def discard(cached: Path) -> None:
     for path in (pointer_of(cached), blob):
         if path is not None:
             with suppress(OSError):
-                path.unlink(missing_ok=True)
+                # Of a folder, only an empty one.
+                (Path.rmdir if path.is_dir() and not path.is_symlink() else Path.unlink)(path)
 
 
 class _Memory:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from pwl_hf.modeling.errors import PWLError
+from pwl_hf.modeling.errors import InputError
 
 
-class DataError(PWLError, ValueError):
+class DataError(InputError):
     """Data that is not there, or not as asked for: names the source, what was found, and the option to give."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -46,7 +47,16 @@ def open_split(source: DataSource, split: str) -> ImageSplit:
         data = _part(splits, split, where)
     title = f"split {split!r} of {where}"
     features = data.features or datasets.Dataset.from_list(list(data.take(1))).features
-    image_column, label_column = _columns(features, source, title)
+    try:
+        image_column, label_column = _columns(features, source, title)
+    except DataError as error:
+        # `datasets` takes no labels from folders where a metadata file stands beside them.
+        if source.label_column is None and (metadata := _metadata_file(source.name)) is not None:
+            raise DataError(
+                f"{error}; with {str(metadata)!r} there the names of class folders are no labels: give it a column "
+                "'label', or move it away"
+            ) from error
+        raise
     if source.streaming:
         data = data.decode(False) if data.features else data.cast(features)
     # Decoded by us, so that an error can name the row.
@@ -73,6 +83,12 @@ def _columns(features: datasets.Features, source: DataSource, where: str) -> tup
     if source.unlabelled:
         return image_column, None
     return image_column, find_label_column(features, image_column, source.label_column, where)
+
+
+def _metadata_file(name: str) -> Path | None:
+    """A folder's first file of metadata; None if it has none."""
+    found = (path for path in Path(name).rglob("metadata.*") if path.suffix in (".csv", ".jsonl", ".parquet"))
+    return min(found, default=None) if Path(name).is_dir() else None
 
 
 def _names(split: str) -> list[str]:

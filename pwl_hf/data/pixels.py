@@ -81,7 +81,8 @@ def _decode(split: LabelledRows, num_channels: int, encoded: Any, row: int) -> I
     # Decoders raise what they like: OSError, SyntaxError, ValueError, struct.error and more.
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
-        raise DataError(f"the image in row {row} of {split.title} cannot be read: {reason}") from error
+        place = f", {encoded['path']!r}," if encoded.get("path") else ""
+        raise DataError(f"the image in row {row} of {split.title}{place} cannot be read: {reason}") from error
 
 
 class PixelDataset(Dataset[Item]):

@@ -21,8 +21,9 @@ from pwl_hf.evaluation.orders import ORDERS, masks_of
 from pwl_hf.evaluation.report import DatasetEvaluated, Report, RepositoryEvaluated, Settings
 from pwl_hf.evaluation.running import evaluate_masks, evaluate_stages
 from pwl_hf.modeling import PWLForImageClassification
-from pwl_hf.modeling.errors import MissingFileError, OverwriteError, RepositoryError
+from pwl_hf.modeling.errors import InputError, MissingFileError, OverwriteError, RepositoryError
 from pwl_hf.modeling.loading import read_config
+from pwl_hf.modeling.plain import one_line
 from pwl_hf.modeling.publishing.model_card import CARD_FILE, stage_rows, write_card
 from pwl_hf.modeling.publishing.saving import write_metrics
 from pwl_hf.modeling.repository.manifest import Manifest, Metric
@@ -73,6 +74,7 @@ def evaluate_repository(
         progress: Show progress bars.
 
     Raises:
+        InputError: For a device that is not there.
         ValueError: For another order, a model that does not choose one label of several, or data that does not fit the
             model (see `evaluate_masks`).
         DataError: If the data cannot be read.
@@ -87,6 +89,8 @@ def evaluate_repository(
     """
     if orders not in ORDERS:
         raise ValueError(f"orders must be one of {', '.join(ORDERS)}, got {orders!r}")
+    if device is not None:
+        _check_device(device)
     opened = Repository.open(repo, revision=revision, subfolder=subfolder, token=token)
     manifest = opened.manifest()
     # What cannot be measured is refused before data and weights are loaded.
@@ -199,6 +203,22 @@ def dataset_title(name: str) -> str:
     if not path.exists() and path.suffix != ".parquet":
         return name
     return f"{(path if path.is_dir() else path.parent).resolve().name} (local files)"
+
+
+def _check_device(device: str | torch.device) -> None:
+    """Refuse a device that holds no tensors here, before anything is loaded.
+
+    Raises:
+        InputError: If nothing can be put on it, or (`meta`) got from it.
+    """
+    try:
+        torch.zeros(1, device=device).cpu()
+    # Each kind of device raises what it likes: AssertionError, RuntimeError, NotImplementedError and more.
+    except Exception as error:
+        raise InputError(
+            f"the device {str(device)!r} cannot be used here ({one_line(str(error))[:200]}): give another, such "
+            "as 'cpu'"
+        ) from error
 
 
 def _processor(opened: Repository) -> BaseImageProcessor:

@@ -7,6 +7,7 @@ from rich.table import Table
 
 from pwl_hf.evaluation.intervals import Interval
 from pwl_hf.evaluation.report import Report
+from pwl_hf.modeling.plain import plain
 from pwl_hf.modeling.publishing.model_card import human_bytes
 
 
@@ -33,7 +34,7 @@ def print_report(report: Report, console: Console | None = None) -> None:
     console.print(table)
     for line in _remarks(report):
         # As it is: paths are not broken, and brackets in them are no markup.
-        console.print(line, soft_wrap=True, highlight=False, markup=False)
+        console.print(plain(line), soft_wrap=True, highlight=False, markup=False)
 
 
 def _interval(found: Interval) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
-FaultKind = Literal["status", "reset", "close", "truncate", "corrupt", "stall"]
+FaultKind = Literal["status", "reset", "close", "truncate", "corrupt", "stall", "headers"]
 
 
 @dataclass
@@ -19,6 +19,7 @@ class Fault:
       bytes of the answer's body, or before any answer when that is None. The request has had its effect.
     - ``truncate``: sends only ``after`` bytes (None: half) and declares that length: a file cut short.
     - ``corrupt``: flips one bit of byte ``after`` of the answer's body (None: the middle one).
+    - ``headers``: answers as it should, but with these ``headers`` as well.
     - ``stall``: pauses ``seconds`` after ``after`` bytes (None: before any answer), then goes on.
 
     Args:

@@ -109,7 +109,8 @@ class HubHandler(BaseHTTPRequestHandler):
             length = min(length, length // 2 if after is None else after)
         request.status = reply.status
         self.send_response(reply.status)
-        for name, value in {**reply.headers, "Content-Length": str(length)}.items():
+        added = fault.headers if fault is not None and kind == "headers" else {}
+        for name, value in {**reply.headers, "Content-Length": str(length), **added}.items():
             self.send_header(name, value.encode("ascii", "replace").decode())
         self.end_headers()
         if request.method != "HEAD":

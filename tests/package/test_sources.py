@@ -50,8 +50,8 @@ def imported_modules(path: Path) -> set[tuple[str, bool]]:
 
 
 # What a place may import besides itself: the layers of `modeling`, from the ground up.
-GROUND = {"errors", "bounds", "lazy", "sources", "schedule", "transformers_internals", "finite"}
-BELOW: dict[str, set[str]] = {"repository": {"errors", "sources", "schedule"}, "families": GROUND}
+GROUND = {"errors", "plain", "bounds", "lazy", "sources", "schedule", "transformers_internals", "finite"}
+BELOW: dict[str, set[str]] = {"repository": {"errors", "bounds", "sources", "schedule"}, "families": GROUND}
 BELOW["routes"] = GROUND | {"families"}
 BELOW["configuration_pwl"] = BELOW["routes"] | {"routes"}
 BELOW["loading"] = BELOW["configuration_pwl"] | {"configuration_pwl", "repository"}

@@ -8,7 +8,6 @@ the model's code comes with the repository as well.
 from __future__ import annotations
 
 import base64
-import binascii
 import io
 import logging
 import os
@@ -55,27 +54,41 @@ class EndpointHandler:
             gives them.
 
         Raises:
-            ValueError: If there is no image that can be read, or an unknown parameter.
+            ValueError: If there is no image that can be read, an unknown parameter, or a `top_k` that is no number
+                from 1 on.
         """
         self._report()
-        parameters = {"top_k": 5, **(data.get("parameters") or {})}
-        if unknown := parameters.keys() - {"top_k"}:
-            raise ValueError(f"parameters has an unknown {min(unknown)!r}, expected 'top_k'")
-        if "inputs" not in data:
-            raise ValueError(f"expected 'inputs' with an image, got {sorted(data)}")
+        if not isinstance(data, dict) or "inputs" not in data:
+            found = sorted(map(str, data)) if isinstance(data, dict) else type(data).__name__
+            raise ValueError(f"expected 'inputs' with an image, got {found!r:.200}")
+        top_k = _top_k(data.get("parameters"))
         image = _image(data["inputs"], self._channels)
         inputs = self.processor(image, return_tensors="pt").to(self.model.device, self.model.dtype)
         with torch.no_grad():
             scores = _scores(self.model(**inputs).logits[0].float(), self.model.config)
-        best, classes = scores.topk(min(int(parameters["top_k"]), len(scores)))
+        best, classes = scores.topk(min(top_k, len(scores)))
         names = [self.model.config.id2label[i] for i in classes.tolist()]
         return [{"label": name, "score": score} for name, score in zip(names, best.tolist(), strict=True)]
 
     def _report(self) -> None:
-        failure = self.model.stream.exception
+        # A process that was forked has no stream: it stays at its stage.
+        stream = self.model.stream
+        failure = None if stream is None else stream.exception
         if failure is not None and failure is not self._failure:
             self._failure = failure
             logger.error("the model stays at stage %s: %s", self.model.stage, failure)
+
+
+def _top_k(parameters: Any) -> int:
+    """How many labels the parameters of a request ask for."""
+    if not isinstance(parameters, dict | None):
+        raise ValueError(f"parameters must be an object, got {type(parameters).__name__}")
+    if unknown := sorted(str(name) for name in parameters or () if name != "top_k"):
+        raise ValueError(f"parameters has an unknown {unknown[0]!r:.100}, expected 'top_k'")
+    found = (parameters or {}).get("top_k", 5)
+    if isinstance(found, bool) or not isinstance(found, int) or found < 1:
+        raise ValueError(f"top_k must be a whole number from 1 on, got {found!r:.100}")
+    return found
 
 
 def _scores(logits: torch.Tensor, config: Any) -> torch.Tensor:
@@ -93,7 +106,7 @@ def _image(inputs: Any, num_channels: int = 3) -> Image.Image:
         _, _, text = inputs.rpartition("base64,")  # "data:image/png;base64," may stand before it
         try:
             inputs = base64.b64decode("".join(text.split()), validate=True)
-        except binascii.Error as error:
+        except ValueError as error:
             raise ValueError(
                 f"'inputs' is a string that is not base64 ({error}); addresses are not followed"
             ) from error
