@@ -57,6 +57,7 @@ class StagedModel(PreTrainedModel):
         vacant: Build it with nothing in it, to be filled from a repository.
 
     Raises:
+        TypeError: If a network could not be cut into shards.
         ValueError: If a given network is not what its config describes.
     """
 
@@ -110,6 +111,10 @@ class StagedModel(PreTrainedModel):
         plans = self.parts.networks.blueprints
         # Before anything is done to networks that are the caller's.
         for role, network in given.items():
+            try:
+                plans[role].specs(1)
+            except NotImplementedError as error:
+                raise TypeError(f"the {role} could not be saved: {error}") from error
             if network is not None and (difference := plans[role].difference(network)) is not None:
                 raise ValueError(
                     f"the {role} is not what its config describes, and could not be saved as it is: {difference}; "

@@ -13,6 +13,8 @@ from torch import nn
 from transformers import (
     AutoModelForImageClassification,
     DeiTForImageClassificationWithTeacher,
+    Dinov2Config,
+    Dinov2ForImageClassification,
     PreTrainedModel,
     ViTConfig,
     ViTForImageClassification,
@@ -382,3 +384,11 @@ def test_joining_within_the_meta_device_is_refused_unless_the_networks_are_there
         with pytest.raises(RuntimeError, match=r"within torch.device\('meta'\)"):
             join(*pair)
         assert join(*networks("vit")).device.type == "meta"
+
+
+def test_a_network_that_could_not_be_cut_into_shards_is_refused_when_joining() -> None:
+    size = {"hidden_size": 16, "num_attention_heads": 2, "image_size": 8, "patch_size": 4, "num_hidden_layers": 4}
+    made = [Dinov2ForImageClassification(Dinov2Config(**size, use_swiglu_ffn=swiglu)) for swiglu in (True, False)]
+    for teacher, student, role in ((*made, "teacher"), (*reversed(made), "student")):
+        with pytest.raises(TypeError, match=f"the {role} could not be saved: .*cannot be cut into shards"):
+            join(teacher, student)
