@@ -51,7 +51,6 @@ _IGNORED = (
     "code_revision",
     "weights_only",
     "low_cpu_mem_usage",
-    "disable_mmap",
     "tqdm_class",
     "_from_auto",
     "_from_pipeline",

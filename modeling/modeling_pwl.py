@@ -59,6 +59,7 @@ class PWLPreTrainedModel(StagedModel):
         device_map: Any = None,
         attn_implementation: str | dict[str, Any] | None = None,
         ignore_mismatched_sizes: bool = False,
+        disable_mmap: bool = False,
         output_loading_info: bool = False,
         revision: str | None = None,
         subfolder: str = "",
@@ -88,6 +89,7 @@ class PWLPreTrainedModel(StagedModel):
             device_map: One device, in any of transformers' ways.
             attn_implementation: As in transformers; later stages follow it.
             ignore_mismatched_sizes: With another `num_labels`, reset both heads; needs `keep_all`.
+            disable_mmap: Copy weights out of their files, which may then be written to while the model answers.
             output_loading_info: Return `(model, info)`.
             revision: Branch, tag or commit.
             subfolder: Where in the repository the model lies.
@@ -165,7 +167,13 @@ class PWLPreTrainedModel(StagedModel):
                 raise RepositoryError(
                     f"{repository}: no network can be built from config.json: {type(error).__name__}: {error}"
                 ) from error
-            store = WeightStore(repository, manifest, model.parts.inventory, ignore_mismatched_heads=resized)
+            store = WeightStore(
+                repository,
+                manifest,
+                model.parts.inventory,
+                copies=disable_mmap,
+                ignore_mismatched_heads=resized,
+            )
             store.prepare([entry.path for entry in entries], fetched.result())
         floating = dtype_of(dtype if dtype is not None else torch_dtype, store.dtype)
         for part in (config, config.teacher_config, config.student_config):

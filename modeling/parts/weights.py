@@ -30,13 +30,14 @@ _WHOLE = (torch.int64, torch.int32, torch.int16, torch.uint8)
 class WeightStore:
     """The weights of one repository, part by part.
 
-    Tensors are memory-mapped, in the stored dtype, on the CPU, and named as in memory. A part is given
-    out only after its whole file has been checked: hash, names, shapes and dtypes.
+    Tensors are memory-mapped, unless they are to be copied, in the stored dtype, on the CPU, and named as in memory. A
+    part is given out only after its whole file has been checked: hash, names, shapes and dtypes.
 
     Args:
         repository: Where the files are.
         manifest: The repository's manifest.
         inventory: The parts of the model.
+        copies: Copy tensors out of their files, which may then change under them.
         ignore_mismatched_heads: Let tensors of the last blocks have another shape; they are left out.
 
     Raises:
@@ -49,10 +50,12 @@ class WeightStore:
         manifest: Manifest,
         inventory: Inventory,
         *,
+        copies: bool = False,
         ignore_mismatched_heads: bool = False,
     ) -> None:
         self.repository = repository
         self.manifest = manifest
+        self.copies = copies
         self.ignore_mismatched_heads = ignore_mismatched_heads
         self.inventory = inventory
         self.mismatched: set[tuple[str, tuple[int, ...], tuple[int, ...]]] = set()
@@ -67,6 +70,10 @@ class WeightStore:
             raise RepositoryError(
                 f"{repository}: pwl_index.json has dtype {manifest.dtype!r}, expected one of {', '.join(_CODES)}"
             )
+
+    def after_save(self, manifest: Manifest) -> WeightStore:
+        """The weights of the same repository, as it has just been saved."""
+        return WeightStore(self.repository, manifest, self.inventory, copies=self.copies)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -144,6 +151,8 @@ class WeightStore:
             tensors = {
                 name: file.get_tensor(on_disk) for name, on_disk in names.items() if stored is None or on_disk in stored
             }
+        if self.copies:
+            tensors = {name: tensor.clone() for name, tensor in tensors.items()}
         if not self._is_checked(path):
             raise RepositoryError(f"{self.repository}: {path!r} was replaced while it was being read; load it again")
         if self.ignore_mismatched_heads:

@@ -22,7 +22,6 @@ from ..configuration_pwl import PWLConfig
 from ..errors import FetchError, MissingFileError, RepositoryError, SaveError
 from ..parts.parts import Parts
 from ..parts.planning import PlannedFile, plan_files
-from ..parts.weights import WeightStore
 from ..repository.files import copy_file, sha256_of, temporary_name, write_bytes, write_text
 from ..repository.manifest import (
     MANIFEST_FILE,
@@ -132,7 +131,7 @@ def save_repository(
         own = Path(store.repository.name, store.repository.subfolder)
         if own.exists() and own.samefile(root):
             # The files under the model are these now.
-            parts.store = WeightStore(store.repository, manifest, parts.inventory)
+            parts.store = store.after_save(manifest)
             parts.config.fingerprint = manifest.fingerprint
     return manifest
 

@@ -72,3 +72,17 @@ def test_a_deep_copy_leaves_the_file_alone(tmp_path) -> None:
     # The model itself reads the file's pages, as one of transformers does.
     assert not torch.equal(model(images).logits, expected)
     assert torch.equal(copied(images).logits, expected)
+
+
+@torch.no_grad()
+def test_without_maps_the_file_may_change_under_a_model(tmp_path) -> None:
+    tiny_model("vit").save_pretrained(tmp_path)
+    model, images = PWLForImageClassification.from_pretrained(tmp_path, disable_mmap=True), tiny_images("vit")
+    expected = PWLForImageClassification.from_pretrained(tmp_path, stage=1)(images).logits
+    model.load_next_stage()
+    for file in (tmp_path / "model.safetensors", tmp_path / "teacher" / "model-00001-of-00004.safetensors"):
+        size = file.stat().st_size
+        with file.open("r+b") as written:
+            written.seek(8)
+            written.write(b"\x00" * (size - 8))
+    assert torch.equal(model(images).logits, expected)
