@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import platform
+import sys
 from argparse import Action, ArgumentTypeError
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from importlib.metadata import PackageNotFoundError, version
@@ -16,9 +18,12 @@ from pathlib import Path
 from typing import Any, cast, get_args, get_origin, get_type_hints
 
 import yaml  # type: ignore[import-untyped]
+from huggingface_hub.errors import StrictDataclassError
 from transformers import HfArgumentParser
 from transformers.hf_argparser import string_to_bool
 
+from pwl_hf.modeling.errors import InputError, PWLError
+from pwl_hf.modeling.plain import one_line
 from pwl_hf.modeling.repository.files import write_text
 
 RECIPES = Path(__file__).resolve().parent / "recipes"
@@ -252,3 +257,23 @@ def write_options(options: Mapping[str, Any], folder: Path, program: str) -> Pat
     head = f"# What was run; accelerate launch {program} {RUN_FILE} runs it again.\n# With {', '.join(versions)}.\n"
     write_text(path, head + text)
     return path
+
+
+@contextmanager
+def told_in_a_line(program: str) -> Iterator[None]:
+    """End a program with one line for errors of ours: with status 2 for wrong input, with 1 for all others.
+
+    Args:
+        program: What the script is called.
+    """
+    try:
+        yield
+    except InputError as error:
+        sys.stderr.write(f"{program}: {error}\n")
+        sys.exit(2)
+    except StrictDataclassError as error:
+        # The reason alone: networks that cannot be joined, say.
+        sys.stderr.write(f"{program}: {one_line(str(error.__cause__ or error))}\n")
+        sys.exit(2)
+    except PWLError as error:
+        sys.exit(f"{program}: {error}")

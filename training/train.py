@@ -21,11 +21,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pwl_hf import PWLError, PWLForImageClassification
+from pwl_hf import PWLForImageClassification
 from pwl_hf.data.processing import channels_of
 from pwl_hf.modeling.repository.output_folder import check_output, paths_of_save
 from pwl_hf.training.assembly import assemble, checkpoint_of
-from pwl_hf.training.command_line import CommandLine, Parsed, write_options
+from pwl_hf.training.command_line import CommandLine, Parsed, told_in_a_line, write_options
 from pwl_hf.training.data_arguments import DataArguments
 from pwl_hf.training.finishing import measure, own_statistics
 from pwl_hf.training.images.gradient_arguments import GradientArguments
@@ -143,10 +143,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Read the command line and train; wrong options, and errors of ours, end the program with a message."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     parsed = command_line().parse(sys.argv[1:] if argv is None else argv)
-    try:
+    with told_in_a_line(_PROGRAM):
         train(parsed)
-    except PWLError as error:
-        sys.exit(f"{_PROGRAM}: {error}")
 
 
 if __name__ == "__main__":

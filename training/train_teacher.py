@@ -22,11 +22,10 @@ from transformers import TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from pwl_hf import PWLError
 from pwl_hf.modeling import OverwriteError
 from pwl_hf.modeling.repository.manifest import CONFIG_FILE, MANIFEST_FILE, STUDENT_FILE
 from pwl_hf.modeling.repository.output_folder import PROCESSOR_FILE, check_output
-from pwl_hf.training.command_line import RUN_FILE, CommandLine, Parsed, write_options
+from pwl_hf.training.command_line import RUN_FILE, CommandLine, Parsed, told_in_a_line, write_options
 from pwl_hf.training.data_arguments import DataArguments
 from pwl_hf.training.networks.network_arguments import TeacherArguments
 from pwl_hf.training.supervised import fit_teacher
@@ -93,10 +92,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Read the command line and train; wrong options, and errors of ours, end the program with a message."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     parsed = command_line().parse(sys.argv[1:] if argv is None else argv)
-    try:
+    with told_in_a_line(_PROGRAM):
         train_teacher(parsed)
-    except PWLError as error:
-        sys.exit(f"{_PROGRAM}: {error}")
 
 
 if __name__ == "__main__":

@@ -315,6 +315,16 @@ def test_wrong_option_of_the_teacher_is_told_before_anything_is_trained(capsys, 
     assert "teacher_options: 'max_stepps' is no option of this script" in capsys.readouterr().err
 
 
+def test_wrong_input_ends_with_a_line_and_status_2(capsys, tmp_path):
+    options = ["--output_dir", str(tmp_path / "out"), "--use_cpu"]
+    with pytest.raises(SystemExit) as ended:
+        main(["vit-digits", *options, "--dataset", str(tmp_path / "nowhere")])
+    said = capsys.readouterr().err.splitlines()
+    assert ended.value.code == 2
+    assert said[-1].startswith("training/train.py: there is no file or folder")
+    assert not any(line.startswith("Traceback") for line in said)
+
+
 def test_help_lists_options_and_recipes(capsys):
     with pytest.raises(SystemExit) as ended:
         main(["--help"])
