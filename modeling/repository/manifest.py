@@ -333,7 +333,7 @@ class Manifest:
         for entry in self.files:
             if list(entry.blocks) != sorted(set(entry.blocks).intersection(range(1, self.num_blocks + 1))):
                 raise RepositoryError(
-                    f"{MANIFEST_FILE}: {entry.path!r} is shared by blocks {list(entry.blocks)}, which must be blocks "
+                    f"{MANIFEST_FILE}: {entry.path!r} is shared by blocks {list(entry.blocks)!r:.100}, which must be blocks "
                     f"from 1 to {self.num_blocks}, each once and in order"
                 )
         for mask in self.masks:
@@ -341,13 +341,6 @@ class Manifest:
                 raise RepositoryError(
                     f"{MANIFEST_FILE} lists {statistics_file(mask)!r}, but the model has {self.num_blocks} blocks "
                     "and only masks of both networks have statistics of their own"
-                )
-        blocks = set(range(1, self.num_blocks + 1))
-        for entry in self.files:
-            if len(set(entry.blocks)) < len(entry.blocks) or not blocks.issuperset(entry.blocks):
-                raise RepositoryError(
-                    f"{MANIFEST_FILE}: the blocks of {entry.path!r} must be different ones from 1 to "
-                    f"{self.num_blocks}, got {list(entry.blocks)!r:.100}"
                 )
         stage_of = stages_of_files(self.schedule, (entry for entry in self.files if entry.is_shared))
         places = [(stage.stage, entry) for stage in self.stages for entry in stage.files]
