@@ -333,8 +333,8 @@ class Manifest:
         for entry in self.files:
             if list(entry.blocks) != sorted(set(entry.blocks).intersection(range(1, self.num_blocks + 1))):
                 raise RepositoryError(
-                    f"{MANIFEST_FILE}: {entry.path!r} is shared by blocks {list(entry.blocks)!r:.100}, which must be blocks "
-                    f"from 1 to {self.num_blocks}, each once and in order"
+                    f"{MANIFEST_FILE}: {entry.path!r} is shared by blocks {list(entry.blocks)!r:.100}, which must be "
+                    f"blocks from 1 to {self.num_blocks}, each once and in order"
                 )
         for mask in self.masks:
             if len(mask) != self.num_blocks or not mask.is_mixed:
