@@ -273,7 +273,6 @@ def told_in_a_line(program: str) -> Iterator[None]:
         sys.exit(2)
     except StrictDataclassError as error:
         # The reason alone: networks that cannot be joined, say.
-        sys.stderr.write(f"{program}: {one_line(str(error.__cause__ or error))}\n")
-        sys.exit(2)
+        sys.exit(f"{program}: {one_line(str(error.__cause__ or error))}")
     except PWLError as error:
         sys.exit(f"{program}: {error}")
