@@ -117,7 +117,7 @@ class Sources:
 
     def blocks(self, role: Role) -> tuple[int, ...]:
         """The block numbers (from 1) that come from `role`."""
-        return tuple(i for i, letter in enumerate(self.mask, start=1) if ROLE_OF[letter] == role)
+        return tuple(i for i, other in enumerate(self.roles, start=1) if other == role)
 
     @cached_property
     def changes(self) -> tuple[tuple[int, Direction], ...]:
@@ -134,7 +134,7 @@ class Sources:
     @cached_property
     def part_ids(self) -> frozenset[PartId]:
         """Everything that the path of this mask runs through."""
-        blocks = (PartId(ROLE_OF[letter], i) for i, letter in enumerate(self.mask, start=1))
+        blocks = (PartId(role, i) for i, role in enumerate(self.roles, start=1))
         converters = (PartId(direction, i) for i, direction in self.changes)
         return frozenset((*blocks, *converters))
 

@@ -219,8 +219,8 @@ class Blueprint:
         """What its blocks share, in the order of the network."""
         # Most networks share nothing, which their class and config tell: a first answer need not build the teacher.
         ties = self.model_class._tied_weights_keys and getattr(self.config, "tie_word_embeddings", False)
-        if (ties or self.family.shared_paths(self.config)) and not self._specs:
-            self._skeleton = self._build_meta()
+        if ties or self.family.shared_paths(self.config):
+            self._read_once()
         return self._shared
 
     @property
@@ -231,8 +231,7 @@ class Blueprint:
 
     def specs(self, section: int | str) -> dict[str, TensorSpec]:
         """The persistent tensors of a block (from 1), or of what is shared, by in-memory name."""
-        if not self._specs:
-            self._skeleton = self._build_meta()
+        self._read_once()
         return self._specs[section]
 
     def is_resident(self, network: PreTrainedModel, section: int | str) -> bool:
@@ -241,12 +240,8 @@ class Blueprint:
 
     def find_tied(self, network: PreTrainedModel, shared: Shared) -> nn.Parameter | None:
         """A tied tensor, where the network has it now; None if no block that needs it is resident."""
-        for name in shared.places:
-            path, _, leaf = name.rpartition(".")
-            found = network.get_submodule(path)._parameters.get(leaf) if _exists(network, path) else None
-            if found is not None:
-                return found
-        return None
+        found = (self._resident_tensor(network, name) for name in shared.places)
+        return next((parameter for parameter in found if parameter is not None), None)
 
     def difference(self, network: PreTrainedModel, section: int | str | None = None) -> str | None:
         """How what is resident differs from what the config describes, its values aside.
@@ -260,8 +255,7 @@ class Blueprint:
             The first difference in words, such as an adapter's tensor; None if there is none.
         """
         if section is not None:
-            if not self._structures:
-                self._skeleton = self._build_meta()
+            self._read_once()
             paths = self._places[section]
             difference = self._structures[section].difference(Structure.of(network, paths))
             return difference or special_tensor(network, paths) or self._untied(network)
@@ -401,6 +395,10 @@ class Blueprint:
         units = units_of_block(self.cuts, block)
         head = self.family.head_paths(self.config) if last else ()
         return (*embedder, *(p for unit in units for p in self.family.unit_paths(self.config, unit)), *head)
+
+    def _read_once(self) -> None:
+        if not self._specs:
+            self._skeleton = self._build_meta()
 
     def _build_meta(self) -> PreTrainedModel:
         places = self._places

@@ -236,14 +236,12 @@ class Parts:
         known = self.store.manifest.masks if self.store is not None else ()
         self.discarded |= {mask.mask for mask in known} - statistics.keys()
 
-    def values_of(self, part: Part) -> Tensors:
-        """The tensors of a part from memory, or else from the repository.
+    def stored(self, part: Part) -> Tensors:
+        """The tensors of a part as the repository has them.
 
         Raises:
-            RepositoryError: If neither has it.
+            RepositoryError: If the model came from none, or the part's file is not what the manifest says.
         """
-        if part.is_resident:
-            return part.tensors()
         if self.store is None:
             raise RepositoryError(f"{part} is neither in memory nor in a repository")
         return self.store.read(part)

@@ -177,7 +177,7 @@ class _Planner:
     def _gather(self, parts: list[Part]) -> Tensors:
         tensors: Tensors = {}
         for part in parts:
-            found = self._own(part) if part in self.resident else self.parts.values_of(part)
+            found = self._own(part) if part in self.resident else self.parts.stored(part)
             for name, tensor in found.items():
                 dtype = self.dtype if tensor.is_floating_point() else tensor.dtype
                 tensors[part.specs[name].checkpoint_name] = tensor.detach().to("cpu", dtype)

@@ -12,7 +12,7 @@ from torch import nn
 from ..errors import StageError
 from ..routes.batchnorm import Statistics
 from ..routes.route import Route, build_route
-from ..sources import ROLE_OF, PartId, Sources
+from ..sources import PartId, Sources
 from .locking import SWAPPING
 from .part import Made, Part
 from .parts import Parts
@@ -115,7 +115,7 @@ class Router:
         route = build_route(
             sources,
             parts.networks.blueprints,
-            {ROLE_OF[letter]: parts.networks.of(ROLE_OF[letter]) for letter in set(sources.mask)},
+            {role: parts.networks.of(role) for role in set(sources.roles)},
             converters,
             {**parts.statistics, **statistics}.get(sources.mask),
             made=ahead,

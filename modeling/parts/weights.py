@@ -14,7 +14,7 @@ from ..errors import RepositoryError
 from ..repository.manifest import Manifest, statistics_file
 from ..repository.source import Repository, Verified
 from ..repository.verification import stamp_of
-from ..sources import ROLE_OF, PartId, Role, Sources
+from ..sources import PartId, Role, Sources
 from .blueprint import Blueprint
 from .part import Inventory, Part, Tensors
 
@@ -174,7 +174,7 @@ class WeightStore:
 
     def _blocks_behind(self, sources: Sources) -> list[Part]:
         """The blocks of a mask that see features of a converter."""
-        return [self.inventory.parts[PartId(ROLE_OF[sources.mask[k - 1]], k)] for k in sources.converted_blocks]
+        return [self.inventory.parts[PartId(sources.roles[k - 1], k)] for k in sources.converted_blocks]
 
     def _statistics_names(self, sources: Sources) -> dict[str, str]:
         """Name in the file -> full in-memory name, for the running statistics behind a mask's first converter."""
@@ -222,7 +222,7 @@ def statistics_names(sources: Sources, blueprints: Mapping[Role, Blueprint]) -> 
     """
     found: dict[str, str] = {}
     for block in sources.converted_blocks:
-        role = ROLE_OF[sources.mask[block - 1]]
+        role = sources.roles[block - 1]
         for name, spec in blueprints[role].specs(block).items():
             if name.endswith((".running_mean", ".running_var")):
                 found[f"{role}.{spec.checkpoint_name}"] = f"{role}.{name}"

@@ -156,7 +156,7 @@ def build_route(
         places[id(parent), name] = parent, name, module
 
     def getter(block: int) -> GetModule:
-        role = ROLE_OF[sources.mask[block - 1]]
+        role = sources.roles[block - 1]
         network, units = networks[role], blueprints[role].units
 
         def get(path: str) -> nn.Module:
@@ -220,7 +220,7 @@ def statistics_at_rest(
     for sources in masks:
         found[sources.mask] = {}
         for block in sources.converted_blocks:
-            beginning, role = sources.mask[:block], ROLE_OF[sources.mask[block - 1]]
+            beginning, role = sources.mask[:block], sources.roles[block - 1]
             if beginning not in of_beginning:
                 of_beginning[beginning] = {}
                 for path in blueprints[role].paths(block):
