@@ -102,12 +102,23 @@ def test_a_copy_of_a_streaming_model_has_its_stage_and_no_stream(load, answers, 
 )
 def test_copies_at_any_moment_of_a_stream_are_of_one_stage(load, answers, way: Callable) -> None:
     model, found = load("resnet"), []
-    for _ in range(4):
-        stream = model.stream_stages()
+
+    def two_more_copies(_: PWLForImageClassification, stage: int) -> None:
+        """Hold each stage until a copy has begun and ended in it: the third runs into the next swap."""
+        looked = len(found)
+        while len(found) < looked + 2:
+            assert time.monotonic() < end
+            time.sleep(0.001)
+
+    for on_stage in (two_more_copies, None, two_more_copies, None):
+        end = time.monotonic() + 30
+        stream = model.stream_stages(on_stage=on_stage)
         while not stream.done:
             found.append(look(way(model), answers("resnet")))
+        assert stream.wait(30)
+        assert stream.exception is None
         model.set_stage(0)
-    assert len({stage for stage, _, _ in found}) >= 3
+    assert {1, 2, 3, 4} <= {stage for stage, _, _ in found}
     assert [f for f in found if f[0] != f[1] or f[2]] == []
 
 
