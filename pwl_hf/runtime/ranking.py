@@ -21,7 +21,9 @@ class Answer(TypedDict):
     score: float
 
 
-def rank(logits: ArrayLike, labels: Sequence[str], problem_type: str | None = None, top_k: int = 5) -> list[list[Answer]]:
+def rank(
+    logits: ArrayLike, labels: Sequence[str], problem_type: str | None = None, top_k: int = 5
+) -> list[list[Answer]]:
     """The best labels of each image, the best first; of equal scores, in the order of the labels.
 
     Scores are softmax probabilities; sigmoid ones if `problem_type` is multi-label or there is one label; the logits
@@ -51,7 +53,9 @@ def rank(logits: ArrayLike, labels: Sequence[str], problem_type: str | None = No
     if rows.ndim != 2 or not np.issubdtype(rows.dtype, np.floating):
         raise ValueError(f"logits must be floating numbers (images, labels), got {rows.dtype} of shape {rows.shape}")
     if rows.shape[1] != len(labels) or not labels:
-        raise ValueError(f"logits are of {rows.shape[1]} labels and there are {len(labels)} names: one each, and one at least")
+        raise ValueError(
+            f"logits are of {rows.shape[1]} labels and there are {len(labels)} names: one each, and one at least"
+        )
     if rows.dtype == np.float16:
         rows = rows.astype(np.float32)
     # One row at a time: a sum over many may add in another order.
@@ -61,9 +65,9 @@ def rank(logits: ArrayLike, labels: Sequence[str], problem_type: str | None = No
 def _ranked(
     row: NDArray[np.floating], number: int, labels: Sequence[str], problem_type: str | None, top_k: int
 ) -> list[Answer]:
-    if np.isnan(row).any():
-        raise ValueError(f"the logits of image {number} hold NaN: the network's weights or the image are not finite")
     scores = _scores(row, problem_type)
+    if np.isnan(scores).any():
+        raise ValueError(f"the logits of image {number} make scores of NaN: the network's weights may not be finite")
     best = np.argsort(-scores, kind="stable")[:top_k]
     return [{"label": labels[index], "score": scores[index].item()} for index in best]
 
@@ -75,5 +79,7 @@ def _scores(row: NDArray[np.floating], problem_type: str | None) -> NDArray[np.f
         # An overflow is a score of 0.
         with np.errstate(over="ignore"):
             return 1.0 / (1.0 + np.exp(-row))
-    shifted = np.exp(row - np.max(row, axis=-1, keepdims=True))
+    # Infinities make NaN, which the caller refuses.
+    with np.errstate(invalid="ignore"):
+        shifted = np.exp(row - np.max(row, axis=-1, keepdims=True))
     return shifted / shifted.sum(axis=-1, keepdims=True)
