@@ -1,9 +1,8 @@
 """From images to what a network takes, in Pillow and numpy: bit for bit what transformers makes of them with Pillow.
 
 Its processors come in two kinds. Those of Pillow (`ViTImageProcessorPil`) are equalled here: they are what
-`AutoImageProcessor` gives where torchvision is not installed. Where it is, those of torchvision are taken instead, which
-resize in arithmetic of their own, so that pixels may differ by a few steps of 255; `backend="pil"` asks for the others.
-Pixels that do not depend on what else is installed are the ones to answer by, and Pillow is a tenth of the size.
+`AutoImageProcessor` gives where torchvision is not installed, and anywhere with `backend="pil"`. Those of torchvision,
+which it prefers where it can, resize in arithmetic of their own: their pixels may differ by a few steps of 255.
 
 Notation: B images of C channels, H x W pixels.
 """
@@ -69,7 +68,7 @@ class Preprocessing:
             table = _values(steps, settings).astype(np.float32)[:, 0]
         if not np.isfinite(table).all():
             raise ValueError(
-                "preprocessor_config.json has a rescale_factor, image_mean or image_std that pixels become too large by "
+                "preprocessor_config.json has a rescale_factor, image_mean or image_std that makes pixels too large "
                 f"for float32: {settings.scale!r}, {settings.normalizations!r:.200}"
             )
         return cls(settings, num_channels, table)
@@ -100,8 +99,8 @@ class Preprocessing:
             (height, width), (first_height, first_width) = processed[-1].shape[1:], processed[0].shape[1:]
             if (height, width) != (first_height, first_width):
                 raise InputError(
-                    f"{names[0]} has {first_height} x {first_width} pixels and {name} {height} x {width}, and the image "
-                    "processor brings them to no one size: give images of one size, or one at a time"
+                    f"{names[0]} becomes {first_width} x {first_height} pixels and {name} {width} x {height}, as the "
+                    "image processor sets no size for all: give images of one size, or one at a time"
                 )
         return np.stack(processed)
 
@@ -198,16 +197,18 @@ def _resized(image: Image.Image, size: Size, resample: int, name: str) -> Image.
 def _resized_array(image: Array, size: Size, resample: int, name: str) -> Array:
     """(C, H, W), resized as an image of bytes."""
     low, high = image.min(), image.max()
-    if low < 0 or high > 255 or (is_fraction := not _is_whole(image)) and high > 1:
+    # Larger values are not cast, for some have no whole number.
+    is_whole = low >= 0 and high <= 255 and _is_whole(image)
+    if low < 0 or high > (255 if is_whole else 1):
         raise InputError(
             f"{name} has values from {low} to {high}: give whole numbers from 0 to 255, or fractions from 0 to 1"
         )
-    if is_fraction:
+    if not is_whole:
         image = (image.astype(np.float64) * 255).astype(np.float32)
     last = np.moveaxis(image.astype(np.uint8), 0, -1)
     picture = Image.fromarray(np.ascontiguousarray(last[..., 0] if last.shape[-1] == 1 else last))
     resized = _to_array(_resized(picture, size, resample, name))
-    return (resized.astype(np.float64) * (1 / 255)).astype(np.float32) if is_fraction else resized
+    return resized if is_whole else (resized.astype(np.float64) * (1 / 255)).astype(np.float32)
 
 
 def _is_whole(image: Array) -> bool:
