@@ -2,7 +2,7 @@
 
 Its processors come in two kinds. Those of Pillow (`ViTImageProcessorPil`) are equalled here: they are what
 `AutoImageProcessor` gives where torchvision is not installed, and anywhere with `backend="pil"`. Those of torchvision,
-which it prefers where it can, resize in arithmetic of their own: their pixels may differ by a few steps of 255.
+which it prefers where it can, resize in arithmetic of their own, so their pixels differ a little.
 
 Notation: B images of C channels, H x W pixels.
 """

@@ -176,13 +176,14 @@ def read_settings(config: Mapping[str, Any], num_channels: int) -> Settings:
 
 def _type_of(config: Mapping[str, Any]) -> str:
     """The type without the suffix of what it is computed with."""
-    written = config.get("image_processor_type")
-    if written is None:
+    written, code = config.get("image_processor_type"), config.get("auto_map")
+    # Code of the repository's own takes the place of the older name.
+    if written is None and not (isinstance(code, Mapping) and "AutoImageProcessor" in code):
         written = config.get("feature_extractor_type")
         if isinstance(written, str):
             written = written.replace("FeatureExtractor", "ImageProcessor")
     name = written.removesuffix("Fast").removesuffix("Pil") if isinstance(written, str) else None
-    if name not in TYPES:
+    if name is None or name not in TYPES:
         raise ValueError(
             f"preprocessor_config.json has image_processor_type {written!r:.100}, and images are prepared here as by "
             f"one of {', '.join(TYPES)}: save one of these with the model, or run it with transformers"

@@ -52,7 +52,7 @@ def rank(
     rows = np.asarray(logits)
     if rows.ndim != 2 or not np.issubdtype(rows.dtype, np.floating):
         raise ValueError(f"logits must be floating numbers (images, labels), got {rows.dtype} of shape {rows.shape}")
-    if rows.shape[1] != len(labels) or not labels:
+    if rows.shape[1] != len(labels) or len(labels) == 0:
         raise ValueError(
             f"logits are of {rows.shape[1]} labels and there are {len(labels)} names: one each, and one at least"
         )
