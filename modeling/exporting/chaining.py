@@ -79,7 +79,7 @@ def chain(
     for number, piece in enumerate(pieces):
         proto, template = piece.template.proto.graph, piece.template
         # 2. What the piece takes: the features before it, inputs of the model, and weights by the names of their files.
-        given = {name: before if name == FEATURES else name.removeprefix("in.") for name in template.inputs}
+        given = {name: before if own == FEATURES else own for name, own in template.inputs.items()}
         taken |= dict.fromkeys(name for name in given.values() if name == FEATURES_IN or name != before)
         if template.output in given:
             # It hands on what it gets, as the embedder of a VGG does.

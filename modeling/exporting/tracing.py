@@ -20,7 +20,7 @@ from .pieces import Piece, Traced
 # Later ones fuse attention into one operator that onnxruntime's CPU kernels run slower.
 OPSET = 20
 _MAX_BATCH = 1 << 20
-# What a template calls its features; inputs of the model have their names behind `in.`.
+# What a piece takes besides inputs of the model.
 FEATURES = "features"
 
 
@@ -31,13 +31,13 @@ class Template:
     Args:
         proto: The graph; its initialisers are constants.
         weights: Of each weight, its name in `Piece.tensors`: values of the graph that nothing gives yet.
-        inputs: What it takes, in the order of `Traced.forward`.
-        output: What it gives.
+        inputs: What it takes: `FEATURES`, or the name of an input of the model, by its name in the graph.
+        output: What it gives, by its name in the graph.
     """
 
     proto: onnx.ModelProto
     weights: tuple[str, ...]
-    inputs: tuple[str, ...]
+    inputs: Mapping[str, str]
     output: str
 
 
@@ -57,7 +57,7 @@ def trace(piece: Piece, features: Features | None, inputs: Mapping[str, torch.Te
         piece, features.grid if features is not None else None, piece.takes, takes_features=features is not None
     )
     given = [*([features.tensor] if features is not None else []), *(inputs[name] for name in piece.takes)]
-    names = [*([FEATURES] if features is not None else []), *(f"in.{name}" for name in piece.takes)]
+    names = [*([FEATURES] if features is not None else []), *piece.takes]
     batch = torch.export.Dim("batch", min=1, max=_MAX_BATCH)
     with torch.no_grad(), _quiet():
         program = torch.onnx.export(
@@ -70,7 +70,7 @@ def trace(piece: Piece, features: Features | None, inputs: Mapping[str, torch.Te
             external_data=False,
             opset_version=OPSET,
             dynamic_shapes=(tuple({0: batch} for _ in given),),
-            input_names=names,
+            input_names=[f"in.{name}" for name in names],
             output_names=["out"],
         )
     if program is None:
@@ -78,13 +78,12 @@ def trace(piece: Piece, features: Features | None, inputs: Mapping[str, torch.Te
     model = program.model
     held = [name for name in model.graph.initializers if name in weights]
     _tidy(model, held)
-    if any(
-        isinstance(a, onnx_ir.Attr) and a.type.name.startswith("GRAPH")
-        for n in model.graph.all_nodes()
-        for a in n.attributes.values()
-    ):
+    if any(attribute.type.name.startswith("GRAPH") for node in model.graph for attribute in node.attributes.values()):
         raise RuntimeError("its graph has conditions or loops, which are not exported")
-    return Template(onnx_ir.to_proto(model), tuple(held), tuple(names), model.graph.outputs[0].name)  # type: ignore[arg-type]
+    # As they are called now: of a piece that hands on what it gets, the input has the output's name.
+    taken = [value.name for value in model.graph.inputs]
+    proto = onnx_ir.to_proto(model)
+    return Template(proto, tuple(held), dict(zip(taken, names, strict=True)), proto.graph.output[0].name)
 
 
 def _tidy(model: onnx_ir.Model, held: list[str]) -> None:
