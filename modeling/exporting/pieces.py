@@ -171,4 +171,4 @@ def _told(value: object) -> object:
 
 def _digest(tensor: torch.Tensor) -> tuple[object, ...]:
     content = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-    return tensor.shape, tensor.dtype, hashlib.sha256(content).hexdigest()
+    return tensor.shape, tensor.dtype, hashlib.sha256(content.tobytes()).hexdigest()

@@ -54,12 +54,16 @@ def prove(
             sessions[path] = GraphSession(graph, content, files, onnxruntime.SessionOptions)
         return sessions[path]
 
+    def sessions_of(mask: Sources) -> list[GraphSession]:
+        return [session(path) for path in graphs_of(mask)]
+
     differences = {}
     for stage, mask in enumerate(schedule):
-        chained = [session(path) for path in graphs_of(mask)]
         expected = logits(mask).numpy()
         differences[stage] = max(
-            _difference(run_chain(chained, {name: value[:count] for name, value in given.items()}), expected[:count])
+            _difference(
+                run_chain(sessions_of(mask), {name: value[:count] for name, value in given.items()}), expected[:count]
+            )
             for count in (1, len(expected))
         )
         if not differences[stage] <= TOLERANCE:
@@ -69,7 +73,7 @@ def prove(
                 "the versions of torch and onnxruntime"
             )
     whole = session(TEACHER_GRAPH)(None, given)
-    chained = run_chain([session(path) for path in graphs_of(schedule.masks[-1])], given)
+    chained = run_chain(sessions_of(schedule.masks[-1]), given)
     if whole.tobytes() != chained.tobytes():
         raise SaveError(
             f"nothing was written: the chain of the teacher's blocks differs from {TEACHER_GRAPH} by "

@@ -81,9 +81,9 @@ def trace(piece: Piece, features: Features | None, inputs: Mapping[str, torch.Te
     if any(attribute.type.name.startswith("GRAPH") for node in model.graph for attribute in node.attributes.values()):
         raise RuntimeError("its graph has conditions or loops, which are not exported")
     # As they are called now: of a piece that hands on what it gets, the input has the output's name.
-    taken = [value.name for value in model.graph.inputs]
     proto = onnx_ir.to_proto(model)
-    return Template(proto, tuple(held), dict(zip(taken, names, strict=True)), proto.graph.output[0].name)
+    taken = {value.name: name for value, name in zip(proto.graph.input, names, strict=True)}
+    return Template(proto, tuple(held), taken, proto.graph.output[0].name)
 
 
 def _tidy(model: onnx_ir.Model, held: list[str]) -> None:

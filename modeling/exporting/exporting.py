@@ -72,7 +72,7 @@ def export_onnx(parts: Parts, main_input: str, *, image_size: int | None = None)
         inputs={main_input: (-1, *shape)},
         graphs={path: found.graph for path, found in exported.items()},
         stages=manifest.schedule.masks,
-        labels=tuple(config.id2label[i] for i in range(config.num_labels)),
+        labels=tuple(name for _, name in sorted((config.id2label or {}).items())),
         problem_type=config.problem_type,
         processor=processor,
     )
