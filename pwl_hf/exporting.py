@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -61,7 +61,7 @@ def export_repository(
         PublishError: If the network or the Hub fails in every try.
         ValueError: If the size of the images is told nowhere.
     """
-    options = {"revision": target.revision, "subfolder": subfolder, "token": target.token}
+    options: dict[str, Any] = {"revision": target.revision, "subfolder": subfolder, "token": target.token}
     if output is not None:
         model = PWLForImageClassification.from_pretrained(repo, **options)
         differences = model.export(output, image_size=image_size, overwrite=overwrite)
