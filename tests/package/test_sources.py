@@ -59,7 +59,8 @@ BELOW["loading"] = BELOW["configuration_pwl"] | {"configuration_pwl", "repositor
 BELOW["parts"] = BELOW["loading"] | {"loading"}
 BELOW["streaming"] = BELOW["loading"] | {"loading", "parts"}
 BELOW["publishing"] = BELOW["loading"] | {"loading", "parts"}
-BELOW["staged_model"] = BELOW["parts"] | {"parts", "streaming"}
+BELOW["stages"] = {"errors", "schedule", "sources", "repository", "parts", "streaming"}
+BELOW["staged_model"] = BELOW["parts"] | {"parts", "streaming", "stages"}
 BELOW["modeling_pwl"] = BELOW["staged_model"] | {"staged_model", "publishing"}
 BELOW["tasks"] = BELOW["modeling_pwl"] | {"modeling_pwl"}
 
