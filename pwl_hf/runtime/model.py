@@ -191,7 +191,8 @@ class RuntimeModel(Staged):
             array = np.asarray(inputs[name])
             if array.dtype.kind != "f":
                 raise InputError(f"{name} must be floating numbers, got {array.dtype}: prepare images first")
-            if array.ndim != len(shape) or any(size not in (-1, own) for size, own in zip(shape, array.shape)):
+            fits = (size in (-1, own) for size, own in zip(shape, array.shape, strict=False))
+            if array.ndim != len(shape) or not all(fits):
                 wanted = ", ".join("B" if size == -1 else str(size) for size in shape)
                 raise InputError(f"{name} must be of shape ({wanted}), got {array.shape}")
             if 0 in array.shape:
@@ -199,9 +200,7 @@ class RuntimeModel(Staged):
             batches.add(array.shape[0])
             found[name] = np.ascontiguousarray(array, dtype=np.float32)
         if len(batches) > 1:
-            raise InputError(
-                f"the arrays are of {' and '.join(map(str, sorted(batches)))} images: give as many of each"
-            )
+            raise InputError(f"the arrays are of {sorted(batches)} images: give as many of each")
         return found
 
     def _run(self, inputs: Inputs) -> NDArray[np.float32]:
@@ -242,7 +241,7 @@ class RuntimeModel(Staged):
             self._swap(self._schedule.mask(stage))
 
     def _swap(self, target: Sources) -> None:
-        """Make a stage's chain beside the model, warm it, and take it; what it does not need goes with the last call."""
+        """Make a stage's chain beside the model, warm it, and take it; what is not needed goes with its last call."""
         chain = self._graphs.chain(target, self._renewed())
         seen = self._seen
         if seen is not None:

@@ -39,8 +39,8 @@ class Settings:
     def __post_init__(self) -> None:
         if not self.providers or not all(_is_provider(provider) for provider in self.providers):
             raise ValueError(
-                "providers must be a sequence of onnxruntime's names, each alone or in a pair with its options, such as "
-                f"['CUDAExecutionProvider', 'CPUExecutionProvider'], got {self.providers!r:.200}"
+                "providers must be a sequence of onnxruntime's names, each alone or in a pair with its options, such "
+                f"as ['CUDAExecutionProvider', 'CPUExecutionProvider'], got {self.providers!r:.200}"
             )
         threads = self.threads
         if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
