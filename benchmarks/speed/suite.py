@@ -157,7 +157,7 @@ SUITE: dict[str, Entry] = {
     ),
     "runtime-swaps": Entry(
         "What a swap of the runtime costs",
-        "The same of the runtime, with one thread.",
+        "The same of the runtime, one thread a session.",
         "swaps:on_the_runtime",
     ),
     "requests-while-growing": Entry(

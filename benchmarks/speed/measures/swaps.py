@@ -24,17 +24,31 @@ _IDLE, _IDLE_SECONDS = 20, 1.5
 Reached = Callable[[int], None]
 
 
+# What is compared of a request, in seconds.
+Quantity = Callable[[Answer], float]
+
+
+def whole(answer: Answer) -> float:
+    """How long a request took."""
+    return answer.seconds
+
+
+def worked(answer: Answer) -> float:
+    """For how long the request's thread ran: what other processes do to a busy machine is not in it."""
+    return answer.worked
+
+
 @dataclass
 class Swaps:
     """Swaps, and the requests around them.
 
     Args:
         around: For each swap, the request under way, or else the next, and those on each side of it.
-        idle: By stage, the seconds of idle requests.
+        idle: By stage, the idle requests.
     """
 
     around: list[Sequence[Answer]] = field(default_factory=list)
-    idle: dict[int, list[float]] = field(default_factory=lambda: defaultdict(list))
+    idle: dict[int, list[Answer]] = field(default_factory=lambda: defaultdict(list))
 
     def add(self, answers: Sequence[Answer], at: Sequence[float], resting: Sequence[Answer]) -> None:
         """Add the swaps of one model.
@@ -48,16 +62,16 @@ class Swaps:
             middle = next(i for i, answer in enumerate(answers) if answer.ended >= swap)
             self.around.append(answers[max(0, middle - _BESIDE) : middle + _BESIDE + 1])
         for answer in resting:
-            self.idle[answer.stage].append(answer.seconds)
+            self.idle[answer.stage].append(answer)
 
-    def idle_quantile(self, share: float) -> dict[int, float]:
+    def idle_quantile(self, share: float, of: Quantity = whole) -> dict[int, float]:
         """By stage, a quantile of the seconds of idle requests."""
-        return {stage: quantile(seconds, share) for stage, seconds in sorted(self.idle.items())}
+        return {stage: quantile([of(answer) for answer in found], share) for stage, found in sorted(self.idle.items())}
 
-    def excesses(self) -> list[float]:
+    def excesses(self, of: Quantity = whole) -> list[float]:
         """For each swap, how many seconds the slowest request around it took beyond the idle p95 of its stage."""
-        limits = self.idle_quantile(0.95)
-        return [max(answer.seconds - limits[answer.stage] for answer in around) for around in self.around]
+        limits = self.idle_quantile(0.95, of)
+        return [max(of(answer) - limits[answer.stage] for answer in around) for around in self.around]
 
 
 class Growing(Protocol):
@@ -132,8 +146,9 @@ def swaps_of(load: Callable[[], Requested], repeats: int) -> Measured:
     }
     seen = {name: _watch(load, grow, count, repeats) for name, (grow, count) in ways.items()}
     figures = [
-        Figure.of(name, [1000 * seconds for seconds in found.excesses()], "ms", "idle p95 of the stage")
+        Figure.of(f"{name}{what}", [1000 * seconds for seconds in found.excesses(of)], "ms", "idle p95 of the stage")
         for name, found in seen.items()
+        for what, of in (("", whole), (", time that the thread ran", worked))
     ]
     series = {
         name: {
