@@ -8,7 +8,16 @@ import subprocess
 from importlib.metadata import version
 from typing import Any
 
-_PACKAGES = ("pwl-hf", "torch", "transformers", "accelerate", "datasets", "huggingface_hub", "safetensors")
+_PACKAGES = (
+    "pwl-hf",
+    "torch",
+    "transformers",
+    "onnxruntime",
+    "accelerate",
+    "datasets",
+    "huggingface_hub",
+    "safetensors",
+)
 
 
 def circumstances() -> dict[str, Any]:

@@ -9,19 +9,12 @@ from typer.testing import CliRunner
 
 from benchmarks.__main__ import app
 from benchmarks.speed.command import measured
-from benchmarks.speed.figures import Figure, Place, ratios
+from benchmarks.speed.figures import Figure, ratios
 from benchmarks.speed.goals import Goal, load_goals
 from benchmarks.speed.measures import forward
-from benchmarks.speed.pairs import pairs
 from benchmarks.speed.suite import SUITE
 from benchmarks.speed.tables import render
 from benchmarks.speed.timing import Spread, interleaved
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory) -> Place:
-    return Place("tiny", pairs()["tiny"], tmp_path_factory.mktemp("speed"), repeats=2)
-
 
 # Each of their rounds is several processes that import everything.
 SLOW = ("fresh-process-hub", "fresh-process-local", "timeline")

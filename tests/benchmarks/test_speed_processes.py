@@ -18,11 +18,6 @@ SIZE = 4
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory) -> Place:
-    return Place("tiny", pairs()["tiny"], tmp_path_factory.mktemp("processes"), repeats=2)
-
-
-@pytest.fixture(scope="module")
 def hub(tiny) -> Iterator[Hub]:
     with serving_pair(tiny) as hub:
         yield hub

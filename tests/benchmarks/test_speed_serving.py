@@ -11,7 +11,7 @@ import torch
 from benchmarks.speed.answering import Answer, Client, quantile
 from benchmarks.speed.fresh import Fresh
 from benchmarks.speed.measures.streaming import by_stage
-from benchmarks.speed.measures.swaps import Swaps
+from benchmarks.speed.measures.swaps import Swaps, worked
 from benchmarks.speed.memory import Sampler, memory_of, watch
 from benchmarks.speed.plots.requests import draw
 
@@ -115,7 +115,7 @@ def test_swap_costs_what_its_worst_request_takes_beyond_the_idle_p95_of_its_own_
     def answers(start: float, seconds: list[float], stage: int) -> list[Answer]:
         found = []
         for each in seconds:
-            found.append(Answer(start, each, each, stage))
+            found.append(Answer(start, each, each / 2, stage))
             start += each
         return found
 
@@ -126,6 +126,7 @@ def test_swap_costs_what_its_worst_request_takes_beyond_the_idle_p95_of_its_own_
     found = Swaps()
     found.add(around, [around[3].began + 0.1], idle)
     assert found.excesses() == [0.5]
+    assert found.excesses(worked) == [0.25]
     assert found.idle_quantile(0.5) == {0: 1, 1: 3}
 
 
