@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib.metadata import Distribution, distribution
 
 from packaging.requirements import Requirement
@@ -47,5 +48,5 @@ def installed_bytes(found: Distribution) -> int:
     """
     if found.files is None:
         raise ValueError(f"{found.name} is installed without a list of its files (RECORD)")
-    paths = {found.locate_file(file).resolve() for file in found.files if file.suffix != ".pyc"}
-    return sum(path.stat().st_size for path in paths if path.is_file())
+    paths = {os.path.normpath(str(found.locate_file(file))) for file in found.files if file.suffix != ".pyc"}
+    return sum(os.path.getsize(path) for path in paths if os.path.isfile(path))

@@ -17,7 +17,7 @@ from benchmarks.speed.tables import render
 from benchmarks.speed.timing import Spread, interleaved
 
 # Each of their rounds is several processes that import everything.
-SLOW = ("fresh-process-hub", "fresh-process-local", "timeline")
+SLOW = ("fresh-process-hub", "fresh-process-local", "imports", "timeline")
 
 
 @pytest.mark.usefixtures("forked")
