@@ -212,19 +212,20 @@ async def predict(request: Request, top_k: Annotated[int, Query(ge=1)] = 5) -> d
     except ClientDisconnect as error:  # nobody reads this: it keeps a traceback out of the log
         raise HTTPException(400, "the client hung up") from error
     # Not in the event loop itself, which must stay free for the other requests.
-    return await loop.run_in_executor(app.state.pool, app.state.classifier.predict, bytes(body), top_k)
+    state = request.app.state
+    return await loop.run_in_executor(state.pool, state.classifier.predict, bytes(body), top_k)
 
 
 @app.get("/healthz")
-async def healthz() -> dict[str, Any]:
+async def healthz(request: Request) -> dict[str, Any]:
     """Ready from stage 0 on, whatever becomes of the later ones."""
-    return {"status": "ok", "stage": app.state.classifier.model.stage}
+    return {"status": "ok", "stage": request.app.state.classifier.model.stage}
 
 
 @app.get("/stage")
-async def stage() -> dict[str, Any]:
+async def stage(request: Request) -> dict[str, Any]:
     """How far the model has grown."""
-    return app.state.classifier.growth()
+    return request.app.state.classifier.growth()
 
 
 if __name__ == "__main__":
