@@ -52,8 +52,6 @@ def server() -> Any:
     return app
 
 
-@serve.deployment
-@serve.ingress(server)
 class Replica:
     """A process with a model of its own.
 
@@ -90,5 +88,6 @@ def scaling(settings: Settings) -> dict[str, Any]:
 
 def app(settings: Settings) -> Application:
     """The application, as `serve run` and `serve.run` take it."""
-    made: Application = Replica.options(**scaling(settings)).bind(settings.repo, settings.runtime, settings.revision)
+    replica = serve.deployment(serve.ingress(server)(Replica)).options(**scaling(settings))
+    made: Application = replica.bind(settings.repo, settings.runtime, settings.revision)
     return made
