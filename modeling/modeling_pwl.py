@@ -15,7 +15,7 @@ import torch
 from transformers import PreTrainedModel
 
 from .configuration_pwl import PWLConfig
-from .errors import RepositoryError
+from .errors import RepositoryError, SaveError
 from .finite import Batch, Batches, batches_of, by_name
 from .loading import check_arguments, check_keep, device_of, dtype_of, read_repository
 from .parts.adapters import open_model
@@ -357,6 +357,57 @@ class PWLPreTrainedModel(StagedModel):
             kwargs |= {"remote_code": remote_code} if remote_code is not None else {}
             name = os.path.basename(os.path.abspath(save_directory))
             self.push_to_hub(kwargs.pop("repo_id", name), token=token, **kwargs)
+
+    def export(
+        self,
+        save_directory: str | os.PathLike[str],
+        *,
+        image_size: int | None = None,
+        remote_code: str | None = None,
+        overwrite: bool = False,
+    ) -> Mapping[int, float]:
+        """Save the repository with ONNX graphs of every stage, for runtimes without torch; needs the extra `onnx`.
+
+        The graphs hold no weights: they name ranges of the repository's own safetensors files. They are compared with
+        torch before they are written. `push_to_hub` and `pwl-hf push` send them with the rest; a save of other weights
+        drops them.
+
+        Args:
+            save_directory: The folder; as in `save_pretrained`.
+            image_size: The height and width of the images, in pixels; by default what the config or the image processor
+                says.
+            remote_code: As in `save_pretrained`.
+            overwrite: As in `save_pretrained`.
+
+        Returns:
+            For each stage the largest difference of its logits from torch's, in parts of their range.
+
+        Raises:
+            SaveError: If the model has an adapter; if a layer cannot be exported, or its graph differs from torch: the
+                repository is then saved without graphs.
+            ValueError: If the size of the images is told nowhere.
+            ImportError: If the extra is not installed.
+
+        Example:
+
+            >>> model.export("pwl-vit")  # doctest: +SKIP
+            {0: 1.4e-07, 1: 1.2e-07, 2: 1.5e-07}
+        """
+        from .lazy import missing_extra
+
+        try:
+            from .exporting.exporting import export_onnx
+        except ModuleNotFoundError as error:
+            raise ImportError(f"export {missing_extra(error) or error}", name=error.name) from error
+        from .publishing.saving import write_attachments
+
+        if self._hf_peft_config_loaded:
+            raise SaveError("a model with an adapter is not exported: merge it first (merge_and_unload), and save that")
+        self.save_pretrained(save_directory, remote_code=remote_code, overwrite=overwrite)
+        saved = type(self).from_pretrained(save_directory, keep_all=True, dtype=torch.float32, device_map="cpu")
+        exported = export_onnx(saved.parts, saved.main_input_name, image_size=image_size)
+        write_attachments(save_directory, exported.files)
+        return exported.differences
 
     def push_to_hub(  # type: ignore[override]
         self,

@@ -261,6 +261,47 @@ def evaluate(
 
 
 @app.command()
+def export(
+    repo: Repo,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="A folder for the repository with its graphs; by default it gets them itself."
+        ),
+    ] = None,
+    format: Annotated[str, typer.Option(help="The format of the graphs: onnx.")] = "onnx",
+    image_size: Annotated[
+        int | None, typer.Option(min=1, help="The images' height and width; as config and image processor say.")
+    ] = None,
+    commit_message: Message = "Add ONNX graphs",
+    revision: Revision = None,
+    subfolder: Subfolder = "",
+    create_pr: CreatePR = False,
+    overwrite: Overwrite = False,
+    token: Token = None,
+) -> None:
+    """Add graphs of every stage to a repository, for runtimes without torch; they name its weights and hold none."""
+    if format != "onnx":
+        raise typer.BadParameter(f"{format!r} is not a format that is exported: give onnx", param_hint="--format")
+    from pwl_hf.exporting import export_repository
+    from pwl_hf.modeling.publishing.push import Target
+
+    commit, sizes, differences = export_repository(
+        repo,
+        output,
+        image_size=image_size,
+        subfolder=subfolder,
+        overwrite=overwrite,
+        target=Target(repo, commit_message, revision=revision, create_pr=create_pr, token=token),
+    )
+    for stage, difference in differences.items():
+        _say(f"stage {stage}: {difference:.1e} of the logits' range from torch")
+    _say(f"{len(sizes)} files, {sum(sizes.values()) / 1000:,.0f} kB; the weights stay in the repository's own files")
+    if commit is not None:
+        _say(commit.pr_url or str(commit))
+
+
+@app.command()
 def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write.")] = Path("digits-pwl"),
     seed: Annotated[int, typer.Option(help="The seed of everything.")] = 0,

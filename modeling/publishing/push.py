@@ -8,10 +8,11 @@ that is no PWL repository are written over only if that was asked for.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
 
 from ..errors import FetchError, OverwriteError, PublishError, RepositoryError
-from ..repository.manifest import MANIFEST_FILE, FileEntry, ListedFile, Manifest
+from ..repository.manifest import MANIFEST_FILE, FileEntry, ListedFile, Manifest, check_attachment
 from ..repository.output_folder import PROCESSOR_FILE
 from ..repository.retrying import RetryPolicy, is_passing
 from ..repository.source import Repository
@@ -139,6 +140,52 @@ def push_folder(directory: str | Path, target: Target) -> CommitInfo:
     return _commit(target, manifest, files, texts, source, card_of(directory))
 
 
+def push_attachments(source: Repository, contents: Mapping[str, bytes], target: Target) -> CommitInfo:
+    """Attach files to a repository of the Hub, in place of those that it has, in one commit upon the one that is open.
+
+    Args:
+        source: The repository, at its branch's commit.
+        contents: The files by path; see `check_attachment`.
+        target: The branch and the commit's texts.
+
+    Raises:
+        RepositoryError: If a path cannot be one of an attachment.
+        OverwriteError: If files at these paths are no attachments.
+        PublishError: If the network or the Hub fails in every try.
+        huggingface_hub.errors.HfHubHTTPError: If the Hub refuses, such as when the branch has moved meanwhile.
+    """
+    for path in contents:
+        check_attachment(path)
+    before = source.manifest()
+    attachments = [ListedFile(path, len(data), hashlib.sha256(data).hexdigest()) for path, data in contents.items()]
+    manifest = replace(before, attachments=tuple(attachments))
+    known = {entry.path for entry in before.attachments}
+    api = HfApi(token=target.token)
+    there = set(api.list_repo_files(source.name, revision=source.commit))
+    if taken := sorted(p for p in contents.keys() - known if source.path_in_repo(p) in there):
+        raise OverwriteError(
+            f"{source} holds {', '.join(taken)}, which its {MANIFEST_FILE} does not list: move it away"
+        )
+
+    def attempt() -> CommitInfo:
+        added = {**contents, MANIFEST_FILE: manifest.to_json().encode()}
+        return api.create_commit(
+            source.name,
+            [
+                *(CommitOperationAdd(source.path_in_repo(path), data) for path, data in added.items()),
+                *(CommitOperationDelete(source.path_in_repo(path)) for path in sorted(known - contents.keys())),
+            ],
+            commit_message=target.commit_message,
+            commit_description=target.commit_description,
+            revision=target.revision,
+            create_pr=target.create_pr,
+            # Graphs of other weights than the branch has by now would be of no use.
+            parent_commit=source.commit,
+        )
+
+    return _trying(target, attempt)
+
+
 def _commit(
     target: Target,
     manifest: Manifest,
@@ -160,6 +207,10 @@ def _commit(
                 f"opened, and push again if not ({type(error).__name__}: {error})"
             ) from error
 
+    return _trying(target, attempt)
+
+
+def _trying(target: Target, attempt: Callable[[], CommitInfo]) -> CommitInfo:
     try:
         return target.retry.run(attempt)
     except Exception as error:

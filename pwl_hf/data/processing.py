@@ -1,16 +1,20 @@
 """From images to what a model takes, in the one way of everything here: that of transformers' pipelines.
 
+Importing it imports neither torch nor transformers: the runtime turns images upright as training does.
+
 Notation: B images of C channels, H x W pixels.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from PIL import Image, ImageOps
-from transformers import BaseImageProcessor
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import BaseImageProcessor
 
 # What an image becomes for a network of so many input channels.
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}

@@ -1,0 +1,1 @@
+"""Graphs without weights, exported from a repository: traced, pointed at its files, and proved."""

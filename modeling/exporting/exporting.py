@@ -1,0 +1,109 @@
+"""Exporting a repository: all its graphs and their index, proved before they are given out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from transformers import PreTrainedConfig
+
+from ..errors import MissingFileError, RepositoryError, SaveError
+from ..graphs.index import INDEX_FILE, GraphIndex
+from ..graphs.tensors import MappedFile
+from ..parts.parts import Parts
+from ..repository.manifest import Manifest
+from ..repository.output_folder import PROCESSOR_FILE
+from ..repository.source import Repository
+from .graphs import SAMPLES, GraphWriter
+from .proving import prove
+
+
+class Export(NamedTuple):
+    """The graphs of a repository, proved and not written yet.
+
+    Args:
+        manifest: The manifest of the weights that they are for.
+        files: Their contents by path, `onnx/index.json` among them.
+        differences: The largest difference of each stage's logits from torch's, in parts of their range.
+    """
+
+    manifest: Manifest
+    files: Mapping[str, bytes]
+    differences: Mapping[int, float]
+
+
+def export_onnx(parts: Parts, main_input: str, *, image_size: int | None = None) -> Export:
+    """Export a repository: its graphs hold no weights, but name ranges of its files.
+
+    Args:
+        parts: The parts of a model that was loaded from it whole (`keep_all=True`), on the CPU and in float32, as the
+            graphs compute.
+        main_input: The name of the model's main input.
+        image_size: The height and width of the images, in pixels; by default what the config or the image processor
+            says.
+
+    Raises:
+        RepositoryError: If a file is not what the manifest says.
+        SaveError: If the model is no such one, or a layer cannot be exported; if what was exported differs from torch,
+            or the chain of the blocks from the teacher's own graph.
+        ValueError: If the size of the images is told nowhere.
+    """
+    model, store = parts.networks.model, parts.store
+    if store is None or not parts.keeps_all or model.dtype != torch.float32 or model.device.type != "cpu":
+        raise SaveError(
+            "only a model that was loaded whole is exported: from_pretrained(folder, keep_all=True, "
+            f"dtype=torch.float32) on the CPU, this one is {model.dtype} on {model.device}"
+        )
+    repository, manifest, config = store.repository, store.manifest, parts.config
+    # 1. The files as they lie there, and inputs that no layer could take for others.
+    files = {path: MappedFile(local) for path, local in repository.fetch_verified(manifest.files).items()}
+    processor = _processor(repository)
+    shape = _image_shape(config.teacher_config, processor, image_size)
+    values = torch.randn(SAMPLES, *shape, generator=torch.Generator().manual_seed(0))
+    # 2. The graphs, compared before anyone sees them.
+    writer = GraphWriter(parts, manifest.schedule, files, {main_input: values}, main_input)
+    exported = writer.graphs()
+    differences = prove(exported, manifest.schedule, files, {main_input: values}, writer.logits)
+    # 3. What a reader needs beside them.
+    index = GraphIndex(
+        fingerprint=manifest.fingerprint,
+        inputs={main_input: (-1, *shape)},
+        graphs={path: found.graph for path, found in exported.items()},
+        stages=manifest.schedule.masks,
+        labels=tuple(name for _, name in sorted((config.id2label or {}).items())),
+        problem_type=config.problem_type,
+        processor=processor,
+    )
+    contents = {path: found.content for path, found in exported.items()}
+    return Export(manifest, {**contents, INDEX_FILE: index.to_json().encode()}, differences)
+
+
+def _image_shape(
+    config: PreTrainedConfig, processor: Mapping[str, Any] | None, image_size: int | None
+) -> tuple[int, int, int]:
+    """Channels, height and width of the images, which are fixed in a graph."""
+    size = image_size or getattr(config, "image_size", None)
+    if size is None and processor is not None:
+        size = processor.get("crop_size") if processor.get("do_center_crop") else processor.get("size")
+    if isinstance(size, Mapping):
+        size = size["shortest_edge"] if "shortest_edge" in size else (size.get("height"), size.get("width"))
+    sides = (size, size) if isinstance(size, int) else tuple(size or ())
+    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
+        raise ValueError(
+            "neither the config nor the image processor says how large the images are: give image_size (--image-size)"
+        )
+    return (getattr(config, "num_channels", 3), *sides)
+
+
+def _processor(repository: Repository) -> dict[str, Any] | None:
+    try:
+        found = json.loads(repository.fetch_text(PROCESSOR_FILE))
+    except MissingFileError:
+        return None
+    except ValueError as error:
+        raise RepositoryError(f"{repository}: {PROCESSOR_FILE} is not JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise RepositoryError(f"{repository}: {PROCESSOR_FILE} must be an object, got {found!r:.100}")
+    return found

@@ -1,0 +1,1 @@
+"""A model that grows, on onnxruntime alone: neither torch nor transformers."""

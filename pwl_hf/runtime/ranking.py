@@ -1,0 +1,85 @@
+"""From logits to named scores, as transformers' image-classification pipeline ranks them.
+
+Notation: B images of N labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypedDict
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+_PROBLEM_TYPES = (None, "regression", "single_label_classification", "multi_label_classification")
+
+
+class Answer(TypedDict):
+    """A label and how sure of it the network is."""
+
+    label: str
+    score: float
+
+
+def rank(
+    logits: ArrayLike, labels: Sequence[str], problem_type: str | None = None, top_k: int = 5
+) -> list[list[Answer]]:
+    """The best labels of each image, the best first; of equal scores, in the order of the labels.
+
+    Scores are softmax probabilities; sigmoid ones if `problem_type` is multi-label or there is one label; the logits
+    themselves if it is `"regression"`. Each is a Python float, bit for bit what the pipeline gives.
+
+    Args:
+        logits: (B, N) floating; float16 is read as float32.
+        labels: The N labels' names, in the order of the logits.
+        problem_type: The config's `problem_type`.
+        top_k: The most labels an image gets.
+
+    Raises:
+        ValueError: If logits are no (B, N) numbers or hold NaN, there are as many labels as not, the problem type is
+            unknown, or `top_k` is below 1.
+
+    Example:
+
+        >>> rank([[2.0, 0.0, 2.0]], ["cat", "dog", "owl"], top_k=2)
+        [[{'label': 'cat', 'score': 0.4683105308334812}, {'label': 'owl', 'score': 0.4683105308334812}]]
+    """
+    if problem_type not in _PROBLEM_TYPES:
+        known = ", ".join(map(repr, _PROBLEM_TYPES))
+        raise ValueError(f"problem_type is {problem_type!r:.100}, it must be one of {known}")
+    if isinstance(top_k, bool) or not isinstance(top_k, int | np.integer) or top_k < 1:
+        raise ValueError(f"top_k is {top_k!r:.100}, it must be a whole number of at least 1")
+    rows = np.asarray(logits)
+    if rows.ndim != 2 or not np.issubdtype(rows.dtype, np.floating):
+        raise ValueError(f"logits must be floating numbers (images, labels), got {rows.dtype} of shape {rows.shape}")
+    if rows.shape[1] != len(labels) or len(labels) == 0:
+        raise ValueError(
+            f"logits are of {rows.shape[1]} labels and there are {len(labels)} names: one each, and one at least"
+        )
+    if rows.dtype == np.float16:
+        rows = rows.astype(np.float32)
+    # One row at a time: a sum over many may add in another order.
+    return [_ranked(row, number, labels, problem_type, int(top_k)) for number, row in enumerate(rows)]
+
+
+def _ranked(
+    row: NDArray[np.floating], number: int, labels: Sequence[str], problem_type: str | None, top_k: int
+) -> list[Answer]:
+    scores = _scores(row, problem_type)
+    if np.isnan(scores).any():
+        raise ValueError(f"the logits of image {number} make scores of NaN: the network's weights may not be finite")
+    best = np.argsort(-scores, kind="stable")[:top_k]
+    return [{"label": labels[index], "score": scores[index].item()} for index in best]
+
+
+def _scores(row: NDArray[np.floating], problem_type: str | None) -> NDArray[np.floating]:
+    if problem_type == "regression":
+        return row
+    if problem_type == "multi_label_classification" or len(row) == 1:
+        # An overflow is a score of 0.
+        with np.errstate(over="ignore"):
+            return 1.0 / (1.0 + np.exp(-row))
+    # Infinities make NaN, which the caller refuses.
+    with np.errstate(invalid="ignore"):
+        shifted = np.exp(row - np.max(row, axis=-1, keepdims=True))
+    return shifted / shifted.sum(axis=-1, keepdims=True)
