@@ -1,6 +1,6 @@
 """An environment as `pip install` makes it, without the network: what its requirements need, and nothing else.
 
-    python = slim_environment(folder, ["pwl-hf[runtime]", "fastapi"])
+python = slim_environment(folder, ["pwl-hf[runtime]", "fastapi"])
 """
 
 from __future__ import annotations
