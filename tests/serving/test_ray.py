@@ -85,7 +85,7 @@ def test_deployment_scales_from_no_replica_to_two_which_grow_and_back_to_none(re
     environment = {
         **fresh_env,
         **SETTINGS,
-        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+        "PYTHONPATH": str(ROOT),
     }
     done = subprocess.run(
         command, input=image.hex() + "\n", env=environment, cwd=ROOT, capture_output=True, text=True, timeout=400
