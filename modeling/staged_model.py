@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import copy
 import copyreg
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from functools import partial
+from pathlib import Path
+from threading import Event
 from types import MappingProxyType
 from typing import Any, ClassVar, Self
 
@@ -24,10 +25,11 @@ from .errors import RepositoryError, StageError, StateDictError
 from .families.base import Inputs
 from .loading import refuse_attentions
 from .parts.adapters import read_adapter, refuse_vacancies, undone_on_error
-from .parts.locking import exclusive
+from .parts.locking import StateLock, exclusive
 from .parts.parts import Parts
 from .parts.router import Router
 from .parts.weights import WeightStore
+from .repository.manifest import FileEntry, ListedFile
 from .repository.source import Repository
 from .routes.batchnorm import Statistics
 from .routes.block import Block
@@ -35,16 +37,15 @@ from .routes.compiling import Compiling
 from .routes.route import RouteOutput
 from .schedule import Schedule
 from .sources import DIRECTIONS, Role, Sources
+from .stages import Staged
 from .streaming.stream import StageStream
 from .streaming.swapping import Swapper, loss_of, refuse_hooks
 from .streaming.warming import Seen
 
 logger = logging.get_logger(__name__)
 
-OnStage = Callable[[Any, int], None]
 
-
-class StagedModel(PreTrainedModel):
+class StagedModel(Staged, PreTrainedModel):
     """A teacher and a student cut into blocks: a model with stages.
 
     Built from a config or from two networks, everything is resident and changes of stage only re-route.
@@ -150,16 +151,6 @@ class StagedModel(PreTrainedModel):
         """The number of blocks N."""
         return self.config.num_blocks
 
-    @property
-    def num_stages(self) -> int:
-        """The last stage: stages go from 0, the student, to this one, the teacher."""
-        return self._schedule.num_stages
-
-    @property
-    def schedule(self) -> tuple[str, ...]:
-        """The mask of each stage, such as `("SS", "TS", "TT")`."""
-        return tuple(mask.mask for mask in self._schedule)
-
     def set_schedule(self, sources: Iterable[str]) -> None:
         """Let the stages be other masks, such as blocks in another order; it is saved with the model.
 
@@ -176,16 +167,6 @@ class StagedModel(PreTrainedModel):
         with self.parts.lock:
             self._refuse_while_streaming(anyone=True)
             self._schedule = schedule
-
-    @property
-    def sources(self) -> str:
-        """Where each block of the current route comes from, such as `"TTSS"`."""
-        return self._router.sources.mask
-
-    @property
-    def stage(self) -> int | None:
-        """The current stage; None if the path is no stage's."""
-        return self._schedule.stage_of(self._router.sources)
 
     @property
     def statistics(self) -> Mapping[str, Statistics]:
@@ -239,38 +220,6 @@ class StagedModel(PreTrainedModel):
 
     # --- Changes of stage ---------------------------------------------------------------------------------------
 
-    def load_next_stage(self) -> int:
-        """Take the next block from the teacher, or the next blocks.
-
-        Returns:
-            The new stage.
-
-        Raises:
-            StageError: If the model is the teacher already, or its path is no stage's; or if a block that
-                would be released was changed.
-            RepositoryError: If a file is not what the manifest says. The model stays at its stage.
-        """
-        stage = self.stage
-        if stage is None:
-            raise StageError(f"sources {self.sources!r} is no stage, so it has no next one: call set_stage")
-        if stage == self.num_stages:
-            raise StageError(f"the model is at its last stage, {stage}: it is the teacher")
-        self.set_stage(stage + 1)
-        return stage + 1
-
-    def set_stage(self, stage: int | str) -> None:
-        """Go to a stage, up or down; stepping down brings the student's blocks back from the local file.
-
-        Args:
-            stage: 0 (the student) to `num_stages`, or `"teacher"`.
-
-        Raises:
-            ValueError: If there is no such stage.
-            StageError: If a block that would be released was changed since it was loaded.
-            RepositoryError: If a file is not what the manifest says. The model stays at its stage.
-        """
-        self._move_to(self._schedule.mask(stage))
-
     def set_sources(self, sources: str) -> None:
         """Take the path of any mask, fetching what it needs and releasing what it does not.
 
@@ -284,84 +233,43 @@ class StagedModel(PreTrainedModel):
         """
         self._move_to(Sources.of(sources, self.num_blocks))
 
-    def stream_stages(
-        self,
-        until_stage: int | str = "teacher",
-        *,
-        on_stage: OnStage | None = None,
-        max_bytes_per_second: float | None = None,
-        lookahead_bytes: int = 256_000_000,
-    ) -> StageStream:
-        """Load the remaining stages in the background while the model answers.
-
-        Each stage is fetched, checked, built beside the model and warmed on inputs of the shapes seen last,
-        before one assignment makes it the current one. A fault that outlasts the retries ends the stream;
-        the model stays at its stage and keeps answering, and a new stream goes on from there.
-
-        While it runs, `set_stage`, `set_sources` and `load_next_stage` are refused; forward passes, `to`,
-        `train`, `eval`, `save_pretrained` and copies are safe in any thread.
-
-        Args:
-            until_stage: The last stage to load, or `"teacher"`.
-            on_stage: Called with the model and the stage after each swap, in the background thread.
-            max_bytes_per_second: A limit on downloading.
-            lookahead_bytes: How much may be fetched ahead of the stage that is being attached.
-
-        Returns:
-            A handle: `wait`, `cancel`, `done`, `exception`, `stage`, `bytes_done`; a context manager.
-
-        Raises:
-            ValueError: If there is no such stage, or the model is past it.
-            StageError: If a stream is running, or the model is not loaded stage by stage.
-
-        Example:
-
-            >>> with model.stream_stages() as stream:  # doctest: +SKIP
-            ...     answer = model(pixel_values)
-        """
-        until = self._schedule.stage_of(self._schedule.mask(until_stage))
-        parts, first = self.parts, self.stage
-        with parts.lock:
-            self._refuse_while_streaming(anyone=True)
-            if parts.is_whole:
-                raise StageError("everything is resident already, there is nothing to stream: call set_stage")
-            if first is None or until is None:
-                raise StageError(
-                    f"only a model that is at a stage can be streamed, and sources {self.sources!r} is none: call "
-                    "set_stage first"
-                )
-            refuse_hooks(parts)
-            # Values are compared when their block is released; what was put in is known now.
-            for part in sorted(parts.resident() - parts.wanted(self._schedule.mask(until))):
-                if (difference := part.difference()) is not None:
-                    raise loss_of(part, self._router.sources, difference)
-            stream = StageStream(
-                parts,
-                self._schedule,
-                first,
-                until,
-                self._advance,
-                on_stage=partial(on_stage, self) if on_stage is not None else None,
-                max_bytes_per_second=max_bytes_per_second,
-                lookahead_bytes=lookahead_bytes,
-            )
-            self._stream = stream
-        return stream.start()
+    @property
+    def _sources(self) -> Sources:
+        return self._router.sources
 
     @property
-    def stream(self) -> StageStream | None:
-        """The last stream, running or ended; None if there was none, or it is that of a parent process."""
-        return self._stream if self._stream is not None and self._stream.is_of_this_process else None
+    def _lock(self) -> StateLock:
+        return self.parts.lock
 
-    def _refuse_while_streaming(self, *, anyone: bool = False) -> None:
-        stream = self.stream
-        if stream is not None and not stream.done and (anyone or not stream.is_own_thread):
-            raise StageError(
-                f"stages are being streamed, up to stage {stream.until_stage}: cancel the stream and wait for it first"
-            )
+    def _growing_from(self) -> Repository:
+        if self.parts.is_whole:
+            raise StageError("everything is resident already, there is nothing to stream: call set_stage")
+        if self.parts.store is None:
+            raise StageError("only a model that was loaded from a repository can be streamed")
+        return self.parts.store.repository
+
+    def _check_growth(self, target: Sources) -> None:
+        parts = self.parts
+        refuse_hooks(parts)
+        # Values are compared when their block is released; what was put in is known now.
+        for part in sorted(parts.resident() - parts.wanted(target)):
+            if (difference := part.difference()) is not None:
+                raise loss_of(part, self._router.sources, difference)
+
+    def _files_of(self, target: Sources) -> tuple[FileEntry, ...]:
+        return self._store.manifest.files_for(target)
+
+    def _prepare(self, files: Sequence[ListedFile], fetched: Mapping[str, Path], cancelled: Event) -> None:
+        # Not the store that the stream began with: saving a model over its own folder gives it another.
+        self._store.prepare([entry.path for entry in files], fetched=fetched, cancelled=cancelled)
+
+    @property
+    def _store(self) -> WeightStore:
+        if self.parts.store is None:
+            raise StageError("the model was not loaded from a repository")
+        return self.parts.store
 
     def _advance(self, stage: int) -> None:
-        """The stream's step to a stage whose files are there and checked."""
         with self.parts.lock:
             self._swapper.move(self._schedule.mask(stage), self.device, self.dtype, warm=True)
 

@@ -52,6 +52,28 @@ def graphs_of(sources: Sources) -> tuple[str, ...]:
     return (*blocks, tail_graph(sources) if sources.is_mixed else STUDENT_GRAPH)
 
 
+def attached_graphs(manifest: Manifest, masks: Iterable[Sources]) -> tuple[ListedFile, ...]:
+    """The index and the graphs that the paths of masks run through, as attachments of a repository.
+
+    Args:
+        manifest: The repository's manifest.
+        masks: The masks.
+
+    Returns:
+        The files, each once; none for a repository without graphs.
+
+    Raises:
+        RepositoryError: If it has an index, and not such a graph.
+    """
+    attached = {entry.path: entry for entry in manifest.attachments}
+    if INDEX_FILE not in attached:
+        return ()
+    paths = dict.fromkeys([INDEX_FILE, *(path for mask in masks for path in graphs_of(mask))])
+    if missing := next((path for path in paths if path not in attached), None):
+        raise RepositoryError(f"the repository has {INDEX_FILE}, and no graph {missing!r}: export it again")
+    return tuple(attached[path] for path in paths)
+
+
 def initialiser(file: str, tensor: str) -> str:
     """The name of an initialiser that is a tensor of a file."""
     return f"{file}:{tensor}"

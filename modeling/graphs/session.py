@@ -77,6 +77,11 @@ class GraphSession:
         self._values = values
         self.inputs = tuple(node.name for node in self._session.get_inputs())
 
+    @property
+    def providers(self) -> tuple[str, ...]:
+        """The providers that came up: onnxruntime goes on without one that does not."""
+        return tuple(self._session.get_providers())
+
     def __call__(self, features: NDArray[Any] | None, inputs: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
         """Run it.
 

@@ -2,7 +2,7 @@
 
 The modules' text stays as it is, comments too. What changes: imports between the modules go, all others come first, and
 annotations that name something further down are put in quotes. A module that is imported within a function only stays
-out of the file: the function raises in its place.
+out of the file, unless it is asked for: the function raises in its place.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import builtins
 import io
 import re
 import tokenize
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TypeGuard
@@ -46,11 +46,12 @@ class Module:
         return [".".join([*above, alias.name]) for alias in statement.names]
 
 
-def join(root: str, read: Callable[[str], str], *, header: str, absent: str) -> str:
+def join(root: str, read: Callable[[str], str], *, also: Sequence[str] = (), header: str, absent: str) -> str:
     """One file of a module and of all that it imports.
 
     Args:
         root: The module's name within its package.
+        also: Modules that are imported within functions only, and are wanted with all that they import.
         read: Gives the source of a module of the package.
         header: The docstring of the file.
         absent: What a function raises where it would import a module that is not in the file: an expression.
@@ -61,7 +62,7 @@ def join(root: str, read: Callable[[str], str], *, header: str, absent: str) -> 
     Raises:
         ValueError: If two modules define one name, or import each other in a circle.
     """
-    modules = _apart(list(_in_order(root, read)))
+    modules = _apart(list(_in_order([root, *also], read)))
     runtime = [s for module in modules for s in module.tree.body if isinstance(s, ast.Import | ast.ImportFrom)]
     typing = [s for module in modules for s in _typing_imports(module.tree)]
     imports = _merged(runtime)
@@ -86,8 +87,8 @@ def join(root: str, read: Callable[[str], str], *, header: str, absent: str) -> 
     return f'"""{header}"""\n\n{head}' + (f"\nif TYPE_CHECKING:\n{guarded}" if guarded else "") + "".join(sections)
 
 
-def _in_order(root: str, read: Callable[[str], str]) -> Iterator[Module]:
-    """A module and all that it imports, what is imported before what imports it."""
+def _in_order(roots: Sequence[str], read: Callable[[str], str]) -> Iterator[Module]:
+    """Modules and all that they import, what is imported before what imports it."""
     done: set[str] = set()
 
     def visit(name: str, above: tuple[str, ...]) -> Iterator[Module]:
@@ -102,7 +103,8 @@ def _in_order(root: str, read: Callable[[str], str]) -> Iterator[Module]:
         done.add(name)
         yield module
 
-    yield from visit(root, ())
+    for root in roots:
+        yield from visit(root, ())
 
 
 def _apart(modules: list[Module]) -> list[Module]:

@@ -33,6 +33,8 @@ STANDALONE_FILE = "pwl_standalone.py"
 # The package that is joined, `pwl_hf.modeling`, and where it lies.
 _PACKAGE, _ROOT = __name__.rsplit(".", 2)[0], Path(__file__).parents[1]
 _REGISTRY = "families.built_in"
+# What asks a Hub is imported where one is asked, and belongs into the file all the same.
+_ON_DEMAND = ("repository.fetching",)
 
 _ABSENT = "ImportError('this needs the package: pip install \"pwl-hf[torch]\"')"
 _STANDALONE_HEADER = """A model that answers after its first small file and grows into its teacher while it serves.
@@ -128,6 +130,7 @@ def _code(config: PWLConfig, path: str) -> str:
     return join(
         "tasks.image_classification",
         lambda name: registry if name == _REGISTRY else _read(name),
+        also=_ON_DEMAND,
         header=_header(_STANDALONE_HEADER),
         absent=_ABSENT,
     )

@@ -1,4 +1,4 @@
-"""Downloading one file of a pinned commit, with retries, and explaining why it failed (no torch)."""
+"""Asking a Hub: the commit of a branch, a file of a commit, with retries, and why it failed (no torch)."""
 
 from __future__ import annotations
 
@@ -8,25 +8,67 @@ import re
 from pathlib import Path
 from threading import Event
 
-from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, is_offline_mode
+from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, is_offline_mode, resolve_revision
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
     HfHubHTTPError,
+    HFValidationError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
 )
 from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
 
-from ..errors import FetchError, MissingFileError
+from ..errors import FetchError, MissingFileError, RepositoryError
 from .files import temporary_name
+from .limits import TooLongError
 from .location import Location
 from .retrying import is_passing, root_cause
-from .transfers import RefusedAnswer, TooLongError, interruptible, progress_bar
+from .transfers import RefusedAnswer, interruptible, progress_bar
 from .verification import pointer_of
 
 FAULTS = (HfHubHTTPError, httpx.HTTPError, OSError)
+
+
+def resolve(repository: Location, revision: str | None) -> str:
+    """The commit that a branch or tag of a Hub repository is at now.
+
+    Args:
+        repository: The repository, of no commit yet.
+        revision: The branch, tag or commit; the main branch by default.
+
+    Raises:
+        RepositoryError: If its name is no possible Hub id, or the answer is no commit.
+        FetchError: If the Hub did not answer in any try, and the commit is not known here.
+        huggingface_hub.errors.HfHubHTTPError: If the Hub refuses the repository or revision.
+    """
+    try:
+        found = repository.retry.run(
+            lambda: resolve_revision(
+                repository.name,
+                revision=revision,
+                token=repository.token,
+                cache_dir=repository.cache_dir,
+                local_files_only=repository.local_files_only,
+            )
+        )
+    except HFValidationError as error:
+        raise RepositoryError(f"{repository.name!r} is neither a folder nor a Hub id: {error}") from error
+    except Exception as error:
+        if not is_passing(error):
+            raise
+        raise FetchError(
+            f"{repository.name}@{revision or 'main'}: there is no such folder, the Hub did not answer in any try, "
+            f"and the commit is not known here; call again later ({type(error).__name__}: {error})"
+        ) from error
+    if not re.fullmatch(r"[0-9a-f]{40}", found.resolved):
+        # It would be a part of paths.
+        raise RepositoryError(
+            f"{repository.name}@{revision or 'main'}: the Hub says that this is commit {found.resolved!r:.100}, "
+            "which is no hash of 40 hex digits; look for a proxy that changes answers"
+        )
+    return found.resolved
 
 
 def download(repository: Location, path: str, *, force: bool = False, cancelled: Event | None = None) -> Path:

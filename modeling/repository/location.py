@@ -6,8 +6,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from huggingface_hub import try_to_load_from_cache
-
 from .retrying import RetryPolicy
 
 
@@ -55,6 +53,8 @@ class Location:
         if self.commit is None:
             found = Path(self.name, self.subfolder, path)
             return found if found.is_file() else None
+        from huggingface_hub import try_to_load_from_cache
+
         cached = try_to_load_from_cache(
             self.name, self.path_in_repo(path), cache_dir=self.cache_dir, revision=self.commit
         )

@@ -1,7 +1,7 @@
 """Retrying requests to the Hub: which faults may pass, how long to wait, when to give up.
 
 huggingface_hub resumes a closed connection and retries 408 and 429; a reset connection, a 5xx answer to a download
-and a failed commit it raises at once. Those are retried here.
+and a failed commit it raises at once. Those are retried here. Its errors are imported once there is one.
 """
 
 from __future__ import annotations
@@ -12,19 +12,9 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 from typing import TypeVar
 
-from huggingface_hub.errors import (
-    LocalEntryNotFoundError,
-    LocalTokenNotFoundError,
-    OfflineModeIsEnabled,
-    RevisionResolutionError,
-)
-from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
-
 from ..errors import PWLError
-from .transfers import ours
 
 Outcome = TypeVar("Outcome")
 
@@ -32,20 +22,6 @@ Outcome = TypeVar("Outcome")
 _PASSING = {408, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529}
 # Local causes, which another try will not change.
 _LASTING = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG}
-_LASTING_ERRORS = (
-    # Raised by this library, after its own tries.
-    PWLError,
-    OfflineModeIsEnabled,
-    LocalTokenNotFoundError,
-    FileNotFoundError,
-    PermissionError,
-    NotADirectoryError,
-    IsADirectoryError,
-    # Malformed requests.
-    httpx.UnsupportedProtocol,
-    httpx.LocalProtocolError,
-    httpx.TooManyRedirects,
-)
 # 2.0 ** 1024 overflows.
 _MAX_DOUBLINGS = 60
 
@@ -83,6 +59,8 @@ class RetryPolicy:
         Raises:
             Exception: The last error of `attempt`.
         """
+        from .transfers import ours
+
         started = time.monotonic()
         count = 0
         while True:
@@ -112,8 +90,25 @@ class RetryPolicy:
 
 def is_passing(error: BaseException) -> bool:
     """True if another try may succeed."""
+    from huggingface_hub.errors import LocalTokenNotFoundError, OfflineModeIsEnabled
+    from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
+
+    lasting = (
+        # Raised by this library, after its own tries.
+        PWLError,
+        OfflineModeIsEnabled,
+        LocalTokenNotFoundError,
+        FileNotFoundError,
+        PermissionError,
+        NotADirectoryError,
+        IsADirectoryError,
+        # Malformed requests.
+        httpx.UnsupportedProtocol,
+        httpx.LocalProtocolError,
+        httpx.TooManyRedirects,
+    )
     error = root_cause(error)
-    if isinstance(error, _LASTING_ERRORS):
+    if isinstance(error, lasting):
         return False
     response = getattr(error, "response", None)
     if response is not None:
@@ -124,6 +119,8 @@ def is_passing(error: BaseException) -> bool:
 
 def root_cause(error: BaseException) -> BaseException:
     """The cause behind huggingface_hub's own error, which only says that a file was not found or an upload failed."""
+    from huggingface_hub.errors import LocalEntryNotFoundError, RevisionResolutionError
+
     wrappers = LocalEntryNotFoundError | RevisionResolutionError | RuntimeError
     while isinstance(error, wrappers) and not isinstance(error, PWLError) and error.__cause__ is not None:
         error = error.__cause__
@@ -136,6 +133,8 @@ def _retry_after(error: Exception) -> float | None:
     value = response.headers.get("Retry-After") if response is not None else None
     if value is None:
         return None
+    from email.utils import parsedate_to_datetime
+
     try:
         seconds = float(value)
     except ValueError:

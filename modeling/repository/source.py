@@ -1,10 +1,12 @@
-"""Where the files of a model come from: a folder, or one commit of a Hub repository (no torch)."""
+"""Where the files of a model come from: a folder, or one commit of a Hub repository (no torch).
+
+What asks a Hub is imported where one is asked: a folder is opened in a tenth of the time that its client takes.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import os
-import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -13,18 +15,15 @@ from pathlib import Path
 from threading import Event
 from typing import Any, TypeVar
 
-from huggingface_hub import constants, is_offline_mode, resolve_revision
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub import constants
 
 from ..bounds import MAX_TEXT_BYTES
 from ..errors import FetchError, MissingFileError, RepositoryError
 from .background import download_concurrently
-from .fetching import download, download_again, etag_of
 from .files import leads_out, write_text
+from .limits import TooLongError, at_most
 from .location import Location
 from .manifest import MANIFEST_FILE, ListedFile, Manifest
-from .retrying import RetryPolicy, is_passing
-from .transfers import TooLongError, at_most
 from .verification import Stamp, blob_of, check_file, discard, is_as_named, is_named, stamp_of
 
 Verified = tuple[Path, Stamp]
@@ -62,33 +61,10 @@ class Repository(Location):
         if "/" not in os.fspath(name):
             # A Hub id has a namespace: do not ask a Hub that may be out of reach.
             raise RepositoryError(f"there is no folder {os.fspath(name)!r}, and a Hub id has the form 'org/name'")
-        retry: RetryPolicy = options.get("retry", RetryPolicy())
-        try:
-            resolved = retry.run(
-                lambda: resolve_revision(
-                    os.fspath(name),
-                    revision=revision,
-                    token=token,
-                    cache_dir=options.get("cache_dir"),
-                    local_files_only=options.get("local_files_only", False),
-                )
-            )
-        except HFValidationError as error:
-            raise RepositoryError(f"{os.fspath(name)!r} is neither a folder nor a Hub id: {error}") from error
-        except Exception as error:
-            if not is_passing(error):
-                raise
-            raise FetchError(
-                f"{os.fspath(name)}@{revision or 'main'}: there is no such folder, the Hub did not answer in any try, "
-                f"and the commit is not known here; call again later ({type(error).__name__}: {error})"
-            ) from error
-        if not re.fullmatch(r"[0-9a-f]{40}", resolved.resolved):
-            # It would be a part of paths.
-            raise RepositoryError(
-                f"{os.fspath(name)}@{revision or 'main'}: the Hub says that this is commit {resolved.resolved!r:.100}, "
-                "which is no hash of 40 hex digits; look for a proxy that changes answers"
-            )
-        return cls(os.fspath(name), commit=resolved.resolved, token=token, **options)
+        from .fetching import resolve
+
+        unpinned = Location(os.fspath(name), token=token, **options)
+        return cls(unpinned.name, commit=resolve(unpinned, revision), token=token, **options)
 
     def fetch(self, path: str, *, force: bool = False, cancelled: Event | None = None) -> Path:
         """The local path of a file, downloaded if it is not in the cache.
@@ -109,6 +85,8 @@ class Repository(Location):
             if not local.is_file():
                 raise MissingFileError(f"{self} has no file {path!r}")
             return local
+        from .fetching import download, download_again
+
         force = force or self.force_download
         fetch = partial(download_again, force=True) if force else download
         local = fetch(self, path, cancelled=cancelled)
@@ -224,6 +202,8 @@ class Repository(Location):
         before = self.local(path)
         if before is None or not self._can_download:
             return False
+        from .fetching import download_again, etag_of
+
         try:
             old = stamp_of(before)
             if blob_of(before) is None:
@@ -247,8 +227,12 @@ class Repository(Location):
         try:
             return is_named(local, note.read_text(encoding="ascii"))
         except (OSError, ValueError):
-            etag = etag_of(self, path) if self._can_download else None
-        if etag is None:
+            pass
+        if not self._can_download:
+            return None
+        from .fetching import etag_of
+
+        if (etag := etag_of(self, path)) is None:
             return None
         with suppress(OSError):
             write_text(note, etag)
@@ -260,7 +244,7 @@ class Repository(Location):
 
     @property
     def _can_download(self) -> bool:
-        return self.commit is not None and not self.local_files_only and not is_offline_mode()
+        return self.commit is not None and not self.local_files_only and not constants.is_offline_mode()
 
     def check_links(self, paths: Iterable[str]) -> None:
         """Refuse to copy or publish files of a folder that are links out of it.

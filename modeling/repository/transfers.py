@@ -13,8 +13,7 @@ from __future__ import annotations
 import os
 import re
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -29,14 +28,11 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]
     tqdm,
 )
 
-from ..errors import PWLError, RepositoryError
+from ..errors import PWLError
+from .limits import CANCELLED, MOST, SPEND, Interrupted, TooLongError
 
-# What ends the requests of this thread, and what is told how many bytes came.
-_CANCELLED: ContextVar[threading.Event | None] = ContextVar("pwl_cancelled", default=None)
-_SPEND: ContextVar[Callable[[int], None] | None] = ContextVar("pwl_spend", default=None)
-# Whether this thread's requests are ours, and how long the file that it asks for may be.
+# Whether this thread's requests are ours.
 _OURS: ContextVar[bool] = ContextVar("pwl_ours", default=False)
-_MOST: ContextVar[int | None] = ContextVar("pwl_most", default=None)
 # One for each call of ours under way, in any thread.
 _RUNNING: set[object] = set()
 
@@ -45,16 +41,8 @@ _ETAG = re.compile(r"(W/)?(\"?)([0-9A-Fa-f]{40}|[0-9A-Fa-f]{64})\2")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
-class Interrupted(PWLError):
-    """Ends a download that is no longer wanted."""
-
-
 class RefusedAnswer(PWLError):
     """An answer whose headers name what is no hash: the client would make paths of them."""
-
-
-class TooLongError(RepositoryError):
-    """A file that is longer than it may be, refused before it was received."""
 
 
 @contextmanager
@@ -76,20 +64,6 @@ def ours() -> Iterator[None]:
 
 
 @contextmanager
-def at_most(size: int) -> Iterator[None]:
-    """Let this thread's downloads raise `TooLongError` as soon as a file is known to be longer than that.
-
-    Args:
-        size: Bytes.
-    """
-    token = _MOST.set(size)
-    try:
-        yield
-    finally:
-        _MOST.reset(token)
-
-
-@contextmanager
 def interruptible(cancelled: threading.Event | None) -> Iterator[None]:
     """Let this thread's requests to the Hub raise `Interrupted` once an event is set.
 
@@ -99,11 +73,11 @@ def interruptible(cancelled: threading.Event | None) -> Iterator[None]:
         cancelled: The event; None for no end.
     """
     _hook_client()
-    token = _CANCELLED.set(cancelled)
+    token = CANCELLED.set(cancelled)
     try:
         yield
     finally:
-        _CANCELLED.reset(token)
+        CANCELLED.reset(token)
 
 
 def _hook_client() -> None:
@@ -113,50 +87,6 @@ def _hook_client() -> None:
     hooks = client.event_hooks
     if _refuse not in hooks["request"]:
         client.event_hooks = {"request": [*hooks["request"], _refuse], "response": [*hooks["response"], _control]}
-
-
-class Pace:
-    """Limits the bandwidth of downloads.
-
-    Args:
-        rate: Bytes a second; None for no limit.
-        cancelled: Ends every wait.
-    """
-
-    def __init__(self, rate: float | None, cancelled: threading.Event) -> None:
-        self._rate, self._cancelled = rate, cancelled
-        self._due, self._lock = 0.0, threading.Lock()
-
-    @contextmanager
-    def limit(self, size: int = 0) -> Iterator[None]:
-        """Limit what this thread downloads.
-
-        Args:
-            size: How much it is. Bytes that the hooks did not see are waited for at the end.
-        """
-        with self._lock:
-            # Time without a download earns nothing.
-            self._due = max(self._due, time.monotonic())
-        seen = 0
-
-        def spend(count: int) -> None:
-            nonlocal seen
-            seen += count
-            self._wait_for(count)
-
-        token = _SPEND.set(spend)
-        try:
-            yield
-        finally:
-            _SPEND.reset(token)
-        self._wait_for(max(0, size - seen))
-
-    def _wait_for(self, count: int) -> None:
-        if self._rate is not None:
-            with self._lock:
-                self._due += count / self._rate
-                seconds = self._due - time.monotonic()
-            self._cancelled.wait(max(0.0, seconds))
 
 
 class _Bar(tqdm):  # type: ignore[misc]
@@ -181,11 +111,11 @@ if hasattr(os, "register_at_fork"):
 def progress_bar() -> type[Any] | None:
     """The class of progress bars: within `Pace.limit` and `at_most` our own, else None for the Hub's."""
     # A fork may come at any moment of a stream, whose threads hold the lock of its bars.
-    return _Bar if _SPEND.get() is not None or _MOST.get() is not None else None
+    return _Bar if SPEND.get() is not None or MOST.get() is not None else None
 
 
 def _refuse(request: object = None) -> None:
-    cancelled = _CANCELLED.get()
+    cancelled = CANCELLED.get()
     if cancelled is not None and cancelled.is_set():
         raise Interrupted("this download is no longer wanted")
 
@@ -198,7 +128,7 @@ def _control(response: Any) -> None:
     elif _RUNNING and response.request.method == "PUT":
         # The client uploads in threads of its own, which know nothing of ours.
         _check_wait(response)
-    if _CANCELLED.get() is not None or _SPEND.get() is not None:
+    if CANCELLED.get() is not None or SPEND.get() is not None:
         response.stream = _Controlled(response.stream)
 
 
@@ -231,7 +161,7 @@ def _declared_length(response: Any) -> int:
 
 
 def _check_length(size: float) -> None:
-    most = _MOST.get()
+    most = MOST.get()
     if most is not None and size > most:
         raise TooLongError(f"it is longer than {most} bytes")
 
@@ -243,7 +173,7 @@ class _Controlled(httpx.SyncByteStream):  # type: ignore[misc]
         self._stream = stream
 
     def __iter__(self) -> Iterator[bytes]:
-        spend = _SPEND.get()
+        spend = SPEND.get()
         for piece in self._stream:
             if spend is not None:
                 spend(len(piece))

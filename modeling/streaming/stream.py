@@ -1,8 +1,8 @@
-"""Growing while serving: later stages come in the background while the model answers.
+"""Growing while serving: later stages come in the background while the model answers (no torch).
 
 Two threads: one fetches the files of the next stages, at most `lookahead_bytes` ahead, a stage's small files beside
-its large one; one checks them, builds the block beside the model, warms it and swaps it in. Forward passes take no
-lock: each runs the route that it found when it began.
+its large one; one lets the model check them, build what is new beside itself, warm it and swap it in. Forward passes
+take no lock: each runs the route that it found when it began.
 """
 
 from __future__ import annotations
@@ -11,17 +11,19 @@ import os
 import queue
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
 
 from ..errors import FetchError, StageError
-from ..parts.parts import Parts
 from ..repository.background import end_before_exit
-from ..repository.manifest import FileEntry, ListedFile
-from ..repository.transfers import Interrupted, Pace
-from ..schedule import Schedule
+from ..repository.limits import Interrupted, Pace
+from ..repository.manifest import ListedFile
+from ..repository.source import Repository
+
+# Checks the files of a stage, of which some were fetched just now, until the event is set.
+Prepare = Callable[[Sequence[ListedFile], Mapping[str, Path], threading.Event], None]
 
 # How often a waiting thread looks whether it was cancelled, in seconds.
 _PATIENCE = 0.1
@@ -34,10 +36,11 @@ class StageStream:
     cancels it.
 
     Args:
-        parts: The parts of the model, which came from a repository.
-        schedule: The masks of its stages.
+        repository: Where the model's files come from.
+        plan: The files of a stage; asked of the one that it is at, and of all that are to be loaded.
         first: The stage that it is at.
         until_stage: The last stage to load.
+        prepare: Checks the files of a stage.
         advance: Brings the model to a stage whose files are there and checked.
         on_stage: Called with the stage after each swap, in the background thread.
         max_bytes_per_second: A limit on downloading.
@@ -46,15 +49,15 @@ class StageStream:
 
     Raises:
         ValueError: For a number out of its range, or if the model is past `until_stage`.
-        StageError: If the model was not loaded from a repository.
     """
 
     def __init__(
         self,
-        parts: Parts,
-        schedule: Schedule,
+        repository: Repository,
+        plan: Callable[[int], Sequence[ListedFile]],
         first: int,
         until_stage: int,
+        prepare: Prepare,
         advance: Callable[[int], None],
         *,
         on_stage: Callable[[int], None] | None = None,
@@ -65,8 +68,6 @@ class StageStream:
             raise ValueError(f"max_bytes_per_second must be positive, got {max_bytes_per_second}")
         if not lookahead_bytes >= 0:
             raise ValueError(f"lookahead_bytes must not be negative, got {lookahead_bytes}")
-        if parts.store is None:
-            raise StageError("only a model that was loaded from a repository can be streamed")
         if until_stage < first:
             raise ValueError(
                 f"until_stage={until_stage} lies behind the model, which is at stage {first}: a stream goes up only, "
@@ -74,18 +75,15 @@ class StageStream:
             )
         self.until_stage = until_stage
         # Let go of at the end: a handle that is kept must not keep the model.
-        self._parts: Parts | None = parts
+        self._prepare: Prepare | None = prepare
         self._advance: Callable[[int], None] | None = advance
         self._on_stage = on_stage
-        self._repository, self._stage, self._process = parts.store.repository, first, os.getpid()
+        self._repository, self._stage, self._process = repository, first, os.getpid()
         self._lookahead = lookahead_bytes
-        manifest = parts.store.manifest
-        self._plan: dict[int, tuple[FileEntry, ...]] = {
-            stage: manifest.files_for(schedule.mask(stage)) for stage in range(first, until_stage + 1)
-        }
+        self._plan = {stage: tuple(plan(stage)) for stage in range(first, until_stage + 1)}
         # The files of each stage that no earlier one needs.
         seen = {entry.path for entry in self._plan.pop(first)}
-        self._new: dict[int, tuple[FileEntry, ...]] = {}
+        self._new: dict[int, tuple[ListedFile, ...]] = {}
         for stage, files in self._plan.items():
             self._new[stage] = tuple(entry for entry in files if entry.path not in seen)
             seen |= {entry.path for entry in files}
@@ -239,14 +237,11 @@ class StageStream:
             self._end()
 
     def _attach(self, stage: int, size: int, fetched: dict[str, Path]) -> None:
-        parts, advance = self._parts, self._advance
-        # Not the store that the stream began with: saving a model over its own folder gives it another.
-        store = parts.store if parts is not None else None
-        if advance is None or store is None:
+        prepare, advance = self._prepare, self._advance
+        if prepare is None or advance is None:
             return
-        paths = [entry.path for entry in self._plan[stage]]
         with self._pace.limit():
-            store.prepare(paths, fetched=fetched, cancelled=self._cancelled)
+            prepare(self._plan[stage], fetched, self._cancelled)
         if self._cancelled.is_set():
             return
         advance(stage)
@@ -258,7 +253,7 @@ class StageStream:
 
     def _end(self) -> None:
         self.cancel()
-        self._parts, self._advance, self._on_stage = None, None, None
+        self._prepare, self._advance, self._on_stage = None, None, None
         self._ended.set()
 
     def _await(self) -> dict[str, Path] | None:

@@ -47,8 +47,7 @@ def rank(
     if problem_type not in _PROBLEM_TYPES:
         known = ", ".join(map(repr, _PROBLEM_TYPES))
         raise ValueError(f"problem_type is {problem_type!r:.100}, it must be one of {known}")
-    if isinstance(top_k, bool) or not isinstance(top_k, int | np.integer) or top_k < 1:
-        raise ValueError(f"top_k is {top_k!r:.100}, it must be a whole number of at least 1")
+    check_top_k(top_k)
     rows = np.asarray(logits)
     if rows.ndim != 2 or not np.issubdtype(rows.dtype, np.floating):
         raise ValueError(f"logits must be floating numbers (images, labels), got {rows.dtype} of shape {rows.shape}")
@@ -60,6 +59,16 @@ def rank(
         rows = rows.astype(np.float32)
     # One row at a time: a sum over many may add in another order.
     return [_ranked(row, number, labels, problem_type, int(top_k)) for number, row in enumerate(rows)]
+
+
+def check_top_k(top_k: int) -> None:
+    """Refuse a number of labels that cannot be.
+
+    Raises:
+        ValueError: With the number.
+    """
+    if isinstance(top_k, bool) or not isinstance(top_k, int | np.integer) or top_k < 1:
+        raise ValueError(f"top_k is {top_k!r:.100}, it must be a whole number of at least 1")
 
 
 def _ranked(

@@ -14,8 +14,8 @@ from huggingface_hub.utils import get_session
 from pwl_hf import PWLForImageClassification, RepositoryError, RetryPolicy
 from pwl_hf.modeling.repository import background
 from pwl_hf.modeling.repository.background import Prefetch
+from pwl_hf.modeling.repository.limits import Interrupted, Pace
 from pwl_hf.modeling.repository.source import Repository
-from pwl_hf.modeling.repository.transfers import Interrupted, Pace
 from tests.hub import Fault
 from tests.repository.helpers import bodies, edit_json, load, publish, shard
 from tests.streaming.helpers import own_threads, until

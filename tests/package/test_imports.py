@@ -66,13 +66,36 @@ import json; print(json.dumps([sorted(heavy), seconds, len(pwl_hf.__all__)]))
     assert seconds < 0.5
 
 
-PURE = ["sources", "errors", "lazy", "bounds", "routes.cuts"]
+
+@pytest.fixture(scope="module")
+def saved_student(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny model."""
+    from tests.tiny import tiny_model
+
+    folder = tmp_path_factory.mktemp("saved") / "repo"
+    tiny_model("vit").save_pretrained(folder)
+    return folder
+
+
+PURE = ["sources", "errors", "lazy", "bounds", "routes.cuts", "stages", "streaming.stream"]
 IN_REPOSITORY = sorted(path.stem for path in (ROOT / "modeling" / "repository").glob("*.py"))
 
 
 @pytest.mark.parametrize("module", IN_REPOSITORY)
 def test_what_handles_files_imports_neither_torch_nor_transformers(module):
     code = f"import sys, pwl_hf.modeling.repository.{module}; print({{'torch', 'transformers'}} & set(sys.modules))"
+    assert printed(code) == "set()"
+
+
+def test_folder_is_opened_without_the_client_of_a_hub(saved_student):
+    code = f"""
+import sys
+from pwl_hf.modeling.repository.source import Repository
+opened = Repository.open({str(saved_student)!r})
+manifest = opened.manifest()
+opened.verify(manifest.files_for(manifest.schedule.mask(0)))
+print({{"httpx2", "httpcore2", "filelock", "tqdm", "yaml", "numpy", "safetensors"}} & set(sys.modules))
+"""
     assert printed(code) == "set()"
 
 

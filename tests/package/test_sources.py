@@ -60,7 +60,8 @@ BELOW["parts"] = BELOW["loading"] | {"loading"}
 BELOW["exporting"] = BELOW["parts"] | {"parts", "graphs"}
 BELOW["streaming"] = BELOW["loading"] | {"loading", "parts"}
 BELOW["publishing"] = BELOW["loading"] | {"loading", "parts"}
-BELOW["staged_model"] = BELOW["parts"] | {"parts", "streaming"}
+BELOW["stages"] = {"errors", "schedule", "sources", "repository", "parts", "streaming"}
+BELOW["staged_model"] = BELOW["parts"] | {"parts", "streaming", "stages"}
 BELOW["modeling_pwl"] = BELOW["staged_model"] | {"staged_model", "publishing", "exporting", "graphs"}
 BELOW["tasks"] = BELOW["modeling_pwl"] | {"modeling_pwl"}
 

@@ -1,0 +1,238 @@
+"""The graphs of a repository, and the sessions over them that a stage's answers run through.
+
+Notation: a chain is the sessions of one stage, in their order: each teacher block has a graph, and what comes behind
+the leading ones has another.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Event
+from typing import Any, NamedTuple, Self
+from weakref import WeakSet
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pwl_hf.modeling.errors import InputError, RepositoryError
+from pwl_hf.modeling.graphs.index import Graph, GraphIndex, files_of
+from pwl_hf.modeling.graphs.session import GraphSession
+from pwl_hf.modeling.graphs.tensors import MappedFile
+from pwl_hf.modeling.repository.manifest import ListedFile, Manifest
+from pwl_hf.modeling.repository.source import Repository, Verified
+from pwl_hf.modeling.repository.verification import stamp_of
+from pwl_hf.modeling.sources import Sources
+from pwl_hf.runtime.settings import Settings
+
+Inputs = Mapping[str, NDArray[Any]]
+
+
+class Like(NamedTuple):
+    """An array's shape and dtype, to make others like it."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    @classmethod
+    def of(cls, array: NDArray[Any]) -> Self:
+        """Of an array."""
+        return cls(array.shape, array.dtype)
+
+    def zeros(self) -> NDArray[Any]:
+        """One of nothing."""
+        return np.zeros(self.shape, self.dtype)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a call was of, to make another like it.
+
+    Args:
+        graphs: The paths of its graphs.
+        inputs: What the model was called with.
+        outputs: What each graph gave.
+    """
+
+    graphs: tuple[str, ...]
+    inputs: Mapping[str, Like]
+    outputs: tuple[Like, ...]
+
+
+@dataclass(frozen=True)
+class Chain:
+    """The sessions that a stage's answers run through; it does not change, and holds on to its files.
+
+    Args:
+        sources: The stage's mask.
+        sessions: The sessions, in their order.
+        files: The mapped weight files that they run over, by path.
+        process: The process that made it.
+    """
+
+    sources: Sources
+    sessions: tuple[GraphSession, ...]
+    files: Mapping[str, MappedFile]
+    process: int = field(default_factory=os.getpid)
+
+    @property
+    def graphs(self) -> tuple[str, ...]:
+        """The paths of its graphs."""
+        return tuple(session.graph.path for session in self.sessions)
+
+    def __call__(self, inputs: Inputs, first: int = 0, features: NDArray[Any] | None = None) -> Answer:
+        """Run it to its end.
+
+        Args:
+            inputs: What the model is called with, by name.
+            first: The first session to run, from 0.
+            features: What the one before it would give.
+        """
+        outputs = []
+        for session in self.sessions[first:]:
+            features = session(features, inputs)
+            outputs.append(Like.of(features))
+        if features is None:
+            raise ValueError("there is no graph to run")
+        return Answer(features, tuple(outputs))
+
+    def warm(self, seen: Seen) -> Seen:
+        """Pay for the first run of what is new, on inputs like those of the last call.
+
+        Sessions that this call ran through are not run again, as far as it is known what they give.
+        """
+        known = 0
+        while known < len(self.sessions) - 1 and seen.graphs[: known + 1] == self.graphs[: known + 1]:
+            known += 1
+        inputs = {name: like.zeros() for name, like in seen.inputs.items()}
+        outputs = seen.outputs[:known]
+        answer = self(inputs, known, outputs[-1].zeros() if outputs else None)
+        return Seen(self.graphs, seen.inputs, (*outputs, *answer.outputs))
+
+
+class Answer(NamedTuple):
+    """The logits of a call, and what each session gave on the way."""
+
+    logits: NDArray[Any]
+    outputs: tuple[Like, ...]
+
+
+class Graphs:
+    """The graphs of one repository, which become chains.
+
+    Args:
+        repository: Where the files are.
+        manifest: Its manifest.
+        index: What its graphs are.
+        settings: How onnxruntime is to run them.
+        verified: What `Repository.verify` said of files that it was asked about before.
+    """
+
+    def __init__(
+        self,
+        repository: Repository,
+        manifest: Manifest,
+        index: GraphIndex,
+        settings: Settings,
+        verified: Mapping[str, Verified] | None = None,
+    ) -> None:
+        self.repository, self.manifest, self.index, self.settings = repository, manifest, index, settings
+        # Path in the repository -> its local path, and what the file system said when it was compared.
+        self._verified = dict(verified or {})
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_verified": {}}
+
+    def files_of(self, sources: Sources) -> tuple[ListedFile, ...]:
+        """The graphs and weight files that a stage's path needs."""
+        graphs = self._graphs_of(sources)
+        attached = {entry.path: entry for entry in self.manifest.attachments}
+        weights = (entry for entry in self.manifest.files if entry.path in files_of(graphs))
+        return (*(attached[graph.path] for graph in graphs), *weights)
+
+    def prepare(
+        self,
+        files: Sequence[ListedFile],
+        fetched: Mapping[str, Path] | None = None,
+        cancelled: Event | None = None,
+    ) -> None:
+        """Fetch files and compare them with the manifest, all or none; those that were are not compared again.
+
+        Raises:
+            RepositoryError: If one is not what the manifest says.
+            FetchError: If one cannot be downloaded.
+        """
+        missing = [entry for entry in files if not self._is_verified(entry.path)]
+        self._verified |= self.repository.verify(missing, fetched, cancelled=cancelled)
+
+    def chain(self, sources: Sources, present: Chain | None = None) -> Chain:
+        """The chain of a stage.
+
+        Args:
+            sources: The stage's mask.
+            present: The chain that the model is at, whose sessions and files are used again.
+
+        Raises:
+            RepositoryError: If a file is not what the manifest says, or onnxruntime refuses a graph.
+            InputError: If a provider does not come up.
+        """
+        graphs = self._graphs_of(sources)
+        sessions = {session.graph.path: session for session in present.sessions} if present is not None else {}
+        files = dict(present.files) if present is not None else {}
+        # 1. Everything is there, and what it should be; what is mapped stays as it is.
+        new = [graph for graph in graphs if graph.path not in sessions]
+        self.prepare([entry for entry in self.files_of(sources) if entry.path not in {*sessions, *files}])
+        # 2. The files of what is new, each mapped once.
+        for path in files_of(new):
+            if path not in files:
+                files[path] = MappedFile(self._verified[path][0])
+                self._check_unchanged(path)
+        # 3. Its sessions.
+        for graph in new:
+            sessions[graph.path] = self._session(graph, files)
+        kept = files_of(graphs)
+        return Chain(sources, tuple(sessions[graph.path] for graph in graphs), {path: files[path] for path in kept})
+
+    def _graphs_of(self, sources: Sources) -> tuple[Graph, ...]:
+        return self.index.graphs_for(self.index.stages.index(sources))
+
+    def _session(self, graph: Graph, files: Mapping[str, MappedFile]) -> GraphSession:
+        content = self._verified[graph.path][0].read_bytes()
+        self._check_unchanged(graph.path)
+        made = GraphSession(graph, content, files, self.settings.make, self.settings.providers)
+        if missing := [name for name in self.settings.names if name not in made.providers]:
+            raise InputError(
+                f"providers: {missing[0]!r} did not come up, and onnxruntime would go on with "
+                f"{', '.join(made.providers)}: see what it said, or leave it out"
+            )
+        _ALIVE.add(made)
+        return made
+
+    def _is_verified(self, path: str) -> bool:
+        # A folder may be written to by others in the meantime.
+        if path not in self._verified:
+            return False
+        local, stamp = self._verified[path]
+        return local.is_file() and stamp_of(local) == stamp
+
+    def _check_unchanged(self, path: str) -> None:
+        if not self._is_verified(path):
+            raise RepositoryError(f"{self.repository}: {path!r} was replaced while it was being read; load it again")
+
+
+# The sessions of this process.
+_ALIVE: WeakSet[GraphSession] = WeakSet()
+
+
+def _let_live() -> None:
+    """Let a forked child never end the sessions it was born with: it would wait for threads that it does not have."""
+    for session in _ALIVE:
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(session))
+    _ALIVE.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_live)

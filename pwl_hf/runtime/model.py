@@ -1,0 +1,261 @@
+"""RuntimeModel: a model that answers as its student and grows into its teacher, on onnxruntime.
+
+Notation: B images, K labels.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from threading import Event
+from typing import TYPE_CHECKING, Any, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pwl_hf.modeling.errors import InputError, RepositoryError
+from pwl_hf.modeling.parts.locking import StateLock
+from pwl_hf.modeling.repository.manifest import ListedFile
+from pwl_hf.modeling.repository.source import Repository
+from pwl_hf.modeling.sources import Sources
+from pwl_hf.modeling.stages import Staged
+from pwl_hf.modeling.streaming.stream import StageStream
+from pwl_hf.runtime.chain import Chain, Graphs, Inputs, Like, Seen
+
+if TYPE_CHECKING:
+    from pwl_hf.runtime.images import ImageInput, Images
+    from pwl_hf.runtime.preprocessing import Preprocessing
+    from pwl_hf.runtime.ranking import Answer
+
+
+class RuntimeModel(Staged):
+    """A model with stages whose graphs onnxruntime runs; made by `load`.
+
+    Threads may share it: each call takes the sessions of one stage, and runs them to their end, whatever becomes of the
+    model's stage meanwhile. Copies and pickles hold no weights: they map the same files again, and are at the same
+    stage, without a stream. A forked process makes its sessions anew at its first call.
+
+    Args:
+        graphs: The graphs of its repository.
+        sources: The mask of the stage that it is to be at.
+
+    Raises:
+        RepositoryError: If a file is not what the manifest says, or onnxruntime refuses a graph.
+        InputError: If a provider does not come up.
+
+    Example:
+
+        >>> model = runtime.load("org/pwl-vit")  # doctest: +SKIP
+        >>> model.predict("cat.jpg", top_k=1)  # doctest: +SKIP
+        [{'label': 'tabby', 'score': 0.9312}]
+        >>> model.load_next_stage()  # doctest: +SKIP
+        1
+    """
+
+    def __init__(self, graphs: Graphs, sources: Sources) -> None:
+        self._graphs = graphs
+        self._schedule = graphs.manifest.schedule
+        self._stream: StageStream | None = None
+        self._state_lock = StateLock()
+        # The shapes of the last call: what comes is warmed on.
+        self._seen: Seen | None = None
+        self._chain = graphs.chain(sources)
+
+    def __reduce__(self) -> tuple[type[RuntimeModel], tuple[Graphs, Sources]]:
+        return type(self), (self._graphs, self._chain.sources)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._graphs.repository}, sources={self.sources!r})"
+
+    # --- What it is ---------------------------------------------------------------------------------------------
+
+    @property
+    def num_blocks(self) -> int:
+        """The number of blocks N."""
+        return self._schedule.num_blocks
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The name of each class, in the order of the logits."""
+        return self._graphs.index.labels
+
+    @property
+    def problem_type(self) -> str | None:
+        """As in the config: how logits become scores."""
+        return self._graphs.index.problem_type
+
+    @property
+    def inputs(self) -> Mapping[str, tuple[int, ...]]:
+        """The shape of each array that the model takes, by name, -1 for the batch."""
+        return self._graphs.index.inputs
+
+    @cached_property
+    def preprocessing(self) -> Preprocessing:
+        """The repository's image processor.
+
+        Raises:
+            RepositoryError: If the repository has none, or one that is not supported: names what, and what to do.
+        """
+        # Pillow is imported for images alone.
+        from pwl_hf.runtime.preprocessing import Preprocessing
+
+        repository, config = self._graphs.repository, self._graphs.index.processor
+        if config is None:
+            raise RepositoryError(
+                f"{repository} has no preprocessor_config.json: prepare images yourself, and call logits with arrays "
+                "by name"
+            )
+        channels = next((shape[1] for shape in self.inputs.values() if len(shape) == 4), 3)
+        try:
+            return Preprocessing.of(config, channels)
+        except ValueError as error:
+            raise RepositoryError(
+                f"{repository}: {error}; or prepare images yourself, and call logits with arrays by name"
+            ) from error
+
+    # --- Answers ------------------------------------------------------------------------------------------------
+
+    @overload
+    def predict(self, images: ImageInput, top_k: int = 5) -> list[Answer]: ...
+
+    @overload
+    def predict(self, images: Sequence[ImageInput], top_k: int = 5) -> list[list[Answer]]: ...
+
+    def predict(self, images: Images, top_k: int = 5) -> list[Answer] | list[list[Answer]]:
+        """The best labels of images, as transformers' image-classification pipeline gives them.
+
+        Args:
+            images: One image, or several: PIL images, numpy arrays, or paths of files.
+            top_k: The most labels an image gets.
+
+        Returns:
+            For an image its labels with their scores, the best first; for several a list of these.
+
+        Raises:
+            InputError: A ValueError that names the image that cannot be read.
+            ValueError: If `top_k` is below 1.
+            RepositoryError: If the repository has no image processor, or one that is not supported.
+
+        Example:
+
+            >>> model.predict(["cat.jpg", "dog.jpg"], top_k=1)  # doctest: +SKIP
+            [[{'label': 'tabby', 'score': 0.9312}], [{'label': 'beagle', 'score': 0.8121}]]
+        """
+        from pwl_hf.runtime.images import is_one
+        from pwl_hf.runtime.ranking import check_top_k, rank
+
+        check_top_k(top_k)
+        answers = rank(self.logits(images), self.labels, self.problem_type, top_k)
+        return answers[0] if is_one(images) else answers
+
+    def logits(self, images: Images | None = None, **inputs: NDArray[Any]) -> NDArray[np.float32]:
+        """The logits of images, or of arrays that are prepared already.
+
+        Args:
+            images: One image or several, as in `predict`.
+            inputs: In their place, what the networks take, by name (see `inputs`), such as `pixel_values` (B, C, H, W)
+                floating.
+
+        Returns:
+            (B, K) float32, all of one stage.
+
+        Raises:
+            InputError: A ValueError that names the image that cannot be read, or the array that the model does not
+                take.
+            RepositoryError: For images, if the repository has no image processor, or one that is not supported.
+
+        Example:
+
+            >>> model.logits(pixel_values=numpy.zeros((2, 3, 224, 224), numpy.float32)).shape  # doctest: +SKIP
+            (2, 1000)
+        """
+        if images is not None:
+            if inputs:
+                raise InputError(f"give images or {', '.join(inputs)!r:.100}, not both")
+            if len(self.inputs) != 1:
+                raise InputError(f"the model takes {', '.join(self.inputs)}: give each by name")
+            inputs = {name: self.preprocessing(images) for name in self.inputs}
+        return self._run(self._checked(inputs))
+
+    def _checked(self, inputs: Inputs) -> Inputs:
+        """Arrays as the graphs take them."""
+        if inputs.keys() != self.inputs.keys():
+            raise InputError(
+                f"the model takes {', '.join(self.inputs)}, got {', '.join(inputs) or 'nothing'}: give images, or each "
+                "array by its name"
+            )
+        found, batches = {}, set()
+        for name, shape in self.inputs.items():
+            array = np.asarray(inputs[name])
+            if array.dtype.kind != "f":
+                raise InputError(f"{name} must be floating numbers, got {array.dtype}: prepare images first")
+            fits = (size in (-1, own) for size, own in zip(shape, array.shape, strict=False))
+            if array.ndim != len(shape) or not all(fits):
+                wanted = ", ".join("B" if size == -1 else str(size) for size in shape)
+                raise InputError(f"{name} must be of shape ({wanted}), got {array.shape}")
+            if 0 in array.shape:
+                raise InputError(f"{name} is empty, of shape {array.shape}: give at least one image")
+            batches.add(array.shape[0])
+            found[name] = np.ascontiguousarray(array, dtype=np.float32)
+        if len(batches) > 1:
+            raise InputError(f"the arrays are of {sorted(batches)} images: give as many of each")
+        return found
+
+    def _run(self, inputs: Inputs) -> NDArray[np.float32]:
+        # Once: the call has these sessions from start to end.
+        chain = self._chain
+        if chain.process != os.getpid():
+            chain = self._renewed()
+        logits, outputs = chain(inputs)
+        # After the run: what failed here would fail in the warm-up too.
+        self._seen = Seen(chain.graphs, {name: Like.of(array) for name, array in inputs.items()}, outputs)
+        return logits
+
+    def _renewed(self) -> Chain:
+        """The chain of a forked process, whose sessions had threads that only its parent has."""
+        with self._lock:
+            if self._chain.process != os.getpid():
+                self._chain = self._graphs.chain(self._sources)
+            return self._chain
+
+    # --- Changes of stage ---------------------------------------------------------------------------------------
+
+    @property
+    def _sources(self) -> Sources:
+        return self._chain.sources
+
+    @property
+    def _lock(self) -> StateLock:
+        return self._state_lock
+
+    def _move_to(self, target: Sources) -> None:
+        with self._lock:
+            self._refuse_while_streaming()
+            if target != self._sources:
+                self._swap(target)
+
+    def _advance(self, stage: int) -> None:
+        with self._lock:
+            self._swap(self._schedule.mask(stage))
+
+    def _swap(self, target: Sources) -> None:
+        """Make a stage's chain beside the model, warm it, and take it; what is not needed goes with its last call."""
+        chain = self._graphs.chain(target, self._renewed())
+        seen = self._seen
+        if seen is not None:
+            warmed = chain.warm(seen)
+            # What a request has left meanwhile counts for more.
+            if self._seen is seen:
+                self._seen = warmed
+        self._chain = chain
+
+    def _growing_from(self) -> Repository:
+        return self._graphs.repository
+
+    def _files_of(self, target: Sources) -> Sequence[ListedFile]:
+        return self._graphs.files_of(target)
+
+    def _prepare(self, files: Sequence[ListedFile], fetched: Mapping[str, Path], cancelled: Event) -> None:
+        self._graphs.prepare(files, fetched, cancelled)
