@@ -67,12 +67,12 @@ class Served:
     """
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
-        self.process = process
+        self.process, self.url = process, ""
         self.log: list[str] = []
         self._listening = threading.Event()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
-        if not self._listening.wait(120) or self.process.poll() is not None:
+        if not self._listening.wait(120) or not self.url:
             raise RuntimeError("the server did not start:\n" + "".join(self.log[-30:]))
         self.client = self.new_client()
 
