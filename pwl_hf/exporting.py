@@ -11,6 +11,7 @@ import torch
 
 from pwl_hf.modeling import PWLForImageClassification
 from pwl_hf.modeling.exporting.exporting import export_onnx
+from pwl_hf.modeling.publishing.model_card import CARD_FILE, write_card
 from pwl_hf.modeling.publishing.push import push_attachments
 from pwl_hf.modeling.publishing.saving import write_attachments
 from pwl_hf.modeling.repository.source import Repository
@@ -74,7 +75,10 @@ def export_repository(
     sizes = {path: len(content) for path, content in exported.files.items()}
     source = model.parts.store.repository
     if source.commit is None:
-        write_attachments(Path(source.name, subfolder), exported.files)
+        folder = Path(source.name, subfolder)
+        write_attachments(folder, exported.files)
+        if (folder / CARD_FILE).exists():
+            write_card(folder, token=target.token)
         return ExportReport(None, sizes, exported.differences)
     commit = push_attachments(source, exported.files, replace(target, repo_id=source.name))
     return ExportReport(commit, sizes, exported.differences)

@@ -12,9 +12,9 @@ from __future__ import annotations
 import json
 import os
 import sys
-import threading
 import time
 import traceback
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from importlib import import_module
 from typing import Any, NoReturn
@@ -30,8 +30,9 @@ class Task:
         size: Height and width of the image.
         way: `"first"`: answer once. `"stages"`: load all stages, one by one, and answer at the end. `"grow"`: the same,
             and answer at stage 0 too. `"stream"`: answer at stage 0, stream all stages, and answer at the end.
-            `"ahead"`: answer once, and let a thread fetch the files while this one imports.
+            `"ahead"`: answer once, and begin with `pwl_hf.prefetch`, before anything is imported.
         cache_dir: The Hub cache; the environment's if it is None.
+        arrays: The library of the image's values, which are all 0: `"torch"`, or `"numpy"` for what runs without it.
     """
 
     network: str
@@ -39,6 +40,7 @@ class Task:
     size: int
     way: str = "first"
     cache_dir: str | None = None
+    arrays: str = "torch"
 
     def as_json(self) -> str:
         """One line."""
@@ -56,6 +58,7 @@ class Marks:
         first: The first answer of a model that grows or streams was there.
         answered: The last answer was there, and with it the task done.
         stages: Of a model that grows, when each stage was there, from stage 0 on.
+        resident: No moment: the most bytes that were ever resident (VmHWM), the libraries' with them.
     """
 
     began: float
@@ -64,6 +67,7 @@ class Marks:
     first: float = 0.0
     answered: float = 0.0
     stages: list[float] = field(default_factory=list)
+    resident: int = 0
 
 
 def perform(task: Task, marks: Marks) -> None:
@@ -74,16 +78,18 @@ def perform(task: Task, marks: Marks) -> None:
         marks: Are filled in.
     """
     if task.way == "ahead":
-        threading.Thread(target=_fetch, args=(task,), daemon=True).start()
+        import_module("pwl_hf").prefetch(task.source, cache_dir=task.cache_dir)
     module, name = task.network.split(":")
     network = getattr(import_module(module), name)
-    torch = import_module("torch")
+    mode = _mode(task)
     marks.imported = time.monotonic()
-    images = torch.zeros(1, 3, task.size, task.size)
-    with torch.inference_mode():
+    with mode:
         model = network.from_pretrained(task.source, cache_dir=task.cache_dir)
         marks.loaded = time.monotonic()
         marks.stages.append(marks.loaded)
+        # Not before: a caller without an image yet imports no numpy either.
+        arrays = import_module(task.arrays)
+        images = arrays.zeros((1, 3, task.size, task.size), dtype=arrays.float32)
         if task.way in ("grow", "stream"):
             model(images)
             marks.first = time.monotonic()
@@ -96,12 +102,11 @@ def perform(task: Task, marks: Marks) -> None:
                 pass
         logits = model(images).logits
         marks.answered = time.monotonic()
-    assert bool(torch.isfinite(logits).all()), f"{task} gave logits that are no numbers"
+    assert bool(arrays.isfinite(logits).all()), f"{task} gave logits that are no numbers"
 
 
-def _fetch(task: Task) -> None:
-    downloading = import_module("pwl_hf.downloading")
-    downloading.download_stages(task.source, 0, cache_dir=task.cache_dir)
+def _mode(task: Task) -> AbstractContextManager[Any]:
+    return import_module("torch").inference_mode() if task.arrays == "torch" else nullcontext()
 
 
 def _say(answer: dict[str, Any]) -> None:
@@ -114,6 +119,7 @@ def _do(task: Task, began: float) -> NoReturn:
     try:
         marks = Marks(began)
         perform(task, marks)
+        marks.resident = import_module("benchmarks.speed.resident").highest_resident()
         _say(asdict(marks))
     except BaseException:
         traceback.print_exc()

@@ -17,6 +17,8 @@ from benchmarks.speed.peers import running
 from pwl_hf.modeling.families.registry import family_of
 
 PWL_CLASS = "pwl_hf:PWLForImageClassification"
+RUNTIME_CLASS = "benchmarks.speed.without_torch:Runtime"
+SESSION_CLASS = "benchmarks.speed.without_torch:TeacherSession"
 
 
 @dataclass(frozen=True)
@@ -28,12 +30,14 @@ class Run:
         seconds: From its start to its last answer.
         marks: Seconds from its start to each of its marks (`benchmarks.speed.child.Marks`).
         stages: Seconds from its start to each stage.
+        resident: The most bytes that its process ever had resident.
     """
 
     start: float
     seconds: float
     marks: Mapping[str, float]
     stages: Sequence[float]
+    resident: int
 
 
 def plain_class(place: Place) -> str:
@@ -57,6 +61,27 @@ def fresh(task: Task, environment: Mapping[str, str]) -> Run:
         marks = peer.hear()
         seconds = time.monotonic() - start
     return _run(start, seconds, marks)
+
+
+def fresh_from_empty_cache(place: Place, hub: Hub, task: Task) -> Run:
+    """Do a task in a fresh process with a Hub cache of its own.
+
+    Args:
+        place: Where the cache is made.
+        hub: The Hub that the task loads from.
+        task: The task, without a cache.
+    """
+    with TemporaryDirectory(dir=place.data) as home:
+        return fresh(task, hub.environment(Path(home)))
+
+
+def in_turn(things: Mapping[str, Callable[[], Run]], rounds: int) -> dict[str, list[Run]]:
+    """What each of several things was, by name, in rounds in which all take turns."""
+    runs: dict[str, list[Run]] = {name: [] for name in things}
+    for _ in range(rounds):
+        for name, thing in things.items():
+            runs[name].append(thing())
+    return runs
 
 
 @contextmanager
@@ -112,5 +137,5 @@ def from_empty_cache(
 
 
 def _run(start: float, seconds: float, marks: Mapping[str, Any]) -> Run:
-    named = {name: at - start for name, at in marks.items() if name != "stages" and at}
-    return Run(start, seconds, named, [at - start for at in marks["stages"]])
+    named = {name: at - start for name, at in marks.items() if name not in ("stages", "resident") and at}
+    return Run(start, seconds, named, [at - start for at in marks["stages"]], marks["resident"])

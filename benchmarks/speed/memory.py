@@ -24,6 +24,7 @@ from types import TracebackType
 from typing import Any
 
 from benchmarks.speed.fresh import Fresh
+from benchmarks.speed.resident import highest_resident
 
 # Seconds between two samples. Taking one of a process of 1 GB takes some milliseconds, and makes its page faults wait.
 INTERVAL = 0.01
@@ -180,16 +181,9 @@ def _watch(process: Fresh) -> Watched:
             marks.append((name, sampler.take()))
 
         result = process.run(on_mark)
-        highest = _highest_resident(process.pid)
+        highest = highest_resident(process.pid)
     if not marks:
         raise ValueError("the function has made no mark, so nothing tells its work from its imports")
     begin = marks[0][1].at
     samples = sorted((sample for sample in sampler.samples if sample.at >= begin), key=lambda sample: sample.at)
     return Watched(marks, samples, highest - marks[0][1].resident, result)
-
-
-def _highest_resident(pid: int) -> int:
-    for line in Path("/proc", str(pid), "status").read_text(encoding="ascii").splitlines():
-        if line.startswith("VmHWM:"):
-            return 1024 * int(line.split()[1])
-    raise ValueError(f"/proc/{pid}/status has no VmHWM")

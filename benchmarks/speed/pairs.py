@@ -11,6 +11,9 @@ from transformers import PreTrainedConfig, ResNetConfig, ViTConfig
 
 from pwl_hf import PWLConfig, PWLForImageClassification, VGGConfig
 from pwl_hf.demo import run_demo
+from pwl_hf.exporting import export_repository
+from pwl_hf.modeling.publishing.push import Target
+from pwl_hf.modeling.repository.source import Repository
 
 
 @dataclass(frozen=True)
@@ -88,4 +91,11 @@ def repository(pair: Pair, folder: Path) -> Path:
             model = PWLForImageClassification(config).eval()
             model.save_pretrained(folder)
         model.student.save_pretrained(folder / "student")
+    return folder
+
+
+def with_graphs(folder: Path) -> Path:
+    """A repository that has the ONNX graphs of its stages: it gets them if it has none, in half a minute."""
+    if not Repository.open(folder).manifest().attachments:
+        export_repository(str(folder), target=Target(str(folder)))
     return folder

@@ -86,14 +86,46 @@ SUITE: dict[str, Entry] = {
     ),
     "fresh-process-hub": Entry(
         "Fresh process, from a Hub",
-        "From the start of a process to its first answer, imports included, with the same Hub and an empty cache. A "
-        "third of the rounds. The floor is the same over local files: a download that hides behind the imports.",
+        "From the start of a process to its first answer, imports included, with the same Hub and an empty cache; one "
+        "thread, an image that is prepared already. The runtime imports neither torch nor transformers. A third of "
+        "the rounds. The floor is the same over local files: a download that hides behind the imports.",
         "fresh_process:from_hub",
     ),
     "fresh-process-local": Entry(
         "Fresh process, from local files",
         "The same from local files in the page cache, shards verified before. Two thirds of the rounds.",
         "fresh_process:from_local_files",
+    ),
+    "imports": Entry(
+        "Imports",
+        "What a fresh process imports before it can load anything, without the interpreter's own start; files in the "
+        "page cache.",
+        "imports:imports",
+    ),
+    "installed-size": Entry(
+        "Installed size",
+        "What the extras `runtime` and `torch` require, all that these require in turn with it: the bytes of the files "
+        "that each distribution lists (RECORD) in the environment that measures, without bytecode and this package.",
+        "installed_size:installed_size",
+    ),
+    "runtime-hub": Entry(
+        "The runtime's whole way, from a Hub",
+        "From the start of a process to an answer of the teacher, from a Hub at 20 MB/s and 20 ms latency with an "
+        "empty cache: streamed, after an answer at stage 0, against `teacher/model.onnx` and its shards, fetched from "
+        "the same repository and opened by onnxruntime alone. A third of the rounds.",
+        "runtime_hub:hub",
+    ),
+    "runtime-memory": Entry(
+        "Memory of a process at stage 0, runtime and torch",
+        "The most memory that was ever resident, from the start of a process that loads stage 0 and answers once: "
+        "libraries and mapped files count. Local files that were verified before. A third of the rounds.",
+        "runtime_memory:memory",
+    ),
+    "runtime-forward": Entry(
+        "Forward passes of the runtime",
+        "One image, the chain of the teacher's blocks against the whole teacher in a plain session, whose logits are "
+        "equal bit for bit; one thread and two. And against transformers' teacher, one thread.",
+        "runtime_forward:forward",
     ),
     "floor-warm": Entry(
         "Against the bare floor, warm",
@@ -130,6 +162,11 @@ SUITE: dict[str, Entry] = {
         "Of each swap, how much slower the slowest of the 5 requests around it was than the idle p95 of its stage; "
         "below 0 where none was. Requests one after the other in a thread, local files that were verified before.",
         "swaps:swaps",
+    ),
+    "runtime-swaps": Entry(
+        "What a swap of the runtime costs",
+        "The same of the runtime, with one thread.",
+        "swaps:on_the_runtime",
     ),
     "requests-while-growing": Entry(
         "Requests while stages arrive",

@@ -17,7 +17,7 @@ from ..repository.manifest import Manifest
 from ..repository.output_folder import PROCESSOR_FILE
 from ..repository.source import Repository
 from .graphs import SAMPLES, GraphWriter
-from .proving import prove
+from .proving import prove, torch_logits
 
 
 class Export(NamedTuple):
@@ -26,7 +26,7 @@ class Export(NamedTuple):
     Args:
         manifest: The manifest of the weights that they are for.
         files: Their contents by path, `onnx/index.json` among them.
-        differences: The largest difference of each stage's logits from torch's, in parts of their range.
+        differences: The largest difference of each stage's logits from torch's in float64, in parts of their range.
     """
 
     manifest: Manifest
@@ -65,7 +65,9 @@ def export_onnx(parts: Parts, main_input: str, *, image_size: int | None = None)
     # 2. The graphs, compared before anyone sees them.
     writer = GraphWriter(parts, manifest.schedule, files, {main_input: values}, main_input)
     exported = writer.graphs()
-    differences = prove(exported, manifest.schedule, files, {main_input: values}, writer.logits)
+    inputs = {main_input: values}
+    logits = torch_logits(parts, manifest.schedule, inputs)
+    differences = prove(exported, manifest.schedule, files, inputs, logits)
     # 3. What a reader needs beside them.
     index = GraphIndex(
         fingerprint=manifest.fingerprint,

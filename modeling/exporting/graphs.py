@@ -82,11 +82,6 @@ class GraphWriter:
                 found[last] = self._graph(last, [p for block in tail for p in block], before[0], LOGITS)
         return dict(sorted(found.items()))
 
-    def logits(self, sources: Sources) -> torch.Tensor:
-        """What torch says of the example inputs."""
-        with torch.no_grad():
-            return self._router.of(sources.mask)(self._inputs).logits
-
     def _graph(self, path: str, pieces: list[Placed], before: Features | None, output: str) -> Exported:
         folder = path.rpartition("/")[0] if path == TEACHER_GRAPH else ""
         shape = None if before is None else tuple(before.tensor.shape)

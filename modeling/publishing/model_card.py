@@ -21,6 +21,7 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 
 from ..bounds import MAX_TEXT_BYTES, check_count
 from ..errors import RepositoryError
+from ..graphs.index import INDEX_FILE
 from ..plain import in_markdown, one_line
 from ..repository.files import write_text
 from ..repository.manifest import CONFIG_FILE, Manifest
@@ -227,6 +228,7 @@ def _generated(manifest: Manifest, config: Mapping[str, Any], repo_id: str, *, h
         measured_on=list(dict.fromkeys((metric.dataset, metric.split, metric.n) for metric in metrics)),
         has_processor=has_processor,
         has_statistics=bool(manifest.masks),
+        has_graphs=INDEX_FILE in {entry.path for entry in manifest.attachments},
         needs_remote_code=config["teacher_config"]["model_type"].startswith("pwl_"),
     )
     return f"{_BEGIN}\n{text.strip()}\n{_END}"

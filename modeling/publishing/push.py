@@ -22,7 +22,7 @@ from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
 
 from ..errors import FetchError, OverwriteError, PublishError, RepositoryError
-from ..repository.manifest import MANIFEST_FILE, FileEntry, ListedFile, Manifest, check_attachment
+from ..repository.manifest import CONFIG_FILE, MANIFEST_FILE, FileEntry, ListedFile, Manifest, check_attachment
 from ..repository.output_folder import PROCESSOR_FILE
 from ..repository.retrying import RetryPolicy, is_passing
 from ..repository.source import Repository
@@ -167,8 +167,16 @@ def push_attachments(source: Repository, contents: Mapping[str, bytes], target: 
             f"{source} holds {', '.join(taken)}, which its {MANIFEST_FILE} does not list: move it away"
         )
 
+    card = {}
+    if source.path_in_repo(CARD_FILE) in there:
+        texts = {CONFIG_FILE: source.fetch_text(CONFIG_FILE)}
+        texts |= {path: b"" for path in (PROCESSOR_FILE,) if source.path_in_repo(path) in there}
+        existing = read_card(source.fetch_text(CARD_FILE), f"{source}: {CARD_FILE}")
+        text = render_card(manifest, texts, repo_id=source.name, existing=existing, token=target.token)
+        card = {CARD_FILE: text.encode()}
+
     def attempt() -> CommitInfo:
-        added = {**contents, MANIFEST_FILE: manifest.to_json().encode()}
+        added = {**contents, **card, MANIFEST_FILE: manifest.to_json().encode()}
         return api.create_commit(
             source.name,
             [

@@ -13,7 +13,7 @@ from pwl_hf.modeling.graphs.index import INDEX_FILE, GraphIndex, attached_graphs
 from pwl_hf.modeling.repository.background import Prefetch
 from pwl_hf.modeling.repository.manifest import Manifest
 from pwl_hf.modeling.repository.retrying import RetryPolicy
-from pwl_hf.modeling.repository.source import Repository, Verified
+from pwl_hf.modeling.repository.source import Repository, Verified, import_client
 from pwl_hf.modeling.sources import Sources
 from pwl_hf.runtime.settings import CPU, Provider, Settings
 
@@ -89,6 +89,8 @@ def load(
         "force_download": force_download,
         "retry": retry or RetryPolicy(),
     }
+    if not os.path.isdir(repo):
+        import_client()
     with Prefetch(lambda cancelled: _fetch(repo, stage, options, cancelled)) as fetched:
         try:
             settings.check()

@@ -62,7 +62,7 @@ def forward(place: Place) -> Measured:
     return Measured(figures, {"seconds": seconds})
 
 
-def in_turns(one: Pass, other: Pass, rounds: int) -> tuple[list[float], list[float]]:
+def in_turns(one: Callable[[], Any], other: Callable[[], Any], rounds: int) -> tuple[list[float], list[float]]:
     """Seconds a pass of two things: each round has a block of passes of each, in alternating order.
 
     Args:
@@ -95,12 +95,12 @@ def _logits(model: PreTrainedModel, pixel_values: torch.Tensor) -> torch.Tensor:
     return logits
 
 
-def _calls(thing: Pass) -> int:
+def _calls(thing: Callable[[], Any]) -> int:
     thing()
     return max(3, min(_MOST_CALLS, round(_SECONDS / _seconds(thing))))
 
 
-def _seconds(thing: Pass) -> float:
+def _seconds(thing: Callable[[], Any]) -> float:
     start = time.perf_counter()
     thing()
     return time.perf_counter() - start

@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 from benchmarks.speed.answering import Answer, Client, quantile, requests_of
 from benchmarks.speed.figures import Figure, Measured, Place
-from pwl_hf import PWLForImageClassification
+from pwl_hf import PWLForImageClassification, runtime
 
 # Swaps of a stream and by hand, at the usual 9 rounds.
 _SWAPS, _SWAPS_BY_HAND, _ROUNDS = 50, 12, 9
@@ -58,13 +60,77 @@ class Swaps:
         return [max(answer.seconds - limits[answer.stage] for answer in around) for around in self.around]
 
 
+class Growing(Protocol):
+    """What grows: a torch model, or one of the runtime."""
+
+    @property
+    def num_stages(self) -> int:
+        """The number of stages."""
+        ...
+
+    def load_next_stage(self) -> int:
+        """Go to the next stage, and tell it."""
+        ...
+
+    def stream_stages(self, *, on_stage: Callable[[Any, int], None]) -> AbstractContextManager[object]:
+        """Go to the last stage in another thread."""
+        ...
+
+
+@dataclass(frozen=True)
+class Requested:
+    """A model that is asked.
+
+    Args:
+        model: The model, at its first stage.
+        ask: Asks it once, and tells the stage of the route that it took.
+    """
+
+    model: Growing
+    ask: Callable[[], int]
+
+
 def swaps(place: Place) -> Measured:
     """Swaps of a stream, and of `load_next_stage` called in another thread than the requests."""
+    folder, pixel_values = place.repository(), place.pair.pixel_values()
+
+    def load() -> Requested:
+        model = PWLForImageClassification.from_pretrained(folder)
+        return Requested(model, requests_of(model, pixel_values))
+
+    return swaps_of(load, place.repeats)
+
+
+def on_the_runtime(place: Place) -> Measured:
+    """The same of the runtime, with one thread."""
+    folder, images = place.exported(), place.pair.pixel_values().numpy()
+
+    def load() -> Requested:
+        model = runtime.load(folder, threads=1)
+
+        def ask() -> int:
+            stage: int | None = model.stage
+            assert stage is not None
+            model.logits(pixel_values=images)
+            return stage
+
+        return Requested(model, ask)
+
+    return swaps_of(load, place.repeats)
+
+
+def swaps_of(load: Callable[[], Requested], repeats: int) -> Measured:
+    """Swaps of a stream, and by hand.
+
+    Args:
+        load: Loads a model.
+        repeats: As in `Place`; fewer than 9 are fewer swaps.
+    """
     ways = {
         "swap of a stream": (_stream, _SWAPS),
         "swap by load_next_stage in another thread": (_by_hand, _SWAPS_BY_HAND),
     }
-    seen = {name: _watch(place, grow, count) for name, (grow, count) in ways.items()}
+    seen = {name: _watch(load, grow, count, repeats) for name, (grow, count) in ways.items()}
     figures = [
         Figure.of(name, [1000 * seconds for seconds in found.excesses()], "ms", "idle p95 of the stage")
         for name, found in seen.items()
@@ -80,34 +146,33 @@ def swaps(place: Place) -> Measured:
     return Measured(figures, series)
 
 
-def _watch(place: Place, grow: Callable[[PWLForImageClassification, Reached], None], count: int) -> Swaps:
+def _watch(load: Callable[[], Requested], grow: Callable[[Growing, Reached], None], count: int, repeats: int) -> Swaps:
     """Grow models until there are enough swaps; those of the first model do not count."""
-    wanted, found = max(1, round(count * min(1.0, place.repeats / _ROUNDS))), Swaps()
-    _grow_once(place, grow, Swaps())
+    wanted, found = max(1, round(count * min(1.0, repeats / _ROUNDS))), Swaps()
+    _grow_once(load(), grow, Swaps())
     while len(found.around) < wanted:
-        _grow_once(place, grow, found)
+        _grow_once(load(), grow, found)
     return found
 
 
-def _grow_once(place: Place, grow: Callable[[PWLForImageClassification, Reached], None], found: Swaps) -> None:
-    model = PWLForImageClassification.from_pretrained(place.repository())
+def _grow_once(asked: Requested, grow: Callable[[Growing, Reached], None], found: Swaps) -> None:
     at: list[float] = []
-    with Client(requests_of(model, place.pair.pixel_values())) as client:
+    with Client(asked.ask) as client:
         spans = [client.rest(_IDLE_SECONDS, _IDLE)]
 
         def reached(stage: int) -> None:
             at.append(time.monotonic())
             spans.append(client.rest(_IDLE_SECONDS, _IDLE))
 
-        grow(model, reached)
+        grow(asked.model, reached)
     found.add(client.answers, at, [answer for span in spans for answer in client.within(span)])
 
 
-def _stream(model: PWLForImageClassification, reached: Reached) -> None:
+def _stream(model: Growing, reached: Reached) -> None:
     with model.stream_stages(on_stage=lambda _, stage: reached(stage)):
         pass
 
 
-def _by_hand(model: PWLForImageClassification, reached: Reached) -> None:
+def _by_hand(model: Growing, reached: Reached) -> None:
     for _ in range(model.num_stages):
         reached(model.load_next_stage())
