@@ -82,29 +82,23 @@ def test_answer_is_out_before_the_next_stage_is_fetched(hub, image, fresh_env):
         assert said(service.invoke(event(png())))["stage"] == 1
 
 
-@pytest.mark.parametrize(
-    ("asked", "told"),
-    [
-        (event("text"), "the body is text"),
-        (event(b"no image"), "no image that can be read"),
-        ({**event(), "body": "%%%"}, "no base64"),
-        (event(png(), top_k="0"), "top_k must be a whole number from 1 on, got '0'"),
-        (event(png(), top_k="-1"), "top_k must be"),
-        (event(png(), top_k="9" * 5000), "top_k must be"),
-        (event(png(), top_k="½"), "top_k must be"),
-    ],
-)
-def test_request_that_cannot_be_answered_is_400(function, asked, told):
-    assert told in said(function.invoke(asked), 400)["detail"]
-    assert len(said(function.invoke(event(png(), top_k="2")))["predictions"]) == 2
-    assert len(said(function.invoke(event(png(), top_k="999")))["predictions"]) == 5
+REFUSED = [
+    (event("text"), "the body is text"),
+    (event(b"no image"), "no image that can be read"),
+    ({**event(b""), "body": "%%%"}, "no base64"),
+    (event(png(), top_k="0"), "top_k must be a whole number from 1 on, got '0'"),
+    (event(png(), top_k="-1"), "top_k must be"),
+    (event(png(), top_k="9" * 5000), "top_k must be"),
+    (event(png(), top_k="½"), "top_k must be"),
+]
 
 
-@pytest.fixture
-def function(image: Image) -> Any:
-    """Without a Hub, and so without ever more than stage 0."""
+def test_request_that_cannot_be_answered_is_400_and_no_hub_is_needed_for_the_others(image):
     with start(image, {**NOWHERE, "PWL_MARGIN_SECONDS": "100"}) as service:
-        yield service
+        for asked, told in REFUSED:
+            assert told in said(service.invoke(asked), 400)["detail"]
+        for top_k, count in (("2", 2), ("999", 5)):
+            assert len(said(service.invoke(event(png(), top_k=top_k)))["predictions"]) == count
 
 
 def test_stage_that_does_not_come_is_given_up_before_the_timeout_and_tried_again_later(hub, image, fresh_env):
@@ -130,6 +124,7 @@ def test_hub_that_fails_leaves_the_function_answering_at_its_stage(hub, image, f
     environment = {**of_hub(fresh_env), "PWL_RETRY_SECONDS": "0"}
     with hub.faulty(Fault("status", shard(2), status=403, times=None)), start(image, environment) as service:
         assert [said(service.invoke(event(png())))["stage"] for _ in range(4)] == [0, 1, 1, 1]
+        service.wait_until_frozen()
         hub.faults.clear()
         assert [said(service.invoke(event(png())))["stage"] for _ in range(2)] == [1, 2]
     assert any("stays at stage 1" in line and shard(2) in line for line in service.log)
