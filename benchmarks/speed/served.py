@@ -9,6 +9,8 @@ from pathlib import Path
 from transformers import ViTImageProcessorPil
 
 from benchmarks.speed.figures import Place
+from pwl_hf.exporting import export_repository
+from pwl_hf.modeling.publishing.push import Target
 
 
 def served_repository(place: Place, plain: Path | None = None) -> Path:
@@ -25,4 +27,6 @@ def served_repository(place: Place, plain: Path | None = None) -> Path:
         shutil.copytree(source, folder, copy_function=os.link, ignore=shutil.ignore_patterns("student"))
         size = {"height": place.pair.size, "width": place.pair.size}
         ViTImageProcessorPil(size=size).save_pretrained(folder)
+        if plain is None:
+            export_repository(str(folder), target=Target(str(folder)))
     return folder
