@@ -5,8 +5,8 @@ from __future__ import annotations
 import socket
 import subprocess
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -20,18 +20,18 @@ NOWHERE = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_ETAG_TIMEOUT": "1"}
 
 
 def of_hub(environment: Mapping[str, str]) -> dict[str, str]:
-    """What a container on this machine needs to reach the tests' Hub; its caches are its own."""
-    return {name: value for name, value in environment.items() if name.startswith(("HF_", "NO_PROXY", "no_proxy"))} | {
-        "HF_HOME": ""
-    }
+    """What reaches the tests' Hub, of a whole environment; an image has its own caches."""
+    kept = {name: value for name, value in environment.items() if name.startswith(("HF_", "NO_PROXY", "no_proxy"))}
+    del kept["HF_HOME"]
+    return kept
 
 
 @pytest.fixture
 def image(hub: HubServer, repo_id: str, exported: Path, fresh_env: dict[str, str], tmp_path: Path) -> Image:
     """Of a repository's only commit."""
     commit = publish(hub, repo_id, exported)
-    given = {name: value for name, value in of_hub(fresh_env).items() if name != "HF_HOME"}
-    return build(FOLDER / "Dockerfile", tmp_path / "image", {"REPO": repo_id, "REVISION": commit}, given)
+    arguments = {"REPO": repo_id, "REVISION": commit}
+    return build(FOLDER / "Dockerfile", tmp_path / "image", arguments, of_hub(fresh_env))
 
 
 def unchanging(image: Image) -> dict[str, bytes]:
@@ -39,13 +39,13 @@ def unchanging(image: Image) -> dict[str, bytes]:
     return {path: content for path, content in tree(image.root).items() if not path.startswith("cache/")}
 
 
-def start(image: Image, environment: Mapping[str, str]) -> Any:
+def start(image: Image, environment: Mapping[str, str]) -> AbstractContextManager[Served]:
     """The container, on a free port of this machine alone."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    more = {name: value for name, value in environment.items() if name != "HF_HOME"}
-    return running(image.start(image.command, {**more, "HOST": "127.0.0.1", "PORT": port, "OMP_NUM_THREADS": "1"}))
+    more = {"HOST": "127.0.0.1", "PORT": port, "OMP_NUM_THREADS": "1"}
+    return running(image.start(image.command, {**environment, **more}))
 
 
 def is_healthy(image: Image, served: Served) -> bool:

@@ -12,10 +12,10 @@ import pytest
 
 from tests.hub import Fault, HubServer
 from tests.repository.helpers import bodies, publish, shard
-from tests.serving.images import ROOT, Image, build
+from tests.serving.images import Image, build
 from tests.serving.lambda_service import Lambda
 from tests.serving.served import expected, png
-from tests.serving.test_container import NOWHERE, of_hub
+from tests.serving.test_container import FOLDER, NOWHERE, of_hub
 
 HANDLER = "lambda_function.handler"
 
@@ -24,16 +24,14 @@ HANDLER = "lambda_function.handler"
 def image(hub: HubServer, repo_id: str, exported: Path, fresh_env: dict[str, str], tmp_path: Path) -> Image:
     """Of a repository's only commit."""
     commit = publish(hub, repo_id, exported)
-    given = {name: value for name, value in of_hub(fresh_env).items() if name != "HF_HOME"}
-    dockerfile = ROOT / "examples" / "container" / "lambda.Dockerfile"
-    return build(dockerfile, tmp_path / "image", {"REPO": repo_id, "REVISION": commit}, given)
+    arguments = {"REPO": repo_id, "REVISION": commit}
+    return build(FOLDER / "lambda.Dockerfile", tmp_path / "image", arguments, of_hub(fresh_env))
 
 
 def start(image: Image, environment: dict[str, str], timeout: float = 60) -> Lambda:
     assert image.command == [HANDLER]
-    more = {name: value for name, value in environment.items() if name != "HF_HOME"}
-    folder = Path(image.here("/var/task"))
-    return Lambda(image.python, HANDLER, folder, image.environment({**more, "OMP_NUM_THREADS": "1"}), timeout)
+    variables = image.environment({**environment, "OMP_NUM_THREADS": "1"})
+    return Lambda(image.python, HANDLER, Path(image.here("/var/task")), variables, timeout)
 
 
 def event(body: bytes | str = b"", method: str = "POST", **query: str) -> dict[str, Any]:
