@@ -222,8 +222,8 @@ class Graphs:
             raise RepositoryError(f"{self.repository}: {path!r} was replaced while it was being read; load it again")
 
 
-# The sessions of this process, and in a forked one those that it was born with: to end one of these would be to wait for
-# threads that it does not have.
+# The sessions of this process, and in a forked one those that it was born with: the end of one of these would wait for
+# threads that are not there.
 _ALIVE: WeakSet[GraphSession] = WeakSet()
 _INHERITED: list[GraphSession] = []
 

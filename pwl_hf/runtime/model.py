@@ -118,8 +118,9 @@ class RuntimeModel(Staged):
 
     # --- Answers ------------------------------------------------------------------------------------------------
 
+    # A text is the path of one image, and for the type checker also a sequence.
     @overload
-    def predict(self, images: ImageInput, top_k: int = 5) -> list[Answer]: ...
+    def predict(self, images: ImageInput, top_k: int = 5) -> list[Answer]: ...  # type: ignore[overload-overlap]
 
     @overload
     def predict(self, images: Sequence[ImageInput], top_k: int = 5) -> list[list[Answer]]: ...
