@@ -11,8 +11,7 @@ from typing import Any
 from pwl_hf.modeling.errors import MissingFileError
 from pwl_hf.modeling.graphs.index import attached_graphs
 from pwl_hf.modeling.repository.background import Prefetch
-from pwl_hf.modeling.repository.manifest import CONFIG_FILE
-from pwl_hf.modeling.repository.output_folder import PROCESSOR_FILE
+from pwl_hf.modeling.repository.manifest import CONFIG_FILE, PROCESSOR_FILE
 from pwl_hf.modeling.repository.retrying import RetryPolicy
 from pwl_hf.modeling.repository.source import Repository, import_client
 

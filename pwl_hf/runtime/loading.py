@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from pwl_hf.modeling.errors import RepositoryError
 from pwl_hf.modeling.graphs.index import INDEX_FILE, GraphIndex, attached_graphs
@@ -108,7 +109,8 @@ def load(
     return model
 
 
-class _Fetched(NamedTuple):
+@dataclass(frozen=True)
+class _Fetched:
     """What a stage needs, checked."""
 
     repository: Repository

@@ -56,7 +56,7 @@ class Settings:
         """Settings as a caller gives them."""
         if isinstance(providers, str) or not isinstance(providers, Sequence):
             raise ValueError(f"providers must be a sequence of onnxruntime's names, got {providers!r:.200}")
-        return cls(tuple(p if isinstance(p, str) else tuple(p) for p in providers), threads, session_options)
+        return cls(tuple(providers), threads, session_options)
 
     @property
     def names(self) -> tuple[str, ...]:
