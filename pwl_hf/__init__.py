@@ -52,6 +52,7 @@ if TYPE_CHECKING:
         VGGModel,
         register_family,
     )
+    from pwl_hf.prefetching import prefetch
 
 __version__ = "0.1.0"
 
@@ -81,10 +82,11 @@ __all__ = [
     "VGGForImageClassification",
     "VGGModel",
     "__version__",
+    "prefetch",
     "register_family",
 ]
 
-_EXPORTS = {name: "modeling" for name in __all__ if name != "__version__"}
+_EXPORTS = {name: "modeling" for name in __all__ if name != "__version__"} | {"prefetch": "prefetching"}
 
 __getattr__, __dir__ = lazy(__name__, _EXPORTS)
 

@@ -7,9 +7,10 @@ from contextlib import suppress
 from pathlib import Path
 
 from pwl_hf.modeling.errors import MissingFileError
+from pwl_hf.modeling.graphs.index import TEACHER_GRAPH, attached_graphs
 from pwl_hf.modeling.repository.files import copy_file, sha256_of, write_bytes
-from pwl_hf.modeling.repository.manifest import CONFIG_FILE, MANIFEST_FILE
-from pwl_hf.modeling.repository.output_folder import PROCESSOR_FILE, check_output, exclusive_folder
+from pwl_hf.modeling.repository.manifest import CONFIG_FILE, MANIFEST_FILE, PROCESSOR_FILE
+from pwl_hf.modeling.repository.output_folder import check_output, exclusive_folder
 from pwl_hf.modeling.repository.source import Repository
 
 
@@ -24,10 +25,10 @@ def download_stages(
     local_dir: str | Path | None = None,
     overwrite: bool = False,
 ) -> tuple[Path, int, int]:
-    """Fetch and check everything that stages 0 to `stage` need.
+    """Fetch and check everything that stages 0 to `stage` need, graphs too where the repository has them.
 
-    Afterwards `from_pretrained(repo, stage=k)` and `load_next_stage()` work up to that stage without the
-    network, from the cache or from `local_dir`.
+    Afterwards `from_pretrained(repo, stage=k)`, `runtime.load(repo, stage=k)` and `load_next_stage()` work up to that
+    stage without the network, from the cache or from `local_dir`.
 
     Args:
         repo: The Hub id.
@@ -57,9 +58,13 @@ def download_stages(
     opened = Repository.open(repo, revision=revision, subfolder=subfolder, token=token, cache_dir=cache_dir)
     manifest = opened.manifest()
     last = manifest.schedule.stage_of(manifest.schedule.mask(stage)) or 0
-    entries = [entry for part in manifest.stages[: last + 1] for entry in part.files]
+    weights = [entry for part in manifest.stages[: last + 1] for entry in part.files]
+    graphs = attached_graphs(manifest, manifest.schedule.masks[: last + 1])
+    if last == manifest.num_stages:
+        graphs += tuple(entry for entry in manifest.attachments if entry.path == TEACHER_GRAPH)
+    entries = [*weights, *graphs]
     # 1. Everything into the cache, compared with the manifest or with what the Hub says it is.
-    weights = opened.fetch_verified(entries)
+    local = opened.fetch_verified(entries)
     texts = {CONFIG_FILE: opened.fetch_text(CONFIG_FILE)}
     with suppress(MissingFileError):
         # A pipeline wants it besides the model.
@@ -77,11 +82,11 @@ def download_stages(
         check_output(place, new, overwrite=overwrite)
         place.mkdir(parents=True, exist_ok=True)
         with exclusive_folder(place):
-            for path, local in weights.items():
-                copy_file(local.resolve(), place / path, expected[path])
+            for path, found in local.items():
+                copy_file(found.resolve(), place / path, expected[path])
             for path, content in texts.items():
                 write_bytes(place / path, content)
-    return place, sum(entry.bytes for entry in entries), len(entries)
+    return place, sum(entry.bytes for entry in weights), len(weights)
 
 
 def _is_there(local: Path, sha256: str) -> bool:

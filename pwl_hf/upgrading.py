@@ -10,8 +10,8 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from pwl_hf.modeling.publishing.model_card import CARD_FILE, read_card, render_card, write_card
 from pwl_hf.modeling.publishing.remote_code import NONE, with_code
 from pwl_hf.modeling.repository.files import write_text
-from pwl_hf.modeling.repository.manifest import CONFIG_FILE
-from pwl_hf.modeling.repository.output_folder import PROCESSOR_FILE, exclusive_folder
+from pwl_hf.modeling.repository.manifest import CONFIG_FILE, PROCESSOR_FILE
+from pwl_hf.modeling.repository.output_folder import exclusive_folder
 from pwl_hf.modeling.repository.source import Repository
 
 if TYPE_CHECKING:

@@ -36,6 +36,11 @@ def speed(
     for name, entry in SUITE.items():
         if table_only or (only and name not in only):
             continue
+        if entry.is_missing:
+            if only:
+                raise typer.BadParameter(f"{name} needs {entry.needs}, which is not installed", param_hint="--only")
+            typer.echo(f"{name} is left out: {entry.needs} is not installed", err=True)
+            continue
         for each in pair or entry.pairs or names:
             typer.echo(f"{name}, {each}", err=True)
             # Each in a process of its own: threads, caches and memory of one are not another's.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ class Entry:
         where: `module:function`, below `benchmarks.speed.measures`; imported when it is run.
         pairs: The pairs that it is measured on by default; none for those that the whole suite is run with.
         plot: `module:function` below `benchmarks.speed.plots`, which draws its series; None for no plot.
+        needs: A package that `pip install -e ".[dev]"` does not bring; where it is missing the measure is left out.
     """
 
     title: str
@@ -31,6 +33,12 @@ class Entry:
     where: str
     pairs: Sequence[str] = ()
     plot: str | None = None
+    needs: str | None = None
+
+    @property
+    def is_missing(self) -> bool:
+        """Whether the package that it needs is not installed."""
+        return self.needs is not None and find_spec(self.needs) is None
 
     def load(self) -> Measure:
         """The measure itself."""
@@ -166,6 +174,23 @@ SUITE: dict[str, Entry] = {
         "20 ms, verified and attached; each against idle requests of the stage that answered it. Two cores.",
         "streaming:requests",
         plot="requests:draw",
+    ),
+    "ray-serve-from-zero": Entry(
+        "Ray Serve: a request that finds no replica",
+        "From the request to its answer, over HTTP, by the deployment of `examples/ray_serve.py` and by the same "
+        "server around transformers' teacher: Ray sees the request, starts a process, which imports, loads and "
+        "answers. Files on the node in the page cache; and a Hub at 20 MB/s and 20 ms with an empty cache. A third of "
+        "the rounds, one machine of two cores.",
+        "ray_serve:from_zero",
+        needs="ray",
+    ),
+    "ray-serve-second": Entry(
+        "Ray Serve: while a second replica comes up",
+        "Latencies of 4 clients that ask at once, again and again, one replica being grown up when they come. Ray "
+        "wants 2 requests a replica, sees 4, and starts the second one. Files on the node. A third of the rounds, one "
+        "machine of two cores.",
+        "ray_serve:second",
+        needs="ray",
     ),
     "timeline": Entry(
         "Time line",

@@ -13,8 +13,7 @@ from ..errors import MissingFileError, RepositoryError, SaveError
 from ..graphs.index import INDEX_FILE, GraphIndex
 from ..graphs.tensors import MappedFile
 from ..parts.parts import Parts
-from ..repository.manifest import Manifest
-from ..repository.output_folder import PROCESSOR_FILE
+from ..repository.manifest import PROCESSOR_FILE, Manifest
 from ..repository.source import Repository
 from .graphs import SAMPLES, GraphWriter
 from .proving import prove, torch_logits

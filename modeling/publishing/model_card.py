@@ -24,8 +24,7 @@ from ..errors import RepositoryError
 from ..graphs.index import INDEX_FILE
 from ..plain import in_markdown, one_line
 from ..repository.files import write_text
-from ..repository.manifest import CONFIG_FILE, Manifest
-from ..repository.output_folder import PROCESSOR_FILE
+from ..repository.manifest import CONFIG_FILE, PROCESSOR_FILE, Manifest
 from ..repository.source import Repository
 
 CARD_FILE = "README.md"

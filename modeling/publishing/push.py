@@ -22,8 +22,15 @@ from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
 
 from ..errors import FetchError, OverwriteError, PublishError, RepositoryError
-from ..repository.manifest import CONFIG_FILE, MANIFEST_FILE, FileEntry, ListedFile, Manifest, check_attachment
-from ..repository.output_folder import PROCESSOR_FILE
+from ..repository.manifest import (
+    CONFIG_FILE,
+    MANIFEST_FILE,
+    PROCESSOR_FILE,
+    FileEntry,
+    ListedFile,
+    Manifest,
+    check_attachment,
+)
 from ..repository.retrying import RetryPolicy, is_passing
 from ..repository.source import Repository
 from ..repository.verification import check_file, git_hashes

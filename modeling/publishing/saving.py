@@ -25,6 +25,7 @@ from ..parts.planning import PlannedFile, plan_files
 from ..repository.files import copy_file, sha256_of, temporary_name, write_bytes, write_text
 from ..repository.manifest import (
     MANIFEST_FILE,
+    PROCESSOR_FILE,
     FileEntry,
     ListedFile,
     Manifest,
@@ -32,7 +33,6 @@ from ..repository.manifest import (
     check_attachment,
 )
 from ..repository.output_folder import (
-    PROCESSOR_FILE,
     TEACHER_INDEX_FILE,
     FileState,
     check_output,

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from contextvars import copy_context
 from types import TracebackType
-from typing import Generic, TypeVar
+from typing import Generic, Self, TypeVar
 
 Item = TypeVar("Item", bound=Hashable)
 Result = TypeVar("Result")
@@ -19,7 +19,7 @@ _JOIN_TIMEOUT = 5.0
 
 
 class Prefetch(Generic[Result]):
-    """Work in a thread beside a `with` block; it is cancelled if the block fails.
+    """Work in a thread beside others; as a `with` block, which cancels it at its end, it is work beside that block.
 
     Args:
         work: What to do; it is given an event that tells it to stop.
@@ -27,21 +27,50 @@ class Prefetch(Generic[Result]):
 
     def __init__(self, work: Callable[[threading.Event], Result]) -> None:
         self._work = work
-        self._cancelled = threading.Event()
+        self._cancelled, self._ended = threading.Event(), threading.Event()
         self._result: list[Result] = []
         self._error: BaseException | None = None
         # ThreadPoolExecutor would join at exit; a failed call must not hang on the network. The context carries the
         # caller's bandwidth limit.
         self._thread = threading.Thread(target=copy_context().run, args=[self._run], name="pwl-fetch", daemon=True)
 
-    def __enter__(self) -> Prefetch[Result]:
+    def start(self) -> Self:
+        """Begin."""
         self._finalizer = end_before_exit(self, self._cancelled.set, [self._thread])
         self._thread.start()
         return self
 
+    def __enter__(self) -> Self:
+        return self.start()
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.cancel()
+
+    @property
+    def done(self) -> bool:
+        """Whether it has ended, well or not."""
+        return self._ended.is_set()
+
+    @property
+    def exception(self) -> BaseException | None:
+        """What ended it; None while it runs, and if it went well."""
+        return self._error
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until it has ended.
+
+        Args:
+            timeout: Seconds; without end by default.
+
+        Returns:
+            Whether it has ended.
+        """
+        return self._ended.wait(timeout)
+
+    def cancel(self) -> None:
+        """Ask it to end; a download does with the next bytes that come."""
         self._cancelled.set()
 
     def result(self) -> Result:
@@ -50,7 +79,7 @@ class Prefetch(Generic[Result]):
         Raises:
             BaseException: What the work raised.
         """
-        self._thread.join()
+        self.wait()
         if self._error is not None:
             raise self._error
         return self._result[0]
@@ -60,6 +89,7 @@ class Prefetch(Generic[Result]):
             self._result.append(self._work(self._cancelled))
         except BaseException as error:
             self._error = error
+        self._ended.set()
         # The thread has nothing left to do: no finalizer need join it.
         self._finalizer.detach()
 

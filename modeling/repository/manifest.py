@@ -40,6 +40,7 @@ FORMAT_VERSION = 2
 MANIFEST_FILE = "pwl_index.json"
 CONFIG_FILE = "config.json"
 STUDENT_FILE = "model.safetensors"
+PROCESSOR_FILE = "preprocessor_config.json"
 # What an attachment may be: exported graphs and what describes them.
 ATTACHED = (".onnx", ".json")
 # Where configs and code of the repository's own lie.

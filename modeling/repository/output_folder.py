@@ -26,6 +26,7 @@ from .manifest import (
     ATTACHED,
     CONFIG_FILE,
     MANIFEST_FILE,
+    PROCESSOR_FILE,
     STUDENT_FILE,
     TEXT_FOLDERS,
     Manifest,
@@ -39,7 +40,6 @@ try:
 except ImportError:  # Not on Windows.
     fcntl = None  # type: ignore[assignment]
 
-PROCESSOR_FILE = "preprocessor_config.json"
 TEACHER_INDEX_FILE = "teacher/model.safetensors.index.json"
 UNFINISHED_FILE = "pwl_saving.txt"
 

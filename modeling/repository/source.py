@@ -30,6 +30,11 @@ Verified = tuple[Path, Stamp]
 Parsed = TypeVar("Parsed")
 
 
+def import_client() -> None:
+    """Import what asks a Hub, if it is not: of two threads that import at once, Python may fail one."""
+    from . import fetching  # noqa: F401
+
+
 class Repository(Location):
     """A folder, or a pinned commit of a Hub repository, from which all files of a model are fetched; see `Location`."""
 

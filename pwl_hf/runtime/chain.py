@@ -6,7 +6,6 @@ the leading ones has another.
 
 from __future__ import annotations
 
-import ctypes
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -223,16 +222,10 @@ class Graphs:
             raise RepositoryError(f"{self.repository}: {path!r} was replaced while it was being read; load it again")
 
 
-# The sessions of this process.
+# The sessions of this process, and in a forked one those that it was born with: the end of one of these would wait for
+# threads that are not there.
 _ALIVE: WeakSet[GraphSession] = WeakSet()
-
-
-def _let_live() -> None:
-    """Let a forked child never end the sessions it was born with: it would wait for threads that it does not have."""
-    for session in _ALIVE:
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object(session))
-    _ALIVE.clear()
-
+_INHERITED: list[GraphSession] = []
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_let_live)
+    os.register_at_fork(after_in_child=lambda: _INHERITED.extend(_ALIVE))

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from pwl_hf.modeling.errors import RepositoryError
 from pwl_hf.modeling.graphs.index import INDEX_FILE, GraphIndex, attached_graphs
 from pwl_hf.modeling.repository.background import Prefetch
 from pwl_hf.modeling.repository.manifest import Manifest
 from pwl_hf.modeling.repository.retrying import RetryPolicy
-from pwl_hf.modeling.repository.source import Repository, Verified
+from pwl_hf.modeling.repository.source import Repository, Verified, import_client
 from pwl_hf.modeling.sources import Sources
 from pwl_hf.runtime.settings import CPU, Provider, Settings
 
@@ -89,6 +90,8 @@ def load(
         "force_download": force_download,
         "retry": retry or RetryPolicy(),
     }
+    if not os.path.isdir(repo):
+        import_client()
     with Prefetch(lambda cancelled: _fetch(repo, stage, options, cancelled)) as fetched:
         try:
             settings.check()
@@ -106,7 +109,8 @@ def load(
     return model
 
 
-class _Fetched(NamedTuple):
+@dataclass(frozen=True)
+class _Fetched:
     """What a stage needs, checked."""
 
     repository: Repository

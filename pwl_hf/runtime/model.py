@@ -35,7 +35,8 @@ class RuntimeModel(Staged):
 
     Threads may share it: each call takes the sessions of one stage, and runs them to their end, whatever becomes of the
     model's stage meanwhile. Copies and pickles hold no weights: they map the same files again, and are at the same
-    stage, without a stream. A forked process makes its sessions anew at its first call.
+    stage, without a stream. A forked process makes its sessions anew at its first call, and must end by `os._exit`, as
+    those of multiprocessing do: onnxruntime itself does not live through the end of a forked interpreter.
 
     Args:
         graphs: The graphs of its repository.
@@ -117,8 +118,9 @@ class RuntimeModel(Staged):
 
     # --- Answers ------------------------------------------------------------------------------------------------
 
+    # A text is the path of one image, and for the type checker also a sequence.
     @overload
-    def predict(self, images: ImageInput, top_k: int = 5) -> list[Answer]: ...
+    def predict(self, images: ImageInput, top_k: int = 5) -> list[Answer]: ...  # type: ignore[overload-overlap]
 
     @overload
     def predict(self, images: Sequence[ImageInput], top_k: int = 5) -> list[list[Answer]]: ...

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 Provider = str | tuple[str, Mapping[str, Any]]
 CPU: tuple[Provider, ...] = ("CPUExecutionProvider",)
 
-# Each session has threads of its own, which spin when a run is over: the next graph's would run beside them.
-_SPINNING = ("session.intra_op.allow_spinning", "session.inter_op.allow_spinning")
+# Each session has threads of its own, which spin on for a while when a run is over: beside the next graph's.
+_NO_SPINNING_BETWEEN_RUNS = ("session.force_spinning_stop", "1")
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Settings:
         """Settings as a caller gives them."""
         if isinstance(providers, str) or not isinstance(providers, Sequence):
             raise ValueError(f"providers must be a sequence of onnxruntime's names, got {providers!r:.200}")
-        return cls(tuple(p if isinstance(p, str) else tuple(p) for p in providers), threads, session_options)
+        return cls(tuple(providers), threads, session_options)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -95,8 +95,7 @@ class Settings:
             made = self.session_options()
         else:
             made = onnxruntime.SessionOptions()
-            for key in _SPINNING:
-                made.add_session_config_entry(key, "0")
+            made.add_session_config_entry(*_NO_SPINNING_BETWEEN_RUNS)
         if self.threads is not None:
             made.intra_op_num_threads = self.threads
         return made

@@ -17,12 +17,14 @@ from benchmarks.speed.tables import render
 from benchmarks.speed.timing import Spread, interleaved
 
 # Each of their rounds is several processes that import everything.
-SLOW = ("fresh-process-hub", "fresh-process-local", "imports", "timeline")
+SLOW = ("fresh-process-hub", "fresh-process-local", "imports", "timeline", "ray-serve-from-zero", "ray-serve-second")
 
 
 @pytest.mark.usefixtures("forked")
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in SUITE])
 def test_every_measure_runs_and_has_the_figures_that_goals_are_set_for(name, tiny, monkeypatch):
+    if (needed := SUITE[name].needs) is not None:
+        pytest.importorskip(needed, reason=f"{needed} is not installed")
     monkeypatch.setattr(forward, "_SECONDS", 0.002)
     found = json.loads(json.dumps(measured(name, tiny)))
     names = [figure["name"] for figure in found["figures"]]

@@ -67,12 +67,12 @@ class Served:
     """
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
-        self.process = process
+        self.process, self.url = process, ""
         self.log: list[str] = []
         self._listening = threading.Event()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
-        if not self._listening.wait(120) or self.process.poll() is not None:
+        if not self._listening.wait(120) or not self.url:
             raise RuntimeError("the server did not start:\n" + "".join(self.log[-30:]))
         self.client = self.new_client()
 
@@ -103,9 +103,23 @@ class Served:
 
 
 @contextmanager
-def serving(arguments: list[str], env: Mapping[str, str]) -> Iterator[Served]:
-    """Run Python with these arguments in the checkout until the block ends."""
-    process = Child([sys.executable, *arguments], env=env, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+def serving(arguments: list[str], env: Mapping[str, str], python: Path | None = None) -> Iterator[Served]:
+    """Run Python with these arguments in the checkout until the block ends.
+
+    Args:
+        arguments: The arguments.
+        env: The environment.
+        python: The interpreter; the tests' own by default.
+    """
+    kind, command = (Child, sys.executable) if python is None else (subprocess.Popen, str(python))
+    process = kind([command, *arguments], env=env, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    with running(process) as served:
+        yield served
+
+
+@contextmanager
+def running(process: subprocess.Popen[str]) -> Iterator[Served]:
+    """A server's process, which ends with the block."""
     try:
         yield (served := Served(process))
         served.client.close()

@@ -130,4 +130,4 @@ def test_networks_of_channels_that_no_image_has_are_refused_at_the_start(tmp_pat
     with pytest.raises(ValueError, match="takes images of 5 channels"):
         load_handler(folder)(str(folder))
     with pytest.raises(ValueError, match="takes images of 5 channels"):
-        serve.Classifier(str(folder))
+        serve.TorchClassifier(str(folder))

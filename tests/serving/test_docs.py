@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import errno
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -12,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from pwl_hf import PublishError, PWLError, PWLForImageClassification, RetryPolicy, SaveError
 from pwl_hf.modeling.publishing import saving
@@ -19,6 +22,7 @@ from pwl_hf.modeling.repository import fetching
 from tests.children import python
 from tests.hub import Fault
 from tests.repository.helpers import edit_bytes, edit_json, load, publish, shard
+from tests.serving.images import steps
 from tests.tiny import tiny_images, tiny_model
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -231,6 +235,44 @@ def test_python_block_prints_what_is_shown(tmp_path):
     (_, block), (shown,) = _blocks("python"), _blocks("text")
     done = python(block, cwd=tmp_path)
     assert done.stdout == shown, done.stderr
+
+
+def test_commands_name_what_there_is():
+    """Images are built in test_container.py and test_lambda.py, servers run in test_example.py and test_ray.py."""
+    commands = [line.partition("  #")[0] for block in _blocks("bash") for line in block.splitlines()]
+    settings = next(
+        node
+        for node in ast.parse((ROOT / "examples" / "ray_serve.py").read_text()).body
+        if isinstance(node, ast.ClassDef) and node.name == "Settings"
+    )
+    known = {ast.unparse(field.target) for field in settings.body if isinstance(field, ast.AnnAssign)}
+    seen = set()
+    for program, *given in (shlex.split(command) for command in commands if command.strip()):
+        seen.add(program)
+        if program == "docker" and given[0] == "build":
+            declared = [argument for name, argument in steps(ROOT / given[given.index("-f") + 1]) if name == "ARG"]
+            wanted = [given[i + 1].partition("=")[0] for i, part in enumerate(given) if part == "--build-arg"]
+            assert wanted == [argument.partition("=")[0] for argument in declared]
+        elif program == "docker":
+            assert given == ["run", "--read-only", "--tmpfs", "/cache", "-p", "8000:8000", "pwl-vit"]
+        elif program == "serve":
+            assert given[:2] == ["run", "examples.ray_serve:app"]
+            assert {part.partition("=")[0] for part in given[2:]} <= known
+        elif program == "python" and given[0] != "-m":
+            assert given[0] == "examples/serve.py"
+            assert set(given[2:]) <= {"--runtime"}
+    assert {"docker", "serve", "python"} <= seen
+
+
+def test_no_probe_is_tied_to_growth_and_the_pod_writes_where_the_image_does():
+    (block,) = _blocks("yaml")
+    pod = yaml.safe_load(block)
+    (container,) = pod["containers"]
+    probes = [container[f"{kind}Probe"]["httpGet"] for kind in ("startup", "readiness", "liveness")]
+    assert probes == [{"path": "/healthz", "port": 8000}] * 3
+    assert {"port": container["ports"][0]["containerPort"]} == {"port": 8000}
+    assert [mount["mountPath"] for mount in container["volumeMounts"]] == ["/cache"]
+    assert container["securityContext"]["readOnlyRootFilesystem"]
 
 
 def test_linked_files_exist():

@@ -21,9 +21,10 @@ from tests.serving.served import png, serving
 
 
 @pytest.fixture
-def client(repository: Path, monkeypatch: pytest.MonkeyPatch):
+def client(backend: Any, monkeypatch: pytest.MonkeyPatch):
     """Of the example server, in this process; it raises what the server does."""
-    monkeypatch.setenv("PWL_REPO", str(repository))
+    monkeypatch.setenv("PWL_REPO", str(backend.folder))
+    monkeypatch.setenv("PWL_RUNTIME", str(int(backend.name == "runtime")))
     from examples import serve
 
     monkeypatch.setattr(serve, "MOST_BYTES", 100_000)
