@@ -109,8 +109,8 @@ def test_bytes_until_the_first_answer_are_those_that_were_asked_for_before_it():
 
     known = {name: Way(None, "", Path(), "", task) for name, task in ((TEACHER_WAY, "first"), (PWL_WAY, "stream"))}
     runs = {
-        TEACHER_WAY: [Run(10.0, 5.0, {"answered": 5.0}, [])],
-        PWL_WAY: [Run(20.0, 6.0, {"first": 1.0, "answered": 6.0}, [])],
+        TEACHER_WAY: [Run(10.0, 5.0, {"answered": 5.0}, [], 0)],
+        PWL_WAY: [Run(20.0, 6.0, {"first": 1.0, "answered": 6.0}, [], 0)],
     }
     requests = {
         TEACHER_WAY: [[asked(10.1, 1_000_000), asked(11.0, 3_000_000)]],
