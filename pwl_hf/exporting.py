@@ -74,7 +74,7 @@ def export_repository(
     sizes = {path: len(content) for path, content in exported.files.items()}
     source = model.parts.store.repository
     if source.commit is None:
-        write_attachments(Path(source.name, subfolder), exported.files)
+        write_attachments(Path(source.name, subfolder), exported.files, exported.manifest)
         return ExportReport(None, sizes, exported.differences)
     commit = push_attachments(source, exported.files, replace(target, repo_id=source.name))
     return ExportReport(commit, sizes, exported.differences)

@@ -97,10 +97,12 @@ def prove(
     differences = {}
     for stage, mask in enumerate(schedule):
         single, double = logits[mask.mask]
-        differences[stage] = max(
+        found = [
             _difference(run_chain(sessions_of(mask), {n: value[:count] for n, value in given.items()}), double)
             for count in (1, len(double))
-        )
+        ]
+        # Not max(), which passes over a NaN that is not the first.
+        differences[stage] = float(np.max(found))
         allowed = max(TOLERANCE, _NOISE * _difference(single, double))
         if not differences[stage] <= allowed:
             raise SaveError(

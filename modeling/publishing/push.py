@@ -151,7 +151,7 @@ def push_attachments(source: Repository, contents: Mapping[str, bytes], target: 
     Raises:
         RepositoryError: If a path cannot be one of an attachment.
         OverwriteError: If files at these paths are no attachments.
-        PublishError: If the network or the Hub fails in every try.
+        PublishError: If the network or the Hub fails in every try; if the answer about a pull request is lost.
         huggingface_hub.errors.HfHubHTTPError: If the Hub refuses, such as when the branch has moved meanwhile.
     """
     for path in contents:
@@ -160,28 +160,38 @@ def push_attachments(source: Repository, contents: Mapping[str, bytes], target: 
     attachments = [ListedFile(path, len(data), hashlib.sha256(data).hexdigest()) for path, data in contents.items()]
     manifest = replace(before, attachments=tuple(attachments))
     known = {entry.path for entry in before.attachments}
+    added = {**contents, MANIFEST_FILE: manifest.to_json().encode()}
     api = HfApi(token=target.token)
-    there = set(api.list_repo_files(source.name, revision=source.commit))
-    if taken := sorted(p for p in contents.keys() - known if source.path_in_repo(p) in there):
-        raise OverwriteError(
-            f"{source} holds {', '.join(taken)}, which its {MANIFEST_FILE} does not list: move it away"
-        )
 
     def attempt() -> CommitInfo:
-        added = {**contents, MANIFEST_FILE: manifest.to_json().encode()}
-        return api.create_commit(
-            source.name,
-            [
-                *(CommitOperationAdd(source.path_in_repo(path), data) for path, data in added.items()),
-                *(CommitOperationDelete(source.path_in_repo(path)) for path in sorted(known - contents.keys())),
-            ],
-            commit_message=target.commit_message,
-            commit_description=target.commit_description,
-            revision=target.revision,
-            create_pr=target.create_pr,
-            # Graphs of other weights than the branch has by now would be of no use.
-            parent_commit=source.commit,
-        )
+        there = set(api.list_repo_files(source.name, revision=source.commit))
+        if taken := sorted(p for p in contents.keys() - known if source.path_in_repo(p) in there):
+            raise OverwriteError(
+                f"{source} holds {', '.join(taken)}, which its {MANIFEST_FILE} does not list: move it away"
+            )
+        gone = sorted(path for path in known - contents.keys() if source.path_in_repo(path) in there)
+        try:
+            return api.create_commit(
+                source.name,
+                [
+                    *(CommitOperationAdd(source.path_in_repo(path), data) for path, data in added.items()),
+                    *(CommitOperationDelete(source.path_in_repo(path)) for path in gone),
+                ],
+                commit_message=target.commit_message,
+                commit_description=target.commit_description,
+                revision=target.revision,
+                create_pr=target.create_pr,
+                # Graphs of other weights than the branch has by now would be of no use.
+                parent_commit=source.commit,
+            )
+        except (httpx.TransportError, HfHubHTTPError) as error:
+            if not _may_have_committed(error):
+                raise
+            # The same commit again would be refused, for the branch has moved; a pull request would be opened twice.
+            raise PublishError(
+                f"{source}: the Hub's answer about the commit was lost; look there whether the graphs have come, and "
+                f"call again if not ({type(error).__name__}: {error})"
+            ) from error
 
     return _trying(target, attempt)
 
