@@ -124,8 +124,8 @@ def _image_shape(
         size = processor.get("crop_size") if processor.get("do_center_crop") else processor.get("size")
     if isinstance(size, Mapping):
         size = size["shortest_edge"] if "shortest_edge" in size else (size.get("height"), size.get("width"))
-    sides = (size, size) if isinstance(size, int) else tuple(size or ())
-    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
+    sides = tuple(size) if isinstance(size, list | tuple) else (size, size)
+    if len(sides) != 2 or not all(type(side) is int and side > 0 for side in sides):
         raise ValueError(
             "neither the config nor the image processor says how large the images are: give image_size (--image-size)"
         )

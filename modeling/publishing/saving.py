@@ -304,7 +304,9 @@ def write_attachments(
             raise SaveError(f"nothing was written: {root} got other weights meanwhile; do it again for these")
         known = {attachment.path for attachment in manifest.attachments}
         advice = "move them away, or attach under other names"
-        check_output(root, {path for path in files if path not in known}, advice=advice)
+        # What a killed one left is no other's: the same is written again.
+        foreign = {path for path, data in files.items() if path not in known and not _holds(root / path, data)}
+        check_output(root, foreign, advice=advice)
         attachments = [ListedFile(path, len(data), hashlib.sha256(data).hexdigest()) for path, data in files.items()]
         manifest = replace(manifest, attachments=tuple(attachments))
         for path, data in files.items():
@@ -315,6 +317,10 @@ def write_attachments(
         for path in known - files.keys():
             (root / path).unlink(missing_ok=True)
     return manifest
+
+
+def _holds(local: Path, data: bytes) -> bool:
+    return local.is_file() and not local.is_symlink() and local.read_bytes() == data
 
 
 def write_tensors(target: Path, planned: PlannedFile) -> FileEntry:

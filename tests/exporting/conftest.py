@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
 import pytest
 
+from pwl_hf.cli import main
 from pwl_hf.modeling.exporting import graphs
 from tests.exporting.helpers import small_images, small_model
 from tests.exporting.odd_net import registered
@@ -67,3 +69,17 @@ def odd_net() -> Iterator[None]:
     """`tests.exporting.odd_net` is a family."""
     with registered():
         yield
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """The command line: its status, and what it says on stdout and stderr."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["pwl-hf", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        captured = capsys.readouterr()
+        return ended.value.code or 0, captured.out, captured.err
+
+    return run

@@ -31,7 +31,7 @@ class OddNetConfig(PreTrainedConfig):
 
     layers: str = "plain plain"
     width: int = 8
-    image_size: int = SIZE
+    image_size: int | None = SIZE
 
 
 class Doubled(nn.Module):
