@@ -383,9 +383,9 @@ class PWLPreTrainedModel(StagedModel):
             For each stage the largest difference of its logits from torch's, in parts of their range.
 
         Raises:
-            SaveError: If the model has an adapter, or takes no images; nothing was saved. If a layer cannot be exported, or its graph differs from torch: the
-                repository is then saved without graphs.
-            ValueError: If the size of the images is told nowhere.
+            SaveError: If the model has an adapter, or takes no images; nothing was saved. If a layer cannot be
+                exported, or its graph differs from torch: the repository is then saved without new graphs.
+            ValueError: If the size of the images is told nowhere, or does not fit the networks; likewise.
             ImportError: If the extra is not installed.
 
         Example:

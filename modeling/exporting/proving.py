@@ -81,8 +81,8 @@ def prove(
         The largest difference of each stage's logits from torch's in float64, in parts of their range.
 
     Raises:
-        SaveError: If a weight does not lie where a graph says; if a stage differs from torch by more than `TOLERANCE` and by more than torch's own rounding, or the
-            last one in a single bit from the teacher's own graph.
+        SaveError: If a weight does not lie where a graph says; if a stage differs from torch by more than `TOLERANCE`
+            and by more than torch's own rounding, or the last one in a single bit from the teacher's own graph.
     """
     for found_graph in exported.values():
         _check_places(found_graph, files)

@@ -12,7 +12,8 @@ import torch
 from huggingface_hub.dataclasses import strict
 from torch import nn
 from torch.nn.utils import parametrize
-from transformers import PreTrainedConfig, PreTrainedModel, initialization as init
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import initialization as init
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from pwl_hf import Boundary, Family, Features, PWLForImageClassification, register_family

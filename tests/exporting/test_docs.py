@@ -137,7 +137,9 @@ def test_transformers_js_opens_the_teacher_in_a_folder(node, folder, vit):
 def test_transformers_js_opens_the_teacher_on_the_hub(node, folder, vit, hub, repo_id):
     publish(hub, repo_id, vit)
     code = _tiny(_fences("js")[1]).replace("https://huggingface.co/", f"{hub.url}/").replace("org/pwl-vit", repo_id)
-    code = code.replace("env.remoteHost", "env.allowLocalModels = false;\nenv.cacheDir = './cache/';\nenv.remoteHost", 1)
+    code = code.replace(
+        "env.remoteHost", "env.allowLocalModels = false;\nenv.cacheDir = './cache/';\nenv.remoteHost", 1
+    )
     with hub.record() as requests:
         found = node(code, folder)
     torch.testing.assert_close(torch.tensor(found), _expected(vit), rtol=0, atol=1e-6)
