@@ -61,9 +61,14 @@ def lazy(package: str, exports: Mapping[str, str]) -> tuple[Callable[[str], Any]
     return __getattr__, __dir__
 
 
-def missing_extra(error: ModuleNotFoundError) -> str | None:
-    """What is missing and which extra of this package brings it, in words; None if none does."""
+def missing_extra(error: ModuleNotFoundError, extra: str | None = None) -> str | None:
+    """What is missing and which extra of this package brings it, in words; None if none does.
+
+    Args:
+        error: What an import raised.
+        extra: The extra to name, where one brings all that is needed; by default the smallest that brings the package.
+    """
     missing = (error.name or "").partition(".")[0]
     if missing not in _EXTRAS:
         return None
-    return f'needs {missing}, which is not installed: pip install "pwl-hf[{_EXTRAS[missing]}]"'
+    return f'needs {missing}, which is not installed: pip install "pwl-hf[{extra or _EXTRAS[missing]}]"'

@@ -283,7 +283,15 @@ def export(
     """Add graphs of every stage to a repository, for runtimes without torch; they name its weights and hold none."""
     if format != "onnx":
         raise typer.BadParameter(f"{format!r} is not a format that is exported: give onnx", param_hint="--format")
-    from pwl_hf.exporting import export_repository
+    from pwl_hf.modeling.lazy import missing_extra
+
+    try:
+        from pwl_hf.exporting import export_repository
+    except ModuleNotFoundError as error:
+        if (advice := missing_extra(error, "onnx")) is None:
+            raise
+        _say(f"pwl-hf: export {advice}", err=True)
+        raise typer.Exit(1) from error
     from pwl_hf.modeling.publishing.push import Target
 
     commit, sizes, differences = export_repository(

@@ -76,7 +76,7 @@ def export_repository(
     source = model.parts.store.repository
     if source.commit is None:
         folder = Path(source.name, subfolder)
-        write_attachments(folder, exported.files)
+        write_attachments(folder, exported.files, exported.manifest)
         if (folder / CARD_FILE).exists():
             write_card(folder, token=target.token)
         return ExportReport(None, sizes, exported.differences)

@@ -14,6 +14,8 @@ from .tracing import FEATURES, OPSET, Template
 
 # The newest that opset 20 needs: older runtimes can read it.
 _IR_VERSION = 10
+# What torch casts to float32 when it loads: numbers that count or point stay what they are.
+_CAST = {"F64", "F16", "BF16"}
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ def chain(
     constants: dict[bytes, str] = {}
     taken: dict[str, None] = {}
     # 1. Weights that are stored in another dtype are cast.
-    graph.node.extend(_cast(stored) for stored in weights.values() if stored.place.dtype != "F32")
+    graph.node.extend(_cast(stored) for stored in weights.values() if stored.place.dtype in _CAST)
     before = FEATURES_IN
     for number, piece in enumerate(pieces):
         proto, template = piece.template.proto.graph, piece.template
@@ -145,7 +147,7 @@ def _external(stored: Stored, folder: str) -> onnx.TensorProto:
 
 
 def _as_float(stored: Stored) -> str:
-    return stored.initialiser if stored.place.dtype == "F32" else f"{stored.initialiser}:float32"
+    return f"{stored.initialiser}:float32" if stored.place.dtype in _CAST else stored.initialiser
 
 
 def _cast(stored: Stored) -> onnx.NodeProto:

@@ -13,8 +13,10 @@ from ..errors import MissingFileError, RepositoryError, SaveError
 from ..graphs.index import INDEX_FILE, GraphIndex
 from ..graphs.tensors import MappedFile
 from ..parts.parts import Parts
+from ..parts.router import Router
 from ..repository.manifest import PROCESSOR_FILE, Manifest
 from ..repository.source import Repository
+from ..schedule import Schedule
 from .graphs import SAMPLES, GraphWriter
 from .proving import prove, torch_logits
 
@@ -49,6 +51,7 @@ def export_onnx(parts: Parts, main_input: str, *, image_size: int | None = None)
             or the chain of the blocks from the teacher's own graph.
         ValueError: If the size of the images is told nowhere.
     """
+    check_task(main_input)
     model, store = parts.networks.model, parts.store
     if store is None or not parts.keeps_all or model.dtype != torch.float32 or model.device.type != "cpu":
         raise SaveError(
@@ -60,11 +63,10 @@ def export_onnx(parts: Parts, main_input: str, *, image_size: int | None = None)
     files = {path: MappedFile(local) for path, local in repository.fetch_verified(manifest.files).items()}
     processor = _processor(repository)
     shape = _image_shape(config.teacher_config, processor, image_size)
-    values = torch.randn(SAMPLES, *shape, generator=torch.Generator().manual_seed(0))
+    inputs = {main_input: torch.randn(SAMPLES, *shape, generator=torch.Generator().manual_seed(0))}
+    _check_fit(parts, manifest.schedule, inputs, shape)
     # 2. The graphs, compared before anyone sees them.
-    writer = GraphWriter(parts, manifest.schedule, files, {main_input: values}, main_input)
-    exported = writer.graphs()
-    inputs = {main_input: values}
+    exported = GraphWriter(parts, manifest.schedule, files, inputs, main_input).graphs()
     logits = torch_logits(parts, manifest.schedule, inputs)
     differences = prove(exported, manifest.schedule, files, inputs, logits)
     # 3. What a reader needs beside them.
@@ -81,17 +83,48 @@ def export_onnx(parts: Parts, main_input: str, *, image_size: int | None = None)
     return Export(manifest, {**contents, INDEX_FILE: index.to_json().encode()}, differences)
 
 
+def check_task(main_input: str) -> None:
+    """Refuse a model that takes anything but images.
+
+    Args:
+        main_input: The name of its main input.
+
+    Raises:
+        SaveError: If it is not `pixel_values`.
+    """
+    if main_input != "pixel_values":
+        raise SaveError(f"only models of images are exported for now, this one takes {main_input}; nothing was written")
+
+
+def _check_fit(
+    parts: Parts, schedule: Schedule, inputs: Mapping[str, torch.Tensor], shape: tuple[int, int, int]
+) -> None:
+    """Refuse images that a network does not take, before anything is traced."""
+    router = Router(parts)
+    for mask in (schedule.masks[0], schedule.masks[-1]):
+        try:
+            with torch.no_grad():
+                router.of(mask.mask)(inputs)
+        except Exception as error:  # whatever the network's own code raises
+            raise ValueError(
+                f"the networks do not take images of {shape[1]} x {shape[2]} pixels and {shape[0]} channels: give "
+                f"another image_size (--image-size); {type(error).__name__}: {error}"
+            ) from error
+
+
 def _image_shape(
     config: PreTrainedConfig, processor: Mapping[str, Any] | None, image_size: int | None
 ) -> tuple[int, int, int]:
     """Channels, height and width of the images, which are fixed in a graph."""
-    size = image_size or getattr(config, "image_size", None)
+    if image_size is not None and (isinstance(image_size, bool) or image_size < 1):
+        raise ValueError(f"image_size must be at least 1 pixel, got {image_size!r}")
+    size = image_size if image_size is not None else getattr(config, "image_size", None)
     if size is None and processor is not None:
         size = processor.get("crop_size") if processor.get("do_center_crop") else processor.get("size")
     if isinstance(size, Mapping):
         size = size["shortest_edge"] if "shortest_edge" in size else (size.get("height"), size.get("width"))
-    sides = (size, size) if isinstance(size, int) else tuple(size or ())
-    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
+    sides = tuple(size) if isinstance(size, list | tuple) else (size, size)
+    if len(sides) != 2 or not all(type(side) is int and side > 0 for side in sides):
         raise ValueError(
             "neither the config nor the image processor says how large the images are: give image_size (--image-size)"
         )

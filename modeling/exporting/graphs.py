@@ -20,7 +20,7 @@ from ..routes.route import Route
 from ..schedule import Schedule
 from ..sources import Sources
 from .chaining import Placed, Stored, chain, tensors_by_file
-from .pieces import Piece, piece_of_converter, pieces_of_block
+from .pieces import Piece, digest, piece_of_converter, pieces_of_block
 from .tracing import Template, trace
 
 # Two samples: one alone would be taken for a fixed size.
@@ -123,9 +123,14 @@ class GraphWriter:
 
     def _placed(self, piece: Piece, features: Features | None) -> Placed:
         """A piece over its weights; its template is made once for all that are built alike."""
-        weights = {name: self._stored[id(t)] for name, t in piece.tensors().items() if id(t) in self._stored}
+        tensors = piece.tensors()
+        weights = {name: self._stored[id(t)] for name, t in tensors.items() if id(t) in self._stored}
         size = None if features is None else (tuple(features.tensor.shape[1:]), features.grid)
-        key = (piece.signature(), size, tuple(weights))
+        # Tensors that are one and the same are so in the graph; those of no file are constants of it.
+        first: dict[int, str] = {}
+        tied = tuple(first.setdefault(id(t), name) for name, t in tensors.items())
+        constants = tuple((name, digest(t)) for name, t in tensors.items() if name not in weights)
+        key = (piece.signature(), size, tuple(weights), tied, constants)
         if key not in self._templates:
             self._templates[key] = trace(piece, features, self._inputs, set(weights))
         template = self._templates[key]

@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from types import FunctionType, MethodType
 from typing import Any
 
 import torch
@@ -17,8 +18,9 @@ from torch import nn
 from ..families.base import Features, HandCutSegment, Inputs, Segment, SegmentOutput
 from ..routes.route import Route
 
-# What tells layers apart that compute the same: their place.
-_PLACES = ("layer_idx", "layer_index")
+# What tells layers apart that compute the same: their place, and what torch keeps of any module and is no hook.
+_PLACES = {"layer_idx", "layer_index", "training"}
+_KEPT = vars(nn.Module()).keys() - {"_forward_hooks", "_forward_pre_hooks"}
 
 
 @dataclass(frozen=True)
@@ -107,10 +109,9 @@ def _piece(
     takes: tuple[str, ...] = (),
 ) -> Piece:
     if isinstance(run, partial) and (modules := tuple(_modules_of(run))):
-        given = tuple(repr(a) for a in (*run.args, *sorted(run.keywords.items())) if not any(_modules_of(a)))
-        return Piece(call, (name, run.func, given), modules, takes)
+        return Piece(call, (name, _told(run)), modules, takes)
     # A family may give any callable: what it runs over is not known, and is told by no other.
-    return Piece(call, (name, id(run)), tuple(segment.modules.values()), takes)
+    return Piece(call, (name, _told(run)), tuple(segment.modules.values()), takes)
 
 
 def _modules_of(value: object) -> Iterator[nn.Module]:
@@ -148,27 +149,38 @@ def _built_like(module: nn.Module) -> tuple[object, ...]:
 
 def _settings(module: nn.Module) -> tuple[object, ...]:
     own = {**module._parameters, **module._buffers}
-    weights = {name for name in own if name not in module._non_persistent_buffers_set}
-    tensors = [(n, None if t is None else (t.shape, t.dtype) if n in weights else _digest(t)) for n, t in own.items()]
-    plain = [
-        (name, _digest(value) if isinstance(value, torch.Tensor) else _told(value))
-        for name, value in vars(module).items()
-        if not name.startswith("_") and name not in (*_PLACES, "training")
-    ]
+    weights = own.keys() - module._non_persistent_buffers_set
+    tensors = [(n, None if t is None else (t.shape, t.dtype) if n in weights else digest(t)) for n, t in own.items()]
+    plain = [(name, _told(v, modules=False)) for name, v in vars(module).items() if name not in _KEPT | _PLACES]
     return (*tensors, *plain)
 
 
-def _told(value: object) -> object:
-    """A setting as something that compares: by value where its repr tells it, else by identity."""
-    if value is None or isinstance(value, bool | int | float | str):
+def _told(value: object, *, modules: bool = True) -> object:
+    """A setting as something that compares: by value where that is told in full, else by identity.
+
+    Args:
+        value: The setting.
+        modules: Leave a module open: what it computes is told beside it.
+    """
+    if value is None or isinstance(value, bool | int | float | complex | str):
+        # True is 1 and 0.0 is -0.0 where they are compared, and not where they are computed with.
+        return type(value), repr(value)
+    if isinstance(value, FunctionType | MethodType):
         return value
+    if isinstance(value, torch.Tensor) and type(value) is torch.Tensor:
+        return digest(value)
+    if isinstance(value, partial):
+        return "partial", *(_told(part, modules=modules) for part in (value.func, value.args, value.keywords))
     if isinstance(value, tuple | list):
-        return tuple(_told(item) for item in value)
+        return type(value), *(_told(item, modules=modules) for item in value)
     if isinstance(value, Mapping):
-        return tuple((key, _told(item)) for key, item in value.items())
-    return id(value)
+        return type(value), *((_told(key), _told(item, modules=modules)) for key, item in value.items())
+    if modules and isinstance(value, nn.Module):
+        return "module"
+    return type(value), id(value)
 
 
-def _digest(tensor: torch.Tensor) -> tuple[object, ...]:
+def digest(tensor: torch.Tensor) -> tuple[object, ...]:
+    """A tensor as something that compares: its shape, dtype and a hash of its values."""
     content = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
     return tensor.shape, tensor.dtype, hashlib.sha256(content.tobytes()).hexdigest()

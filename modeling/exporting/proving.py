@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
+import onnx
 import onnxruntime
 import torch
 from numpy.typing import NDArray
 
 from ..errors import SaveError
-from ..graphs.index import TEACHER_GRAPH, graphs_of
+from ..graphs.index import TEACHER_GRAPH, graphs_of, initialiser
 from ..graphs.session import GraphSession, run_chain
 from ..graphs.tensors import MappedFile
 from ..parts.parts import Parts
@@ -79,9 +81,11 @@ def prove(
         The largest difference of each stage's logits from torch's in float64, in parts of their range.
 
     Raises:
-        SaveError: If a stage differs from torch by more than `TOLERANCE` and by more than torch's own rounding, or the
-            last one in a single bit from the teacher's own graph.
+        SaveError: If a weight does not lie where a graph says; if a stage differs from torch by more than `TOLERANCE`
+            and by more than torch's own rounding, or the last one in a single bit from the teacher's own graph.
     """
+    for found_graph in exported.values():
+        _check_places(found_graph, files)
     given = {name: tensor.numpy() for name, tensor in inputs.items()}
     sessions: dict[str, GraphSession] = {}
 
@@ -97,10 +101,12 @@ def prove(
     differences = {}
     for stage, mask in enumerate(schedule):
         single, double = logits[mask.mask]
-        differences[stage] = max(
+        found = [
             _difference(run_chain(sessions_of(mask), {n: value[:count] for n, value in given.items()}), double)
             for count in (1, len(double))
-        )
+        ]
+        # Not max(), which passes over a NaN that is not the first.
+        differences[stage] = float(np.max(found))
         allowed = max(TOLERANCE, _NOISE * _difference(single, double))
         if not differences[stage] <= allowed:
             raise SaveError(
@@ -117,6 +123,29 @@ def prove(
             "onnxruntime"
         )
     return differences
+
+
+def _check_places(exported: Exported, files: Mapping[str, MappedFile]) -> None:
+    """Compare where a graph says that its weights lie with the files; sessions here get them by name."""
+    graph, content = exported
+    folder = PurePosixPath(graph.path).parent if graph.path == TEACHER_GRAPH else PurePosixPath()
+    named = set()
+    for tensor in onnx.ModelProto.FromString(content).graph.initializer:
+        if tensor.data_location != onnx.TensorProto.EXTERNAL:
+            continue
+        file, _, name = tensor.name.partition(":")
+        place = files[file].places[name]
+        where = {entry.key: entry.value for entry in tensor.external_data}
+        found = ((folder / where["location"]).as_posix(), int(where["offset"]), int(where["length"]))
+        is_same = (tensor.data_type, tuple(tensor.dims)) == (place.format.onnx, place.shape)
+        if not is_same or found != (file, place.offset, place.length):
+            raise SaveError(
+                f"nothing was written: {graph.path!r} looks for {tensor.name!r} at {found[1]} of {found[0]!r}, which "
+                f"is at {place.offset} of {file!r}; report it, with the version of onnx"
+            )
+        named.add(tensor.name)
+    if named != {initialiser(file, name) for file, names in graph.tensors.items() for name in names}:
+        raise SaveError(f"nothing was written: {graph.path!r} takes other weights than it should; report it")
 
 
 def _difference(found: NDArray[Any], expected: NDArray[Any]) -> float:

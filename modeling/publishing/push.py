@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -158,7 +158,7 @@ def push_attachments(source: Repository, contents: Mapping[str, bytes], target: 
     Raises:
         RepositoryError: If a path cannot be one of an attachment.
         OverwriteError: If files at these paths are no attachments.
-        PublishError: If the network or the Hub fails in every try.
+        PublishError: If the network or the Hub fails in every try; if the answer about a pull request is lost.
         huggingface_hub.errors.HfHubHTTPError: If the Hub refuses, such as when the branch has moved meanwhile.
     """
     for path in contents:
@@ -168,37 +168,57 @@ def push_attachments(source: Repository, contents: Mapping[str, bytes], target: 
     manifest = replace(before, attachments=tuple(attachments))
     known = {entry.path for entry in before.attachments}
     api = HfApi(token=target.token)
-    there = set(api.list_repo_files(source.name, revision=source.commit))
-    if taken := sorted(p for p in contents.keys() - known if source.path_in_repo(p) in there):
-        raise OverwriteError(
-            f"{source} holds {', '.join(taken)}, which its {MANIFEST_FILE} does not list: move it away"
-        )
-
-    card = {}
-    if source.path_in_repo(CARD_FILE) in there:
-        texts = {CONFIG_FILE: source.fetch_text(CONFIG_FILE)}
-        texts |= {path: b"" for path in (PROCESSOR_FILE,) if source.path_in_repo(path) in there}
-        existing = read_card(source.fetch_text(CARD_FILE), f"{source}: {CARD_FILE}")
-        text = render_card(manifest, texts, repo_id=source.name, existing=existing, token=target.token)
-        card = {CARD_FILE: text.encode()}
 
     def attempt() -> CommitInfo:
-        added = {**contents, **card, MANIFEST_FILE: manifest.to_json().encode()}
-        return api.create_commit(
-            source.name,
-            [
-                *(CommitOperationAdd(source.path_in_repo(path), data) for path, data in added.items()),
-                *(CommitOperationDelete(source.path_in_repo(path)) for path in sorted(known - contents.keys())),
-            ],
-            commit_message=target.commit_message,
-            commit_description=target.commit_description,
-            revision=target.revision,
-            create_pr=target.create_pr,
-            # Graphs of other weights than the branch has by now would be of no use.
-            parent_commit=source.commit,
-        )
+        # 1. What is there: nothing but attachments is written over.
+        there = set(api.list_repo_files(source.name, revision=source.commit))
+        if taken := sorted(p for p in contents.keys() - known if source.path_in_repo(p) in there):
+            raise OverwriteError(
+                f"{source} holds {', '.join(taken)}, which its {MANIFEST_FILE} does not list: move it away"
+            )
+        added = {
+            **contents,
+            **_card_beside(source, manifest, there, target),
+            MANIFEST_FILE: manifest.to_json().encode(),
+        }
+        gone = sorted(path for path in known - contents.keys() if source.path_in_repo(path) in there)
+        # 2. All in one commit.
+        try:
+            return api.create_commit(
+                source.name,
+                [
+                    *(CommitOperationAdd(source.path_in_repo(path), data) for path, data in added.items()),
+                    *(CommitOperationDelete(source.path_in_repo(path)) for path in gone),
+                ],
+                commit_message=target.commit_message,
+                commit_description=target.commit_description,
+                revision=target.revision,
+                create_pr=target.create_pr,
+                # Graphs of other weights than the branch has by now would be of no use.
+                parent_commit=source.commit,
+            )
+        except (httpx.TransportError, HfHubHTTPError) as error:
+            if not _may_have_committed(error):
+                raise
+            # The same commit again would be refused, for the branch has moved; a pull request would be opened twice.
+            raise PublishError(
+                f"{source}: the Hub's answer about the commit was lost; look there whether the graphs have come, and "
+                f"call again if not ({type(error).__name__}: {error})"
+            ) from error
 
     return _trying(target, attempt)
+
+
+def _card_beside(source: Repository, manifest: Manifest, there: Collection[str], target: Target) -> dict[str, bytes]:
+    """The card of an open repository as another manifest has it; nothing where it has none."""
+    if source.path_in_repo(CARD_FILE) not in there:
+        return {}
+    texts = {CONFIG_FILE: source.fetch_text(CONFIG_FILE)}
+    texts |= {path: b"" for path in (PROCESSOR_FILE,) if source.path_in_repo(path) in there}
+    existing = read_card(source.fetch_text(CARD_FILE), f"{source}: {CARD_FILE}")
+    return {
+        CARD_FILE: render_card(manifest, texts, repo_id=source.name, existing=existing, token=target.token).encode()
+    }
 
 
 def _commit(

@@ -273,7 +273,9 @@ def write_metrics(directory: str | os.PathLike[str], metrics: Mapping[int, list[
     return manifest
 
 
-def write_attachments(directory: str | os.PathLike[str], files: Mapping[str, bytes]) -> Manifest:
+def write_attachments(
+    directory: str | os.PathLike[str], files: Mapping[str, bytes], made_for: Manifest | None = None
+) -> Manifest:
     """Attach files to a saved repository, in place of those that it has.
 
     They belong to the weights as they are: a save that changes one of these drops them.
@@ -281,6 +283,7 @@ def write_attachments(directory: str | os.PathLike[str], files: Mapping[str, byt
     Args:
         directory: The repository's folder.
         files: Their contents by path: `.onnx`, and `.json` in a folder of their own, such as `onnx/`.
+        made_for: The manifest of the weights that they were made for; by default those that are there.
 
     Returns:
         The new manifest.
@@ -288,7 +291,7 @@ def write_attachments(directory: str | os.PathLike[str], files: Mapping[str, byt
     Raises:
         RepositoryError: If it is no PWL repository, or a path cannot be one of an attachment.
         OverwriteError: If there are files at these paths that are no attachments.
-        SaveError: If a file cannot be written.
+        SaveError: If a file cannot be written, or the weights are others by now.
     """
     root = Path(directory)
     if not root.is_dir():
@@ -297,9 +300,13 @@ def write_attachments(directory: str | os.PathLike[str], files: Mapping[str, byt
         check_attachment(path)
     with exclusive_folder(root):
         manifest = Repository.open(directory).manifest()
+        if made_for is not None and manifest.fingerprint != made_for.fingerprint:
+            raise SaveError(f"nothing was written: {root} got other weights meanwhile; do it again for these")
         known = {attachment.path for attachment in manifest.attachments}
         advice = "move them away, or attach under other names"
-        check_output(root, {path for path in files if path not in known}, advice=advice)
+        # What a killed one left is no other's: the same is written again.
+        foreign = {path for path, data in files.items() if path not in known and not _holds(root / path, data)}
+        check_output(root, foreign, advice=advice)
         attachments = [ListedFile(path, len(data), hashlib.sha256(data).hexdigest()) for path, data in files.items()]
         manifest = replace(manifest, attachments=tuple(attachments))
         for path, data in files.items():
@@ -310,6 +317,10 @@ def write_attachments(directory: str | os.PathLike[str], files: Mapping[str, byt
         for path in known - files.keys():
             (root / path).unlink(missing_ok=True)
     return manifest
+
+
+def _holds(local: Path, data: bytes) -> bool:
+    return local.is_file() and not local.is_symlink() and local.read_bytes() == data
 
 
 def write_tensors(target: Path, planned: PlannedFile) -> FileEntry:

@@ -14,6 +14,7 @@ import torch
 from pwl_hf import PWLForImageClassification, runtime
 from pwl_hf.runtime import RuntimeModel
 from tests.hub import HubServer
+from tests.once import made_once
 from tests.repository.helpers import publish
 from tests.runtime.helpers import NUM_STAGES, Expected
 from tests.streaming.helpers import own_threads, until
@@ -31,14 +32,16 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
 
     @cache
     def export(family: str = "vit") -> Path:
-        model, folder = tiny_model(family, NUM_STAGES), tmp_path_factory.mktemp(family) / "repo"
-        if family == "pwl_vgg":
-            for mask in model.schedule[1:-1]:
-                model.estimate_statistics(tiny_images(family, 8, seed=3), mask)
-        folder.mkdir()
-        (folder / "preprocessor_config.json").write_text(json.dumps(_PROCESSOR))
-        model.export(folder, image_size=16)
-        return folder
+        def make(folder: Path) -> None:
+            model = tiny_model(family, NUM_STAGES)
+            if family == "pwl_vgg":
+                for mask in model.schedule[1:-1]:
+                    model.estimate_statistics(tiny_images(family, 8, seed=3), mask)
+            folder.mkdir()
+            (folder / "preprocessor_config.json").write_text(json.dumps(_PROCESSOR))
+            model.export(folder, image_size=16)
+
+        return made_once(tmp_path_factory, f"runtime-{family}", make)
 
     return export
 

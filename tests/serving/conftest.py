@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from pwl_hf import PWLForImageClassification
+from tests.once import made_once
 from tests.serving.served import Served, save_with_processor, serving
 from tests.serving.slim import slim_environment
 
@@ -24,10 +25,12 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def exported(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same with its graphs; not to be written to."""
-    folder = tmp_path_factory.mktemp("exported") / "repo"
-    shutil.copytree(repository, folder)
-    PWLForImageClassification.from_pretrained(folder, keep_all=True).export(folder)
-    return folder
+
+    def make(folder: Path) -> None:
+        shutil.copytree(repository, folder)
+        PWLForImageClassification.from_pretrained(folder, keep_all=True).export(folder)
+
+    return made_once(tmp_path_factory, "served", make)
 
 
 @pytest.fixture(scope="session")
