@@ -156,7 +156,7 @@ SETTINGS = [
 
 
 @pytest.mark.parametrize("name", ["setting", "_setting"])
-@pytest.mark.parametrize(("one", "other"), SETTINGS, ids=str)
+@pytest.mark.parametrize(("one", "other"), SETTINGS, ids=range(len(SETTINGS)))
 def test_settings_are_compared_in_full(name, one, other):
     def signature(value):
         return Piece(len, ("unit",), (Gain(**{name: value}),)).signature()
