@@ -14,7 +14,7 @@ from pwl_hf import PWLForImageClassification
 from pwl_hf.cli import main
 from tests.tiny import tiny_images, tiny_model, tiny_pair
 
-COMMANDS = ["info", "convert", "push", "download", "evaluate", "demo"]
+COMMANDS = ["info", "convert", "push", "download", "evaluate", "export", "demo"]
 
 
 @pytest.fixture

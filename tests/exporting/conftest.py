@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from pwl_hf.cli import main
-from pwl_hf.modeling.exporting import graphs
+from pwl_hf.modeling.exporting import graphs, pieces
 from tests.exporting.helpers import small_images, small_model
 from tests.exporting.odd_net import registered
-from tests.exporting.traces import Traces
+from tests.exporting.traces import Traces, told_by_value
 from tests.tiny import WITH_BATCH_NORM
 
 _TRACES = Traces(graphs.trace)
@@ -26,6 +26,7 @@ Exported = Callable[[str], Path]
 def _traced_once() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(graphs, "trace", _TRACES)
+        patch.setattr(pieces, "_told", told_by_value(pieces._told))
         yield
 
 

@@ -28,24 +28,26 @@ _LABELS = {"id2label": dict(enumerate("abcde")), "label2id": {name: i for i, nam
 _SIZES = {"resnet": 32, "pwl_vgg": 16, "swin": 8}
 
 
-def _network(name: str, widths: list[int], depths: list[int]) -> Any:
+def _network(name: str) -> Any:
     if name == "resnet":
-        return ResNetConfig(embedding_size=widths[0], hidden_sizes=widths, depths=depths, layer_type="basic", **_LABELS)
+        return ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", **_LABELS)
     if name == "pwl_vgg":
-        return VGGConfig(hidden_sizes=widths, depths=depths, **_LABELS)
+        return VGGConfig(hidden_sizes=[8, 16], depths=[1, 1], **_LABELS)
     # 4 x 4 patches in windows of 2: the second layer of a level shifts them.
     return SwinConfig(
-        image_size=8, patch_size=2, embed_dim=widths[0], depths=depths, num_heads=[2, 2], window_size=2, **_LABELS
+        image_size=8, patch_size=2, embed_dim=8, depths=[2, 1], num_heads=[2, 2], window_size=2, **_LABELS
     )
 
 
 def small_model(name: str) -> PWLForImageClassification:
-    """The tiny ViT, or two levels of another family, cut into two blocks; no statistic is trivial."""
+    """The tiny ViT, or two levels of another family, cut into two blocks; no statistic is trivial.
+
+    Teacher and student are of one size: each kind of layer is traced once, and no shape tells whose a weight is.
+    """
     if name == "vit":
         return tiny_model("vit")
-    deep = {"resnet": [1, 1], "pwl_vgg": [1, 1], "swin": [2, 1]}[name]
-    teacher, student = _network(name, [8, 16], deep), _network(name, [4, 8], [1, 1])
-    config = PWLConfig(teacher_config=teacher, student_config=student, num_blocks=2)
+    networks = {f"{role}_config": _network(name) for role in ("teacher", "student")}
+    config = PWLConfig(**networks, num_blocks=2)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
         model = PWLForImageClassification(config).eval()

@@ -32,21 +32,21 @@ from tests.tiny import FAMILIES, WITH_BATCH_NORM, tiny_images, tiny_model
 DTYPES = {"bfloat16": onnx.TensorProto.BFLOAT16, "float16": onnx.TensorProto.FLOAT16}
 
 
-@pytest.mark.parametrize("family", ["resnet", "swin"])
+@pytest.mark.parametrize("family", ["swin", pytest.param("resnet", marks=pytest.mark.slow)])
 def test_stages_of_a_family_equal_torch(exported, family):
     assert_equals_torch(exported(family), {n: small_images(family, n) for n in (1, 2, 5)})
 
 
 def test_statistics_of_a_mask_are_those_of_its_file(exported, tmp_path):
-    folder = exported("resnet")
+    folder = exported("pwl_vgg")
     tail = read_index(folder).graphs["onnx/tail-TS.onnx"]
     own = load_file(folder / "statistics" / "TS.safetensors")
     assert set(tail.tensors["statistics/TS.safetensors"]) == own.keys()
     # No running statistic of the student's stands in it besides.
     assert not [name for name in tail.tensors["model.safetensors"] if "running" in name]
-    images = small_images("resnet")
+    images = small_images("pwl_vgg")
     with torch.no_grad():
-        plain = small_model("resnet")(images, sources="TS").logits
+        plain = small_model("pwl_vgg")(images, sources="TS").logits
     assert difference(run_stage(folder, 1, images), plain) > 1e-3
 
 

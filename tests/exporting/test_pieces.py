@@ -13,7 +13,6 @@ from pwl_hf.modeling.exporting import graphs
 from pwl_hf.modeling.exporting.pieces import Piece
 from tests.exporting.helpers import assert_equals_torch, small_model
 from tests.exporting.odd_net import odd_images, odd_model
-from tests.exporting.traces import Traces
 from tests.repository.helpers import tree
 from tests.tiny import tiny_model
 
@@ -51,9 +50,9 @@ NEIGHBOURS = [
 
 @pytest.fixture
 def traced(monkeypatch):
-    """How often each kind of piece is traced; nothing is remembered from other tests."""
+    """How often each kind of piece is traced."""
     counts: Counter[str] = Counter()
-    real = graphs.trace.trace if isinstance(graphs.trace, Traces) else graphs.trace
+    real = graphs.trace
 
     def counting(piece, *rest):
         counts[piece.kind[0]] += 1

@@ -371,13 +371,13 @@ def test_another_size_is_exported_where_the_network_takes_it(folder):
 
 
 def test_size_of_the_processor_is_used(folder):
-    processor = {"image_processor_type": "ViTImageProcessor", "size": {"height": 8, "width": 12}}
+    processor = {"image_processor_type": "ViTImageProcessor", "size": {"height": 16, "width": 16}}
     (folder / "preprocessor_config.json").write_text(json.dumps(processor))
     model = load(folder, keep_all=True, dtype=torch.float32)
     model.parts.config.teacher_config.image_size = None
     found = exporting.export_onnx(model.parts, "pixel_values")
     index = json.loads(found.files[INDEX_FILE])
-    assert index["inputs"] == {"pixel_values": [-1, 3, 8, 12]}
+    assert index["inputs"] == {"pixel_values": [-1, 3, 16, 16]}
     assert index["processor"] == processor
 
 
