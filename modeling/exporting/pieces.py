@@ -18,8 +18,9 @@ from torch import nn
 from ..families.base import Features, HandCutSegment, Inputs, Segment, SegmentOutput
 from ..routes.route import Route
 
-# What tells layers apart that compute the same: their place, and what torch keeps of any module and is no hook.
-_PLACES = {"layer_idx", "layer_index", "training"}
+# What tells layers apart that compute the same: their place, the rate of a drop path, which eval mode knows nothing
+# of, and what torch keeps of any module and is no hook.
+_PLACES = {"layer_idx", "layer_index", "drop_prob", "training"}
 _KEPT = vars(nn.Module()).keys() - {"_forward_hooks", "_forward_pre_hooks"}
 
 

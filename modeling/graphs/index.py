@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -165,8 +166,10 @@ class GraphIndex:
             stages = tuple(Sources(_typed(stage.get("sources"), str, "sources")) for stage in masks)
         except ValueError as error:
             raise RepositoryError(f"{INDEX_FILE}: {error}") from error
-        problem_type, processor = data.get("problem_type"), data.get("processor")
         found = [_graph(item) for item in graphs]
+        if twice := sorted(path for path, count in Counter(graph.path for graph in found).items() if count > 1):
+            raise RepositoryError(f"{INDEX_FILE} lists the graph {twice[0]!r} more than once")
+        problem_type, processor = data.get("problem_type"), data.get("processor")
         index = cls(
             fingerprint=_typed(data.get("fingerprint"), str, "fingerprint"),
             inputs=_inputs(data.get("inputs")),

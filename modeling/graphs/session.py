@@ -58,6 +58,8 @@ class GraphSession:
         names, values = [], []
         for file, tensors in graph.tensors.items():
             for tensor in tensors:
+                if file not in files:
+                    raise RepositoryError(f"{graph.path!r} takes tensors of {file!r}, which was not handed over")
                 if tensor not in files[file].places:
                     raise RepositoryError(f"{graph.path!r} takes the tensor {tensor!r:.200}, which {file!r} lacks")
                 names.append(initialiser(file, tensor))

@@ -189,7 +189,6 @@ def test_a_graph_that_takes_of_a_later_stage_is_refused(data, manifest):
         GraphIndex.from_json(json.dumps(changed), manifest)
 
 
-@pytest.mark.xfail(reason="the last one is taken; one of the two should be refused", strict=True)
 def test_a_graph_that_is_listed_twice_is_refused(data, manifest):
     """The same path with other tensors: which of them a reader takes must not be a matter of taste."""
     again = {**data["graphs"][0], "tensors": {}}
