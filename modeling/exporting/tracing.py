@@ -20,6 +20,8 @@ from .pieces import Piece, Traced
 # Later ones fuse attention into one operator that onnxruntime's CPU kernels run slower.
 OPSET = 20
 _MAX_BATCH = 1 << 20
+# Numbers of a constant that is made by folding.
+_MAX_FOLDED = 8192
 # What a piece takes besides inputs of the model.
 FEATURES = "features"
 
@@ -94,7 +96,8 @@ def _tidy(model: onnx_ir.Model, held: list[str]) -> None:
         # Nothing that depends on a weight may be folded into a constant.
         weight.const_value = None
         graph.inputs.append(weight)
-    fold_constants(model)
+    # What is large is left to onnxruntime: the masks of Swin's windows are 615 kB.
+    fold_constants(model, output_size_limit=_MAX_FOLDED)
     IdentityEliminationPass()(model)
     remove_unused_nodes(model)
     DeduplicateInitializersPass()(model)
