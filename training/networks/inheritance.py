@@ -100,7 +100,10 @@ def _pairs(model: PWLForImageClassification, how: str) -> dict[str, str]:
                     else:
                         # Between resolutions: there is one, of the same name in both.
                         pairs[path] = path
-    return pairs | {path: path for path in family.head_paths(own)}
+    pairs |= {path: path for path in (*family.head_paths(own), *family.shared_paths(own))}
+    if not family.has_optional_paths:
+        return pairs
+    return {mine: given for mine, given in pairs.items() if has_module(model.student, mine)}
 
 
 def _by_level(model: PWLForImageClassification, role: str, block: int) -> dict[int, list[int]]:
@@ -124,3 +127,12 @@ def _is_numbered(path: str) -> bool:
 
 def _shapes(module: torch.nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+
+
+def has_module(network: torch.nn.Module, path: str) -> bool:
+    """Whether a network has a module at a path."""
+    try:
+        network.get_submodule(path)
+    except AttributeError:
+        return False
+    return True

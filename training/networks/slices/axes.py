@@ -35,6 +35,7 @@ _CHAIN = re.compile(r"^(?P<branch>(?:.*\.)?layer)\.(?P<place>\d+)\.convolution$"
 # An axis by its name, or a number of copies.
 Factor = str | int
 Layout = tuple[Factor, ...]
+Place = Literal["embedder", "unit", "head", "shared"]
 
 
 class Dim(NamedTuple):
@@ -52,6 +53,14 @@ class Dim(NamedTuple):
     role: Literal["writes", "reads", "acts"]
 
 
+class Scope(NamedTuple):
+    """Where a module stands, and the axes of the features that come in and go out, if it has such."""
+
+    place: Place
+    reads: str | None
+    writes: str | None
+
+
 @dataclass(frozen=True)
 class Axes:
     """The axes of a pair of networks, and the dimensions of the student's tensors that lie on them.
@@ -61,12 +70,14 @@ class Axes:
         tensors: Path of a tensor in the student -> its dimensions on axes; none for what has no channels.
         sources: Path of a tensor in the student -> path of the teacher's that it is made of.
         streams: Boundary between blocks (from 1) -> the axis of the features there.
+        parts: Path of a module of the teacher that something begins as -> where it stands, and between which streams.
     """
 
     sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
     tensors: dict[str, tuple[Dim, ...]] = field(default_factory=dict)
     sources: dict[str, str] = field(default_factory=dict)
     streams: dict[int, str] = field(default_factory=dict)
+    parts: dict[str, Scope] = field(default_factory=dict)
 
     def lengths(self, layout: Layout) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The lengths of a layout's factors in the teacher, and in the student."""
@@ -77,13 +88,6 @@ class Axes:
     def narrower(self) -> tuple[str, ...]:
         """The axes along which the student is narrower."""
         return tuple(name for name, (teacher, student) in self.sizes.items() if student < teacher)
-
-
-class _Scope(NamedTuple):
-    """Where a module stands: the axes of the features that come in and go out, if it has such."""
-
-    reads: str | None
-    writes: str | None
 
 
 def axes_of(model: PWLPreTrainedModel, pairs: Mapping[str, str]) -> Axes:
@@ -112,7 +116,7 @@ def axes_of(model: PWLPreTrainedModel, pairs: Mapping[str, str]) -> Axes:
     return found
 
 
-def _scopes(model: PWLPreTrainedModel, found: Axes) -> dict[str, _Scope]:
+def _scopes(model: PWLPreTrainedModel, found: Axes) -> dict[str, Scope]:
     """The streams: the axis after each unit; modules between resolutions lead from one to the next."""
     config = model.config
     family, own, other = family_of(config.teacher_config), config.student_config, config.teacher_config
@@ -132,19 +136,19 @@ def _scopes(model: PWLPreTrainedModel, found: Axes) -> dict[str, _Scope]:
         return axes[level + 1] if width == mine[level + 1] else axes[level]
 
     # 3. The modules of each unit: what stands before or after the numbered one leads between resolutions.
-    scopes = {path: _Scope(None, axes[0]) for path in family.embedder_paths(own)}
+    scopes = {path: Scope("embedder", None, axes[0]) for path in family.embedder_paths(own)}
     before = axes[0]
     for unit in range(family.num_units(own)):
         paths, end = family.unit_paths(own, unit), after(unit)
         place = next(i for i, path in enumerate(paths) if path.rpartition(".")[2].isdigit())
         for i, path in enumerate(paths):
-            scopes[path] = _Scope(before, end)
+            scopes[path] = Scope("unit", before, end)
             if i == place and len(paths) > 1:
-                scopes[path] = _Scope(before, before) if place == 0 else _Scope(end, end)
+                scopes[path] = Scope("unit", before, before) if place == 0 else Scope("unit", end, end)
         before = end
     found.streams.update({block: after(cut - 1) for block, cut in enumerate(config.student_cuts[:-1], 1)})
-    scopes |= {path: _Scope(axes[-1], axes[-1]) for path in family.head_paths(own)}
-    return scopes | {path: _Scope(None, None) for path in family.shared_paths(own)}
+    scopes |= {path: Scope("head", axes[-1], axes[-1]) for path in family.head_paths(own)}
+    return scopes | {path: Scope("shared", None, None) for path in family.shared_paths(own)}
 
 
 def _level_widths(family: Family, config: PreTrainedConfig, network: nn.Module) -> list[int]:
@@ -168,7 +172,7 @@ class _Part:
     """
 
     def __init__(
-        self, found: Axes, own: str, other: str, networks: tuple[nn.Module, nn.Module], scope: _Scope, heads: str | None
+        self, found: Axes, own: str, other: str, networks: tuple[nn.Module, nn.Module], scope: Scope, heads: str | None
     ) -> None:
         self.found, self.own, self.other, self.scope, self.heads = found, own, other, scope, heads
         self.student, self.teacher = networks[0].get_submodule(own), networks[1].get_submodule(other)
@@ -183,8 +187,10 @@ class _Part:
                 f"init_student_from_teacher: one of the networks alone has {odd!r} in {self.own}: give a student "
                 "built as its teacher is, or leave the option out"
             )
-        self._note_attention()
-        self._note_inner()
+        self.found.parts[self.other] = self.scope
+        if self.scope.place == "unit":
+            self._note_attention()
+            self._note_inner()
         for name, tensor in mine.items():
             path = f"{self.own}.{name}"
             self.found.sources[path] = f"{self.other}.{name}"
@@ -237,7 +243,7 @@ class _Part:
                 wanted = [Dim(0, writes, "writes"), Dim(1, reads, "reads")]
             else:
                 wanted = [Dim(0, writes, "writes")]
-        elif leaf.endswith("bias_table") or (self.heads is not None and isinstance(module, nn.Embedding)):
+        elif leaf.endswith("bias_table") or self.scope.place == "shared":
             wanted = [Dim(len(mine) - 1, self._heads_of(path)[:2], "acts")]
         elif isinstance(module, nn.Embedding) or (path not in self.matrices and len(mine) > 1):
             wanted = [Dim(len(mine) - 1, _layout(self.scope.writes), "writes")]
@@ -253,6 +259,8 @@ class _Part:
     def _reads_and_writes(self, name: str) -> tuple[Layout, Layout]:
         """The layouts of the columns and the rows of a matrix."""
         reads, writes = _layout(self.scope.reads), _layout(self.scope.writes)
+        if self.scope.place != "unit":
+            return reads, writes
         if _QUERY.search(name):
             return reads, self._heads_of(name)
         if _KEY_OR_VALUE.search(name):
@@ -274,6 +282,7 @@ class _Part:
         """The layout of what a normalisation, or a scale, acts on."""
         if re.search(r"(^|\.)[qk]_norm$", path):
             return (self._heads_of(path)[2],)
+        # As a convolution beside it writes.
         beside = f"{path.rpartition('.')[0]}.convolution".lstrip(".")
         if beside in self.matrices:
             return self._reads_and_writes(beside)[1]

@@ -1,10 +1,11 @@
-"""What flows along a teacher's axes on a few images: second moments, and the order in which its modules run."""
+"""What flows along a teacher's axes on a few inputs: second moments, and the order in which its modules run."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+import math
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,30 +14,8 @@ from torch import nn
 from pwl_hf.modeling import PWLPreTrainedModel
 from pwl_hf.training.networks.slices.axes import Axes, Layout
 
-
-@dataclass
-class Moments:
-    """Sums over n vectors of c channels, in float64.
-
-    Args:
-        channels: c.
-    """
-
-    channels: int
-    count: int = 0
-    second: torch.Tensor = field(init=False)
-    first: torch.Tensor = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.second = torch.zeros(self.channels, self.channels, dtype=torch.float64)
-        self.first = torch.zeros(self.channels, dtype=torch.float64)
-
-    def add(self, rows: torch.Tensor) -> None:
-        """Take in rows (n, c)."""
-        rows = rows.detach().to("cpu", torch.float64)
-        self.count += len(rows)
-        self.first += rows.sum(0)
-        self.second += rows.T @ rows
+# Of one batch at one module: more rows tell moments hardly better.
+_ROWS = 4096
 
 
 @dataclass
@@ -44,88 +23,133 @@ class Observations:
     """What was seen of a teacher.
 
     Args:
-        read: Layout -> what the modules read that read it.
-        streams: Axis of a stream -> the features before and after units.
-        normalised: Path of a norm on a stream -> the normalised features that come into it, before gains.
-        order: The paths of modules with tensors in the order in which they ran.
+        read: Layout without copies -> the mean second moments (c, c), float64, of what modules read of it.
+        streams: Axis -> those of the features that come into the units of its level.
+        normalised: Path of a norm -> those of its input, centred if it centres, at a mean square of 1.
+        order: The paths of modules with tensors, in the order in which they first ran.
     """
 
-    read: dict[Layout, Moments] = field(default_factory=dict)
-    streams: dict[str, Moments] = field(default_factory=dict)
-    normalised: dict[str, Moments] = field(default_factory=dict)
+    read: dict[Layout, torch.Tensor] = field(default_factory=dict)
+    streams: dict[str, torch.Tensor] = field(default_factory=dict)
+    normalised: dict[str, torch.Tensor] = field(default_factory=dict)
     order: list[str] = field(default_factory=list)
 
 
+class _Sums:
+    """Sums of outer products of rows, by key, and their number."""
+
+    def __init__(self) -> None:
+        self.sums: dict[Any, torch.Tensor] = {}
+        self.counts: dict[Any, int] = {}
+
+    def add(self, key: Any, rows: torch.Tensor) -> None:
+        rows = rows[:: max(1, len(rows) // _ROWS)].detach().double()
+        self.sums[key] = self.sums.get(key, 0) + (rows.T @ rows).cpu()
+        self.counts[key] = self.counts.get(key, 0) + len(rows)
+
+    def means(self) -> dict[Any, torch.Tensor]:
+        return {key: total / self.counts[key] for key, total in self.sums.items()}
+
+
 @torch.no_grad()
-def observe(model: PWLPreTrainedModel, axes: Axes, batches: Iterable[dict[str, torch.Tensor]]) -> Observations:
-    """Run the teacher on inputs, in eval mode, and note what flows.
+def observe(model: PWLPreTrainedModel, axes: Axes, batches: Iterable[Mapping[str, torch.Tensor]]) -> Observations:
+    """Run the teacher on inputs, in eval mode, and note what flows through the modules that something begins as.
 
     Args:
         model: With the teacher resident.
         axes: What to look at.
-        batches: Inputs by name, without labels.
+        batches: Inputs by name; labels are left out.
+
+    Raises:
+        ValueError: If there is no batch, or something that flows is NaN or infinite.
     """
-    found, teacher = Observations(), model.teacher
+    noting, teacher = _Noting(), model.teacher
     was_training = teacher.training
     teacher.eval()
-    with _hooks(teacher, axes, found):
+    try:
+        noting.attach(teacher, axes)
         for batch in batches:
             teacher(**{name: values.to(teacher.device) for name, values in batch.items() if name != "labels"})
-    teacher.train(was_training)
+    finally:
+        noting.detach()
+        teacher.train(was_training)
+    if not noting.order:
+        raise ValueError("init_student_from_teacher: a narrower student needs some inputs to choose its channels by")
+    found = Observations(noting.read.means(), noting.streams.means(), noting.normalised.means(), noting.order)
+    for key, moments in (found.read | found.streams | found.normalised).items():
+        if not moments.isfinite().all():
+            raise ValueError(
+                f"init_student_from_teacher: what the teacher has at {key} is NaN or infinite: look for weights that are"
+            )
     return found
 
 
-def rows_of(values: torch.Tensor, channels_at: int) -> torch.Tensor:
-    """(..., C, ...) -> (n, C)."""
-    values = values.movedim(channels_at, -1)
-    return values.reshape(-1, values.shape[-1])
+class _Noting:
+    """Hooks on a teacher's modules, and what they note."""
 
+    def __init__(self) -> None:
+        self.read, self.streams, self.normalised = _Sums(), _Sums(), _Sums()
+        self.order: list[str] = []
+        self._handles: list[Any] = []
 
-@contextmanager
-def _hooks(teacher: nn.Module, axes: Axes, found: Observations) -> Iterator[None]:
-    handles = []
-    seen = set()
-    for path, source in axes.sources.items():
-        module_path, _, leaf = source.rpartition(".")
-        dims = axes.tensors[path]
-        if not leaf or module_path in seen:
-            continue
-        module = teacher.get_submodule(module_path)
-        seen.add(module_path)
-        handles.append(module.register_forward_pre_hook(_noting_order(found, module_path)))
-        channels_at = 1 if isinstance(module, nn.Conv2d) else -1
-        for dim in dims:
-            if dim.role == "reads":
-                layout = tuple(factor for factor in dim.layout if isinstance(factor, str))
-                copies = [factor for factor in dim.layout if isinstance(factor, int)]
-                handles.append(
-                    module.register_forward_pre_hook(_noting_rows(found.read, layout, channels_at, sum(copies) or 1))
-                )
-    try:
-        yield
-    finally:
-        for handle in handles:
+    def attach(self, teacher: nn.Module, axes: Axes) -> None:
+        layouts: dict[str, Layout] = {}
+        for path, source in axes.sources.items():
+            module, _, _ = source.rpartition(".")
+            layouts.setdefault(module, ())
+            for dim in axes.tensors[path]:
+                if dim.role == "reads":
+                    layouts[module] = dim.layout
+        for path, layout in layouts.items():
+            self._hook(teacher, path, partial(self._note, path, layout))
+        for path, scope in axes.parts.items():
+            if scope.place == "unit":
+                self._hook(teacher, path, partial(self._note_stream, scope.reads))
+
+    def detach(self) -> None:
+        for handle in self._handles:
             handle.remove()
 
+    def _hook(self, teacher: nn.Module, path: str, hook: Callable[..., None]) -> None:
+        # Features may come by name.
+        self._handles.append(teacher.get_submodule(path).register_forward_pre_hook(hook, with_kwargs=True))
 
-def _noting_order(found: Observations, path: str) -> Any:
-    def hook(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        if path not in found.order:
-            found.order.append(path)
-        if isinstance(module, nn.LayerNorm) or "RMSNorm" in type(module).__name__:
-            rows = rows_of(inputs[0], -1).double()
-            if isinstance(module, nn.LayerNorm):
-                rows = rows - rows.mean(-1, keepdim=True)
-            rows = rows * (rows.square().mean(-1, keepdim=True) + 1e-30).rsqrt()
-            found.normalised.setdefault(path, Moments(rows.shape[-1])).add(rows)
+    def _note(
+        self, path: str, layout: Layout, module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]
+    ) -> None:
+        if path not in self.order:
+            self.order.append(path)
+        features = _features(inputs, named)
+        if features is None:
+            return
+        key = tuple(factor for factor in layout if isinstance(factor, str))
+        copies = math.prod(factor for factor in layout if isinstance(factor, int))
+        if key:
+            rows = _rows(features, channels_first=isinstance(module, nn.Conv2d))
+            self.read.add(key, rows.reshape(len(rows) * copies, -1))
+        elif (centres := centring(module)) is not None:
+            rows = _rows(features, channels_first=getattr(module, "data_format", "") == "channels_first").double()
+            rows = rows - rows.mean(-1, keepdim=True) if centres else rows
+            scale = rows.square().mean(-1, keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny).rsqrt()
+            self.normalised.add(path, rows * scale)
 
-    return hook
+    def _note_stream(self, axis: str, module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+        if (features := _features(inputs, named)) is not None:
+            self.streams.add(axis, _rows(features, channels_first=features.ndim == 4))
 
 
-def _noting_rows(into: dict[Layout, Moments], layout: Layout, channels_at: int, copies: int) -> Any:
-    def hook(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        rows = rows_of(inputs[0], channels_at)
-        rows = rows.reshape(len(rows) * copies, -1)
-        into.setdefault(layout, Moments(rows.shape[-1])).add(rows)
+def _features(inputs: tuple[Any, ...], named: dict[str, Any]) -> torch.Tensor | None:
+    given = (*inputs, *named.values())
+    return next((value for value in given if isinstance(value, torch.Tensor) and value.is_floating_point()), None)
 
-    return hook
+
+def _rows(features: torch.Tensor, *, channels_first: bool) -> torch.Tensor:
+    features = features.movedim(1, -1) if channels_first else features
+    return features.reshape(-1, features.shape[-1])
+
+
+def centring(module: nn.Module) -> bool | None:
+    """Whether a norm over channels subtracts their mean; None for what is no such norm."""
+    if isinstance(module, nn.LayerNorm):
+        return True
+    return False if type(module).__name__.endswith("RMSNorm") else None

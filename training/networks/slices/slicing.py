@@ -1,181 +1,221 @@
-"""prototype"""
+"""A narrower student as slices of its teacher.
+
+Along an axis of t channels the student has s: P (s, t) leads there and A (t, s) back, so that x is about A P x. A matrix
+W becomes P_out W A_in; biases, and what acts on each channel (BatchNorm with its statistics, gains, kernels of one
+channel), follow P. P keeps channels as they are: whole heads of an attention, and those channels of all else from which
+the rest is best told (`channels.chosen`); A is the regression of all channels on those kept (channel pruning,
+arXiv 1707.06168), so that what reads them makes up for those that go. Where normalisation allows it, a stream is turned
+before it is cut (`rotation`). At a boundary between blocks, the encoder begins as P and the decoder as A.
+
+Axes on which both networks are equally wide are copied: P and A are the identity there.
+"""
+
 from __future__ import annotations
-import logging, math, os
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
 import torch
 from torch import nn
-from pwl_hf.training.networks.slices.axes import Axes, Layout, axes_of
-from pwl_hf.training.networks.slices.moments import observe, Moments, rows_of
 
-def spaced(s, t): return torch.arange(s) * t // s
+from pwl_hf.modeling import Converter, PWLPreTrainedModel
+from pwl_hf.training.networks.slices.axes import Axes, Dim, Layout, axes_of
+from pwl_hf.training.networks.slices.channels import chosen, regression, spaced
+from pwl_hf.training.networks.slices.moments import centring, observe
+from pwl_hf.training.networks.slices.rotation import Rotation, rotation_of
 
-def css(C, s, M=None, order_only=False):
-    """greedy column subset selection"""
-    S = C.clone(); t = len(S)
-    MS = S.clone() if M is None else M @ S
-    chosen = []
-    free = torch.ones(t, dtype=torch.bool)
-    tol = 1e-10 * C.diagonal().mean().clamp_min(1e-30)
-    for _ in range(s):
-        d = S.diagonal().clamp_min(0)
-        gain = torch.where(d > tol, (S * MS).sum(0) / d.clamp_min(1e-300), torch.zeros_like(d))
-        gain[~free] = -1
-        j = int(gain.argmax()); chosen.append(j); free[j] = False
-        if d[j] > tol:
-            r = S[j].clone(); c = MS[:, j].clone()
-            S -= torch.outer(r, r) / d[j]
-            MS -= torch.outer(c, r) / d[j]
-    return torch.tensor(sorted(chosen))
 
-def regress(C, kept, ridge=1e-3):
-    """A (t,s): kept channels exactly, the rest from them"""
-    t, s = len(C), len(kept)
-    Ckk = C[kept][:, kept]
-    lam = ridge * Ckk.diagonal().mean()
-    A = torch.linalg.solve(Ckk + lam * torch.eye(s, dtype=C.dtype), C[kept]).T.contiguous()
-    A[kept] = torch.eye(s, dtype=C.dtype)
-    return A
+@dataclass(frozen=True)
+class Slices:
+    """How the axes of a teacher become those of a student.
 
-class Maps:
-    def __init__(self): self.index = {}; self.back = {}; self.down = {}
+    Args:
+        axes: The axes.
+        kept: Axis -> the numbers of the channels that stay, ascending.
+        back: Layout without copies -> A (t, s), float64, for what reads it.
+        decoders: Axis of a stream -> A (t, s), float64, for what comes back over a boundary.
+        rotations: Axis of a stream -> how it is turned.
+        gains: Path of a norm of the teacher's over a stream that is cut -> what the student's gains are multiplied by.
+    """
 
-def flat_index(layout, axes, maps):
-    """positions kept of the flattened layout"""
-    ts, _ = axes.lengths(layout)
-    idx = torch.zeros(1, dtype=torch.long)
-    for f, t in zip(layout, ts):
-        i = maps.index[f] if isinstance(f, str) else torch.arange(f)
-        idx = (idx[:, None] * t + i[None]).reshape(-1)
-    return idx
+    axes: Axes
+    kept: dict[str, torch.Tensor] = field(default_factory=dict)
+    back: dict[Layout, torch.Tensor] = field(default_factory=dict)
+    decoders: dict[str, torch.Tensor] = field(default_factory=dict)
+    rotations: dict[str, Rotation] = field(default_factory=dict)
+    gains: dict[str, float] = field(default_factory=dict)
 
-def dense(layout, axes, maps, which):
-    """block-diagonal over copies"""
-    base = tuple(f for f in layout if isinstance(f, str)); k = math.prod(f for f in layout if isinstance(f, int))
-    m = getattr(maps, which).get(base)
-    return None if m is None else (m if k == 1 else torch.block_diag(*[m] * k))
+    def maps(self, axis: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """P (s, t) and A (t, s) of a stream, float64."""
+        if axis in self.rotations:
+            return self.rotations[axis].down, self.rotations[axis].back
+        teacher, student = self.axes.sizes[axis]
+        down = torch.zeros(student, teacher, dtype=torch.float64)
+        down[torch.arange(student), self.kept[axis]] = 1
+        return down, self.decoders.get(axis, down.T)
 
-def through(tensor, dims, axes, maps):
-    for d in dims:
-        m = dense(d.layout, axes, maps, "back") if d.role == "reads" else dense(d.layout, axes, maps, "down") if d.role == "writes" else None
-        if m is None:
-            key = tuple(d.layout)
-            if d.role in ("writes", "acts") or True:
-                idx = maps.flat[key] if key in getattr(maps, "flat", {}) else flat_index(d.layout, axes, maps)
-            tensor = tensor.index_select(d.number, idx)
+    def sliced(self, tensor: torch.Tensor, dims: Iterable[Dim], *, regressed: bool = True) -> torch.Tensor:
+        """A tensor of the student's made of the teacher's.
+
+        Args:
+            tensor: The teacher's.
+            dims: Its dimensions on axes.
+            regressed: Whether what is read makes up for the channels that go.
+        """
+        for dim in dims:
+            matrix = self._matrix(dim) if regressed or dim.role != "reads" else None
+            if matrix is None:
+                tensor = tensor.index_select(dim.number, self._places(dim.layout).to(tensor.device))
+            else:
+                moved = tensor.movedim(dim.number, -1).double() @ matrix.to(tensor.device)
+                tensor = moved.movedim(-1, dim.number).to(tensor.dtype)
+        return tensor
+
+    def _matrix(self, dim: Dim) -> torch.Tensor | None:
+        """What the dimension is multiplied by from the right, (t, s); None where channels are picked."""
+        layout = tuple(factor for factor in dim.layout if isinstance(factor, str))
+        copies = math.prod(factor for factor in dim.layout if isinstance(factor, int))
+        rotation = self.rotations.get(layout[0]) if len(layout) == 1 else None
+        if dim.role == "reads":
+            found = rotation.back if rotation is not None else self.back.get(layout)
         else:
-            w = tensor.movedim(d.number, -1).double() @ (m if d.role == "reads" else m.T)
-            tensor = w.movedim(-1, d.number).to(tensor.dtype)
-    return tensor
+            found = rotation.down.T if rotation is not None else None
+        return torch.block_diag(*[found] * copies) if found is not None and copies > 1 else found
+
+    def _places(self, layout: Layout) -> torch.Tensor:
+        """The places of the kept channels in a dimension of these factors."""
+        places = torch.zeros(1, dtype=torch.long)
+        for factor, length in zip(layout, self.axes.lengths(layout)[0], strict=True):
+            kept = self.kept[factor] if isinstance(factor, str) else torch.arange(length)
+            places = (places[:, None] * length + kept).reshape(-1)
+        return places
+
 
 @torch.no_grad()
-def slice_student(model, pairs, batches, opts):
-    """opts: choose even|scale|css ; reads drop|ls ; decoder repeat|drop|ls ; heads spread|whole|best ; stream: select|rotate; gain"""
-    axes = axes_of(model, pairs); maps = Maps(); maps.flat = {}
-    obs = observe(model, axes, batches)
-    T = dict(model.teacher.state_dict())
-    streams = {a for a in axes.sizes if a.startswith("stream")}
-    # consumers' gram per layout
-    gram = {}
+def begin_student(model: PWLPreTrainedModel, slices: Slices) -> None:
+    """Give the student the weights and statistics that its teacher has, sliced, in place."""
+    teacher, done = model.teacher.state_dict(), set[int]()
+    for path, tensor in model.student.state_dict().items():
+        # A tensor under two names is what its first is: then what reads it makes up for nothing.
+        if path in slices.axes.sources and tensor.data_ptr() not in done:
+            tensor.copy_(_begun(slices, teacher, path))
+            done.add(tensor.data_ptr())
+
+
+def _begun(slices: Slices, teacher: Mapping[str, torch.Tensor], path: str) -> torch.Tensor:
+    """A tensor of the student's: what is turned takes over gains, biases and scales of its neighbours first."""
+    source, dims = slices.axes.sources[path], slices.axes.tensors[path]
+    module, _, leaf = source.rpartition(".")
+    value = teacher[source]
+    for rotation in slices.rotations.values():
+        if module in rotation.gains:
+            gain = rotation.gains[module] if leaf == "weight" else 0.0
+            return torch.full_like(value[: rotation.down.shape[0]], gain)
+        if module in rotation.scaled.values():
+            return torch.ones_like(value[: rotation.down.shape[0]])
+        if module in rotation.scaled:
+            scale = next(tensor for name, tensor in teacher.items() if name.startswith(f"{rotation.scaled[module]}."))
+            value = (value.T * scale).T
+        if module in rotation.fed:
+            norm = rotation.fed[module]
+            gains, biases = teacher[f"{norm}.weight"], teacher.get(f"{norm}.bias")
+            weight = teacher[f"{module}.weight"]
+            copies = weight.shape[1] // len(gains)
+            if leaf == "weight":
+                value = value * gains.repeat(copies)
+            elif biases is not None:
+                value = value + weight @ biases.repeat(copies)
+    value = slices.sliced(value, dims)
+    return value * slices.gains[module] if leaf == "weight" and module in slices.gains else value
+
+
+@torch.no_grad()
+def begin_converters(model: PWLPreTrainedModel, slices: Slices) -> None:
+    """Let the encoders begin as P of the stream at their boundary and the decoders as A, in place."""
+    for boundary, axis in slices.axes.streams.items():
+        for converters, weight in zip((model.encoders, model.decoders), slices.maps(axis), strict=True):
+            converter = converters[str(boundary)]
+            if isinstance(converter, Converter):
+                converter.weight.copy_(weight)
+                converter.bias.zero_()
+
+
+@torch.no_grad()
+def slices_of(
+    model: PWLPreTrainedModel, pairs: Mapping[str, str], batches: Iterable[Mapping[str, torch.Tensor]] = ()
+) -> Slices:
+    """Find what a student keeps of its teacher; nothing is changed.
+
+    Args:
+        model: With everything resident.
+        pairs: Path of a module in the student -> path of the teacher's that it begins as.
+        batches: Some inputs by name, without labels; not read where the student is narrower nowhere.
+
+    Raises:
+        ValueError: For what does not fit, by name; if inputs are needed and there are none.
+    """
+    axes = axes_of(model, pairs)
+    found = Slices(axes, {name: torch.arange(student) for name, (_, student) in axes.sizes.items()})
+    narrower = [name for name, (teacher, student) in axes.sizes.items() if student < teacher]
+    if not narrower:
+        return found
+    # 1. What flows, and what reads it.
+    seen, tied, grams = observe(model, axes, batches), _tied(model.student, axes), _grams(model.teacher, axes)
+    # 2. Streams, turned where that may be.
+    for name in set(narrower) & {scope.writes for scope in axes.parts.values()}:
+        if (rotation := rotation_of(model.teacher, axes, seen, name, tied)) is not None:
+            found.rotations[name] = rotation
+    # 3. Channels and heads, with what makes up for those that go.
+    for layout, second in seen.read.items():
+        teacher, student = axes.lengths(layout)
+        if teacher != student and layout[0] not in found.rotations:
+            _choose(found, layout, second, grams[layout])
+            found.back[layout] = regression(second, found._places(layout))
+    # 4. What norms of fewer channels divide by, and how features come back over a boundary.
+    norms = {axes.sources[path].rpartition(".")[0]: dims for path, dims in axes.tensors.items()}
+    for path, second in seen.normalised.items():
+        if path not in found.gains:
+            found.gains[path] = _gain(second, found._places(norms[path][0].layout), model.teacher.get_submodule(path))
+    for name, second in seen.streams.items():
+        if name in narrower and name not in found.rotations:
+            found.decoders[name] = regression(second, found.kept[name])
+    return found
+
+
+def _gain(second: torch.Tensor, kept: torch.Tensor, norm: nn.Module) -> float:
+    """By how much a norm over the kept channels alone makes them larger than the norm over all, to be undone."""
+    among = second[kept][:, kept]
+    mean = among.mean() if centring(norm) else 0.0
+    return math.sqrt(float(among.diagonal().mean() - mean))
+
+
+def _choose(found: Slices, layout: Layout, second: torch.Tensor, gram: torch.Tensor) -> None:
+    """Choose the channels of an axis, or of the axes of an attention: there those of whole heads."""
+    for place, (axis, teacher, student) in enumerate(zip(layout, *found.axes.lengths(layout), strict=True)):
+        if student == teacher:
+            continue
+        width = math.prod(found.axes.lengths(layout)[0][1:])
+        found.kept[str(axis)] = spaced(student, teacher) if place else chosen(second, gram, student, width)
+
+
+def _grams(teacher: nn.Module, axes: Axes) -> dict[Layout, torch.Tensor]:
+    """Layout without copies -> the sum of W^T W over the matrices that read it, float64."""
+    found: dict[Layout, torch.Tensor] = {}
     for path, dims in axes.tensors.items():
-        for d in dims:
-            if d.role == "reads":
-                w = T[axes.sources[path]].double().movedim(d.number, -1).reshape(-1, T[axes.sources[path]].shape[d.number])
-                base = tuple(f for f in d.layout if isinstance(f, str)); k = math.prod(f for f in d.layout if isinstance(f, int))
-                w = w.reshape(-1, w.shape[1] // k)
-                gram[base] = gram.get(base, 0) + w.T @ w
-    # unit outputs for the streams
-    choose = opts["choose"]
-    for axis, (t, s) in axes.sizes.items():
-        if axis.endswith((".heads", ".queries", ".head width")): continue
-        C = obs.read[(axis,)].second if (axis,) in obs.read else None
-        if s == t or choose == "even" or C is None: idx = spaced(s, t)
-        elif choose == "scale": idx = C.diagonal().topk(s).indices.sort().values
-        elif choose == "wanda": idx = (C.diagonal() * gram[(axis,)].diagonal()).topk(s).indices.sort().values
-        elif choose == "css": idx = css(C / C.diagonal().mean(), s, gram[(axis,)])
-        elif choose == "cssplain": idx = css(C / C.diagonal().mean(), s)
-        maps.index[axis] = idx
-        if opts["reads"] == "ls" and s < t: maps.back[(axis,)] = regress(C, idx, opts.get("ridge", 1e-3))
-    # heads
-    for axis, (t, s) in axes.sizes.items():
-        if axis.endswith((".heads", ".queries", ".head width")): maps.index[axis] = spaced(s, t)
-    for layout, mom in obs.read.items():
-        if len(layout) == 3:
-            ts, ss = axes.lengths(layout)
-            if opts["heads"] == "best" and ss[0] < ts[0]:
-                b = ts[1] * ts[2]; S = mom.second / mom.second.diagonal().mean(); M = gram[layout]; kept = []
-                for _ in range(ss[0]):
-                    best = None
-                    for h in range(ts[0]):
-                        if h in kept: continue
-                        B = slice(h * b, h * b + b); SB = S[:, B]
-                        g = torch.trace(torch.linalg.lstsq(S[B, B] + 1e-6 * torch.eye(b, dtype=S.dtype), (SB.T @ M @ SB)).solution)
-                        if best is None or g > best[0]: best = (g, h)
-                    h = best[1]; kept.append(h); B = slice(h * b, h * b + b)
-                    S = S - S[:, B] @ torch.linalg.solve(S[B, B] + 1e-6 * torch.eye(b, dtype=S.dtype), S[B, :])
-                maps.index[layout[0]] = torch.tensor(sorted(kept))
-            if opts["heads"] == "spread":
-                n, m = math.prod(ts), math.prod(ss)
-                maps.flat[layout] = spaced(m, n)
-                maps.flat[(layout[0], layout[2])] = spaced(ss[0] * ss[2], ts[0] * ts[2])
-            if opts["reads"] == "ls" and math.prod(ss) < math.prod(ts):
-                maps.back[layout] = regress(mom.second, maps.flat.get(layout, flat_index(layout, axes, maps)), opts.get("ridge", 1e-3))
-    rot = {}
-    if opts.get("stream") == "rotate":
-        (axis,) = streams
-        t, s = axes.sizes[axis]
-        norms = [p for p in obs.order if p in obs.normalised and any(axes.sources[q].rpartition(".")[0] == p for q in axes.sources)]
-        cov = sum(obs.normalised[p].second / obs.normalised[p].count for p in norms)
-        if opts.get("pca") == "raw": cov = sum(obs.raw[p] for p in norms)
-        centred = isinstance(model.teacher.get_submodule(norms[0]), nn.LayerNorm)
-        n = s - 1 if centred else s
-        V = torch.linalg.eigh(cov).eigenvectors.flip(-1)[:, :n]
-        if centred:
-            H = torch.zeros(s, n, dtype=torch.float64)
-            for k in range(1, s):
-                H[:k, k - 1] = 1; H[k, k - 1] = -k; H[:, k - 1] /= math.sqrt(k * (k + 1))
-            if opts.get("spin"):
-                g = torch.Generator().manual_seed(0); H = H @ torch.linalg.qr(torch.randn(n, n, generator=g, dtype=torch.float64)).Q
-            M = torch.eye(t, dtype=torch.float64) - 1 / t
-        else: H = torch.eye(s, dtype=torch.float64); M = torch.eye(t, dtype=torch.float64)
-        P = H @ V.T @ M; A = V @ H.T
-        maps.down[(axis,)] = P; maps.back[(axis,)] = A
-        fed = {}; last = None
-        for p in obs.order:
-            if p in norms: last = p
-            else: fed[p] = last
-        for p in norms:
-            C = obs.normalised[p].second / obs.normalised[p].count   # trace = t
-            rho = torch.sqrt(torch.trace(V.T @ C @ V) / torch.trace(C))
-            rot[p] = float(rho * math.sqrt(t / s)) if opts.get("factor", True) else 1.0
-    mine = dict(model.student.state_dict())
-    extra = {}
-    for path, dims in axes.tensors.items():
-        src = axes.sources[path]; w = T[src]
-        mod, _, leaf = src.rpartition(".")
-        if mod in rot:
-            mine[path].fill_(rot[mod] if leaf == "weight" else 0.0); continue
-        if rot and leaf == "weight" and fed.get(mod) and any(d.role == "reads" and d.layout[-1] in streams for d in dims):
-            nw, nb = T[fed[mod] + ".weight"], T.get(fed[mod] + ".bias")
-            k = w.shape[1] // len(nw)
-            if nb is not None: extra[src[:-6] + "bias"] = (w.double() @ nb.double().repeat(k))
-            w = w * nw.repeat(k)
-        if rot and leaf == "bias" and src in extra: w = (w.double() + extra[src]).to(w.dtype)
-        mine[path].copy_(through(w, dims, axes, maps))
-    # converters
-    for b, axis in axes.streams.items():
-        enc, dec = model.encoders[str(b)], model.decoders[str(b)]
-        t, s = axes.sizes[axis]
-        i = maps.index[axis]
-        if (axis,) in maps.down: P, A = maps.down[(axis,)], maps.back[(axis,)]
-        else:
-            P = torch.zeros(s, t, dtype=torch.float64); P[torch.arange(s), i] = 1
-            A = P.T
-            if opts["decoder"] == "repeat":
-                A = torch.zeros(t, s, dtype=torch.float64); A[torch.arange(t), torch.arange(t) * s // t] = 1
-            elif opts["decoder"] == "ls":
-                A = regress(obs.read[(axis,)].second, i)
-        if opts["decoder"] != "random":
-            dec.weight.copy_(A); dec.bias.zero_()
-        if opts.get("encoder") != "random":
-            enc.weight.copy_(P); enc.bias.zero_()
-    print("SLICED", opts, flush=True)
-    return axes, maps
+        for dim in dims:
+            if dim.role == "reads":
+                weight = teacher.get_parameter(axes.sources[path]).detach().cpu().double()
+                layout = tuple(factor for factor in dim.layout if isinstance(factor, str))
+                rows = weight.movedim(dim.number, -1).reshape(-1, math.prod(axes.lengths(layout)[0]))
+                found[layout] = found.get(layout, 0) + rows.T @ rows
+    return found
+
+
+def _tied(student: nn.Module, axes: Axes) -> frozenset[str]:
+    """Paths of the teacher's modules whose tensors stand in for another's in the student."""
+    by_place: dict[int, list[str]] = {}
+    for path, tensor in student.state_dict().items():
+        by_place.setdefault(tensor.data_ptr(), []).append(path)
+    shared = [path for paths in by_place.values() if len(paths) > 1 for path in paths]
+    return frozenset(axes.sources[path].rpartition(".")[0] for path in shared if path in axes.sources)
