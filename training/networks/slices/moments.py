@@ -43,7 +43,11 @@ class _Sums:
         self.counts: dict[Any, int] = {}
 
     def add(self, key: Any, rows: torch.Tensor) -> None:
-        rows = rows[:: max(1, len(rows) // _ROWS)].detach().double()
+        if len(rows) > _ROWS:
+            # Evenly spaced ones would be of the same columns of every map.
+            drawn = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:_ROWS]
+            rows = rows[drawn.to(rows.device)]
+        rows = rows.detach().double()
         self.sums[key] = self.sums.get(key, 0) + (rows.T @ rows).cpu()
         self.counts[key] = self.counts.get(key, 0) + len(rows)
 

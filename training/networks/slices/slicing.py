@@ -116,7 +116,7 @@ def _begun(slices: Slices, teacher: Mapping[str, torch.Tensor], path: str) -> to
             return torch.ones_like(value[: rotation.down.shape[0]])
         if module in rotation.scaled:
             scale = next(tensor for name, tensor in teacher.items() if name.startswith(f"{rotation.scaled[module]}."))
-            value = (value.T * scale).T
+            value = value * (scale if value.ndim == 1 else scale[:, None])
         if module in rotation.fed:
             norm = rotation.fed[module]
             gains, biases = teacher[f"{norm}.weight"], teacher.get(f"{norm}.bias")
@@ -174,8 +174,9 @@ def slices_of(
             found.back[layout] = regression(second, found._places(layout))
     # 4. What norms of fewer channels divide by, and how features come back over a boundary.
     norms = {axes.sources[path].rpartition(".")[0]: dims for path, dims in axes.tensors.items()}
+    turned = {path for rotation in found.rotations.values() for path in rotation.gains}
     for path, second in seen.normalised.items():
-        if path not in found.gains:
+        if path not in turned and norms[path][0].layout:
             found.gains[path] = _gain(second, found._places(norms[path][0].layout), model.teacher.get_submodule(path))
     for name, second in seen.streams.items():
         if name in narrower and name not in found.rotations:
