@@ -1,4 +1,4 @@
-"""A student's first weights from its teacher's layers: whole where both are equally wide, sliced where it is narrower."""
+"""A student's first weights from its teacher's layers: whole at equal widths, sliced where it is narrower."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from torch import nn
 from transformers import LlamaForCausalLM
@@ -34,6 +34,10 @@ _HALVES: dict[str, list[tuple[dict[str, Any], dict[str, Any]]]] = {
     "pwl_vgg": [_LEVELS],
     "swin": [({"embed_dim": 16, "num_heads": [2, 2, 4, 4]}, {"embed_dim": 8, "num_heads": [1, 1, 2, 2]})],
 }
+
+
+# Without shrinking: an example takes a tenth of a second, and is as small as any.
+few = settings(max_examples=5, deadline=None, phases=(Phase.explicit, Phase.reuse, Phase.generate))
 
 
 def half_depth(model_type: str, num_stages: int = 4) -> PWLForImageClassification:
@@ -154,8 +158,8 @@ def silence(model: PWLForImageClassification, model_type: str, seed: int) -> Non
 @torch.no_grad()
 def confine(model: PWLForImageClassification, width: int, seed: int) -> None:
     """Let a transformer's stream lie in as many directions as a student of `width` can take over."""
-    base = torch.randn(2 * width, width - 1, generator=torch.Generator().manual_seed(seed))
-    ones = torch.ones(2 * width, 1)
+    base = torch.randn(2 * width, width - 1, generator=torch.Generator().manual_seed(seed)).double()
+    ones = torch.ones(2 * width, 1).double()
     directions = torch.linalg.qr(torch.cat([ones, base], 1)).Q[:, 1:]
     onto = directions @ directions.T
     for name, tensor in model.teacher.state_dict().items():
@@ -170,34 +174,36 @@ def confine(model: PWLForImageClassification, width: int, seed: int) -> None:
 
 
 @torch.no_grad()
-def assert_all_paths_alike(model: PWLForImageClassification, images: torch.Tensor, tolerance: float) -> None:
+def assert_all_paths_alike(model: PWLForImageClassification, images: torch.Tensor) -> None:
     teacher = model(images, sources="TTTT").logits
     assert teacher.std(0).min() > 1e-3
     for sources in ("SSSS", "TSSS", "TTSS", "TTTS", "STTT", "SSTT", "STST"):
-        torch.testing.assert_close(model(images, sources=sources).logits, teacher, atol=tolerance, rtol=0)
+        torch.testing.assert_close(model(images, sources=sources).logits, teacher, atol=1e-8, rtol=0)
 
 
 @pytest.mark.parametrize("model_type", WITH_BATCH_NORM)
-@settings(max_examples=5, deadline=None)
+@few
 @given(seed=st.integers(0, 1000))
 def test_a_slice_of_a_teacher_whose_other_channels_are_zero_is_the_teacher(model_type, seed):
     model = half_width(model_type, seed)
     silence(model, model_type, seed)
-    inherit(model, batches=batches(model_type), converters=True)
-    assert_all_paths_alike(model, tiny_images(model_type, 4, seed=2), 5e-6)
+    # The same images: a channel may be zero on all of some and not on others.
+    images = tiny_images(model_type, 16).double()
+    inherit(model.double(), batches=[{"pixel_values": images}], converters=True)
+    assert_all_paths_alike(model, images)
 
 
 @pytest.mark.parametrize("model_type", ["vit", "deit", "dinov2"])
-@settings(max_examples=5, deadline=None)
+@few
 @given(seed=st.integers(0, 1000))
 def test_a_turned_slice_of_a_teacher_whose_stream_lies_in_as_few_directions_is_the_teacher(model_type, seed):
-    model = half_width(model_type, seed, initializer_range=0.2)
+    model = half_width(model_type, seed, initializer_range=0.2, layer_norm_eps=1e-12)
+    model.double()
     silence(model, model_type, seed)
     confine(model, 16, seed)
-    found = inherit(model, batches=batches(model_type), converters=True)
+    found = inherit(model, batches=[{"pixel_values": tiny_images(model_type, 64).double()}], converters=True)
     assert list(found.slices.rotations) == ["stream 0"]
-    assert_all_paths_alike(model, tiny_images(model_type, 4, seed=2), 2e-5)
-
+    assert_all_paths_alike(model, tiny_images(model_type, 4, seed=2).double())
 
 
 def assert_unchanged(model: Any, before: dict[str, torch.Tensor]) -> None:
@@ -212,7 +218,8 @@ def test_a_narrower_student_is_sliced_and_its_teacher_unchanged(model_type, capl
     student = {name: tensor.clone() for name, tensor in model.student.state_dict().items()}
     with caplog.at_level(logging.INFO, "pwl_hf.training"):
         found = inherit(model, batches=batches(model_type, 8), converters=True)
-    assert not found.copied and "sliced: " in caplog.text
+    assert not found.copied
+    assert "sliced: " in caplog.text
     assert_unchanged(model.teacher, teacher)
     for name, tensor in model.student.state_dict().items():
         assert tensor.isfinite().all(), name

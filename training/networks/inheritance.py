@@ -94,7 +94,9 @@ def inherit(
     if converters:
         begin_converters(model, slices)
     mine, theirs = model.student, model.teacher
-    same = {path for path, of in pairs.items() if _shapes(mine.get_submodule(path)) == _shapes(theirs.get_submodule(of))}
+    same = {
+        path for path, of in pairs.items() if _shapes(mine.get_submodule(path)) == _shapes(theirs.get_submodule(of))
+    }
     found = Inheritance(
         {path: of for path, of in pairs.items() if path in same},
         {path: of for path, of in pairs.items() if path not in same},

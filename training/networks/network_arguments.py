@@ -53,7 +53,7 @@ class NetworkArguments:
     init_student_from_teacher: Literal["spread", "first"] | None = field(
         default=None,
         metadata={
-            "help": "Let the student begin as the teacher's layers, sliced where it is narrower: as those spread evenly "
+            "help": "Let the student begin as the teacher's layers, sliced where it is narrower: those spread evenly "
             "over each block, or the first ones of it."
         },
     )

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 import re
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -129,6 +128,7 @@ def _scopes(model: PWLPreTrainedModel, found: Axes) -> dict[str, Scope]:
         same = (mine[level], theirs[level]) == (mine[level - 1], theirs[level - 1])
         axes.append(axes[-1] if same else f"stream {level}")
     found.sizes.update({axis: (theirs[i], mine[i]) for i, axis in enumerate(axes)})
+
     # 2. Within a level features are as at its end, or, if units end with what leads on, as at its beginning.
     def after(unit: int) -> str:
         level, _ = family.level(own, unit)
@@ -176,6 +176,9 @@ class _Part:
     ) -> None:
         self.found, self.own, self.other, self.scope, self.heads = found, own, other, scope, heads
         self.student, self.teacher = networks[0].get_submodule(own), networks[1].get_submodule(other)
+        # Rotary positions turn pairs of a head's channels, each by an angle of its place.
+        config = getattr(networks[1], "config", None)
+        self.turns = any(getattr(config, name, None) is not None for name in ("rope_parameters", "rope_theta"))
         self.matrices = {name: m for name, m in self.student.named_modules() if isinstance(m, _MATRICES)}
 
     def read(self) -> None:
@@ -198,9 +201,7 @@ class _Part:
 
     def _note_attention(self) -> None:
         """Axes of heads: those of keys, how many queries share one, and their width."""
-        for name, query in self.matrices.items():
-            if not _QUERY.search(name):
-                continue
+        for name in filter(_QUERY.search, self.matrices):
             key = next(other for other in self.matrices if _KEY_OR_VALUE.search(other) and _stem(other) == _stem(name))
             sizes = []
             for network in (self.teacher, self.student):
@@ -208,6 +209,11 @@ class _Part:
                 queries = _lengths_of(network.get_submodule(name))[0] // width
                 keys = _lengths_of(network.get_submodule(key))[0] // width
                 sizes.append((keys, queries // keys, width))
+            if self.turns and sizes[0][2] != sizes[1][2]:
+                raise ValueError(
+                    f"init_student_from_teacher: heads of {sizes[0][2]} channels whose positions are rotations cannot "
+                    f"begin those of {sizes[1][2]} in {self.own}: give the student heads as wide, and fewer of them"
+                )
             for axis, pair in zip(self._heads_of(name), zip(*sizes, strict=True), strict=True):
                 self._note(axis, pair)
 
@@ -303,8 +309,8 @@ class _Part:
 
     def _refusal(self, name: str, mine: tuple[int, ...], theirs: tuple[int, ...], axis: str) -> ValueError:
         return ValueError(
-            f"init_student_from_teacher: {self.own}.{name} is {list(mine)} and the teacher's {list(theirs)}, which does "
-            f"not follow from {axis}: give a student whose parts are narrower alike, or leave the option out"
+            f"init_student_from_teacher: {self.own}.{name} is {list(mine)} and the teacher's {list(theirs)}, which "
+            f"does not follow from {axis}: give a student whose parts are narrower alike, or leave the option out"
         )
 
     def _heads_of(self, name: str) -> tuple[str, str, str]:

@@ -83,7 +83,8 @@ def observe(model: PWLPreTrainedModel, axes: Axes, batches: Iterable[Mapping[str
     for key, moments in (found.read | found.streams | found.normalised).items():
         if not moments.isfinite().all():
             raise ValueError(
-                f"init_student_from_teacher: what the teacher has at {key} is NaN or infinite: look for weights that are"
+                f"init_student_from_teacher: what the teacher has at {key} is NaN or infinite: look for weights that "
+                "are"
             )
     return found
 

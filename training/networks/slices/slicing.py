@@ -1,11 +1,12 @@
 """A narrower student as slices of its teacher.
 
-Along an axis of t channels the student has s: P (s, t) leads there and A (t, s) back, so that x is about A P x. A matrix
-W becomes P_out W A_in; biases, and what acts on each channel (BatchNorm with its statistics, gains, kernels of one
-channel), follow P. P keeps channels as they are: whole heads of an attention, and those channels of all else from which
-the rest is best told (`channels.chosen`); A is the regression of all channels on those kept (channel pruning,
+Along an axis of t channels the student has s: P (s, t) leads there and A (t, s) back, so that x is about A P x. A
+matrix W becomes P_out W A_in; biases, and what acts on each channel (BatchNorm with its statistics, gains, kernels of
+one channel), follow P. P keeps channels as they are: whole heads of an attention, and those channels of all else from
+which the rest is best told (`channels.chosen`); A is the regression of all channels on those kept (channel pruning,
 arXiv 1707.06168), so that what reads them makes up for those that go. Where normalisation allows it, a stream is turned
-before it is cut (`rotation`). At a boundary between blocks, the encoder begins as P and the decoder as A.
+before it is cut (`rotation`); where a norm remains over fewer channels, its gains make up for what it divides by. At a
+boundary between blocks, the encoder begins as P and the decoder as A.
 
 Axes on which both networks are equally wide are copied: P and A are the identity there.
 """
@@ -126,6 +127,10 @@ def _begun(slices: Slices, teacher: Mapping[str, torch.Tensor], path: str) -> to
                 value = value * gains.repeat(copies)
             elif biases is not None:
                 value = value + weight @ biases.repeat(copies)
+    if dims and len(dims[0].layout) == 3 and dims[0].role == "writes":
+        # An attention divides by the root of its heads' width.
+        wide, narrow = slices.axes.lengths(dims[0].layout)
+        value = value * math.sqrt(narrow[2] / wide[2])
     value = slices.sliced(value, dims)
     return value * slices.gains[module] if leaf == "weight" and module in slices.gains else value
 
@@ -157,13 +162,12 @@ def slices_of(
     """
     axes = axes_of(model, pairs)
     found = Slices(axes, {name: torch.arange(student) for name, (_, student) in axes.sizes.items()})
-    narrower = [name for name, (teacher, student) in axes.sizes.items() if student < teacher]
-    if not narrower:
+    if not axes.narrower:
         return found
     # 1. What flows, and what reads it.
     seen, tied, grams = observe(model, axes, batches), _tied(model.student, axes), _grams(model.teacher, axes)
     # 2. Streams, turned where that may be.
-    for name in set(narrower) & {scope.writes for scope in axes.parts.values()}:
+    for name in set(axes.narrower) & {scope.writes for scope in axes.parts.values()}:
         if (rotation := rotation_of(model.teacher, axes, seen, name, tied)) is not None:
             found.rotations[name] = rotation
     # 3. Channels and heads, with what makes up for those that go.
@@ -179,7 +183,7 @@ def slices_of(
         if path not in turned and norms[path][0].layout:
             found.gains[path] = _gain(second, found._places(norms[path][0].layout), model.teacher.get_submodule(path))
     for name, second in seen.streams.items():
-        if name in narrower and name not in found.rotations:
+        if name in axes.narrower and name not in found.rotations:
             found.decoders[name] = regression(second, found.kept[name])
     return found
 
