@@ -66,7 +66,6 @@ import json; print(json.dumps([sorted(heavy), seconds, len(pwl_hf.__all__)]))
     assert seconds < 0.5
 
 
-
 @pytest.fixture(scope="module")
 def saved_student(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a tiny model."""

@@ -108,7 +108,7 @@ class _Noting:
         for path, layout in layouts.items():
             self._hook(teacher, path, partial(self._note, path, layout))
         for path, scope in axes.parts.items():
-            if scope.place == "unit":
+            if scope.place == "unit" and scope.reads is not None:
                 self._hook(teacher, path, partial(self._note_stream, scope.reads))
 
     def detach(self) -> None:
