@@ -17,6 +17,7 @@ from pwl_hf import PWLForImageClassification, VGGConfig
 from pwl_hf.training.networks.building import derived_config, fresh, new_student
 from pwl_hf.training.networks.inheritance import inherit
 from pwl_hf.training.networks.network_arguments import NetworkArguments
+from pwl_hf.training.networks.presets import PRESETS
 from tests.modeling.driven import LanguageModel, config_of, driven_model, registered, texts
 from tests.tiny import FAMILIES, WITH_BATCH_NORM, tiny_images, tiny_model, tiny_pair
 
@@ -231,6 +232,17 @@ def test_a_narrower_student_is_sliced_and_its_teacher_unchanged(model_type, capl
     assert_unchanged(again, dict(model.state_dict()))
 
 
+@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("preset", PRESETS)
+def test_students_of_every_preset_begin_as_slices(model_type, preset):
+    teacher, _ = tiny_pair(model_type)
+    student = new_student(NetworkArguments(teacher="t", student_preset=preset), teacher, None)
+    model = PWLForImageClassification.from_teacher_student(fresh(teacher), student, num_stages=2).eval()
+    found = inherit(model, batches=batches(model_type, 4), converters=True)
+    assert bool(found.sliced) == (PRESETS[preset].width != 1)
+    assert model(tiny_images(model_type), sources="TS").logits.isfinite().all()
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("model_type", FAMILIES)
 def test_a_slice_is_nearer_to_its_teacher_than_a_random_student(model_type):
@@ -435,6 +447,17 @@ def test_features_that_are_not_finite_are_refused():
         model.teacher.resnet.embedder.embedder.normalization.bias[0] = torch.nan
     with pytest.raises(ValueError, match=r"what the teacher has at .* is NaN or infinite"):
         inherit(model, batches=batches("resnet", 8))
+
+
+def test_heads_that_rotate_by_position_keep_their_width():
+    networks = [LlamaForCausalLM(config_of("llama", role)) for role in ("teacher", "student")]
+    networks[1] = LlamaForCausalLM(derived_config(networks[1].config, {"head_dim": 2}))
+    with registered():
+        model = LanguageModel.from_teacher_student(*networks, num_blocks=3)
+        with pytest.raises(
+            ValueError, match="heads of 4 channels whose positions are rotations cannot begin those of 2"
+        ):
+            inherit(model, batches=[texts()])
 
 
 def test_unknown_choice_is_refused():
