@@ -76,7 +76,9 @@ def rotation_of(teacher: nn.Module, axes: Axes, seen: Observations, axis: str, t
                 return None
             norm = path
         elif "reads" in role:
-            if not norm or (_has_bias(teacher, norm) and not _has_bias(teacher, path)):
+            if not norm or not isinstance(teacher.get_submodule(path), nn.Linear):
+                return None
+            if _has_bias(teacher, norm) and not _has_bias(teacher, path):
                 return None
             fed[path] = norm
         elif "acts" in role:

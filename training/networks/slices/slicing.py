@@ -56,18 +56,11 @@ class Slices:
         down[torch.arange(student), self.kept[axis]] = 1
         return down, self.decoders.get(axis, down.T)
 
-    def sliced(self, tensor: torch.Tensor, dims: Iterable[Dim], *, regressed: bool = True) -> torch.Tensor:
-        """A tensor of the student's made of the teacher's.
-
-        Args:
-            tensor: The teacher's.
-            dims: Its dimensions on axes.
-            regressed: Whether what is read makes up for the channels that go.
-        """
+    def sliced(self, tensor: torch.Tensor, dims: Iterable[Dim]) -> torch.Tensor:
+        """A tensor of the student's made of the teacher's, by its dimensions on axes."""
         for dim in dims:
-            matrix = self._matrix(dim) if regressed or dim.role != "reads" else None
-            if matrix is None:
-                tensor = tensor.index_select(dim.number, self._places(dim.layout).to(tensor.device))
+            if (matrix := self._matrix(dim)) is None:
+                tensor = tensor.index_select(dim.number, self.places(dim.layout).to(tensor.device))
             else:
                 moved = tensor.movedim(dim.number, -1).double() @ matrix.to(tensor.device)
                 tensor = moved.movedim(-1, dim.number).to(tensor.dtype)
@@ -84,7 +77,7 @@ class Slices:
             found = rotation.down.T if rotation is not None else None
         return torch.block_diag(*[found] * copies) if found is not None and copies > 1 else found
 
-    def _places(self, layout: Layout) -> torch.Tensor:
+    def places(self, layout: Layout) -> torch.Tensor:
         """The places of the kept channels in a dimension of these factors."""
         places = torch.zeros(1, dtype=torch.long)
         for factor, length in zip(layout, self.axes.lengths(layout)[0], strict=True):
@@ -167,7 +160,8 @@ def slices_of(
     # 1. What flows, and what reads it.
     seen, tied, grams = observe(model, axes, batches), _tied(model.student, axes), _grams(model.teacher, axes)
     # 2. Streams, turned where that may be.
-    for name in set(axes.narrower) & {scope.writes for scope in axes.parts.values()}:
+    streams = {scope.writes for scope in axes.parts.values()}
+    for name in (name for name in axes.narrower if name in streams):
         if (rotation := rotation_of(model.teacher, axes, seen, name, tied)) is not None:
             found.rotations[name] = rotation
     # 3. Channels and heads, with what makes up for those that go.
@@ -175,13 +169,21 @@ def slices_of(
         teacher, student = axes.lengths(layout)
         if teacher != student and layout[0] not in found.rotations:
             _choose(found, layout, second, grams[layout])
-            found.back[layout] = regression(second, found._places(layout))
+            found.back[layout] = regression(second, found.places(layout))
+    chosen_by = {factor for layout in seen.read for factor in layout}
+    if unread := [name for name in axes.narrower if name not in chosen_by and name not in found.rotations]:
+        raise ValueError(
+            f"init_student_from_teacher: nothing was seen to read {unread[0]}, so that its channels cannot be chosen: "
+            "give inputs that the teacher uses it for"
+        )
     # 4. What norms of fewer channels divide by, and how features come back over a boundary.
     norms = {axes.sources[path].rpartition(".")[0]: dims for path, dims in axes.tensors.items()}
     turned = {path for rotation in found.rotations.values() for path in rotation.gains}
     for path, second in seen.normalised.items():
-        if path not in turned and norms[path][0].layout:
-            found.gains[path] = _gain(second, found._places(norms[path][0].layout), model.teacher.get_submodule(path))
+        (layout,) = {dim.layout for dim in norms[path]} or {()}
+        teacher, student = axes.lengths(layout)
+        if teacher != student and path not in turned:
+            found.gains[path] = _gain(second, found.places(layout), model.teacher.get_submodule(path))
     for name, second in seen.streams.items():
         if name in axes.narrower and name not in found.rotations:
             found.decoders[name] = regression(second, found.kept[name])
@@ -192,7 +194,7 @@ def _gain(second: torch.Tensor, kept: torch.Tensor, norm: nn.Module) -> float:
     """By how much a norm over the kept channels alone makes them larger than the norm over all, to be undone."""
     among = second[kept][:, kept]
     mean = among.mean() if centring(norm) else 0.0
-    return math.sqrt(float(among.diagonal().mean() - mean))
+    return math.sqrt(max(0.0, float(among.diagonal().mean() - mean)))
 
 
 def _choose(found: Slices, layout: Layout, second: torch.Tensor, gram: torch.Tensor) -> None:
