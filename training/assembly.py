@@ -15,6 +15,7 @@ from pwl_hf import PWLForImageClassification
 from pwl_hf.evaluation.labels import check_one_label
 from pwl_hf.modeling.publishing.remote_code import choose_code
 from pwl_hf.training.data_arguments import DataArguments
+from pwl_hf.training.images.samples import some_batches
 from pwl_hf.training.networks.building import image_processor, load_network, new_student
 from pwl_hf.training.networks.identity import set_identity
 from pwl_hf.training.networks.inheritance import inherit
@@ -24,6 +25,9 @@ from pwl_hf.training.supervised import fit_teacher, trained
 from pwl_hf.training.trainer.checkpoints import last_checkpoint
 
 logger = logging.getLogger(__name__)
+
+# By which a narrower student's channels are chosen.
+_IMAGES = 512
 
 # Of a run, what its teacher's training shares with it.
 _SHARED = ("seed", "disable_tqdm", "use_cpu", "hub_token")
@@ -84,11 +88,26 @@ def assemble(
     if networks.teacher is not None and not Path(networks.teacher).exists():
         model.config.base_model = networks.teacher
     choose_code(model.config, networks.remote_code)
+    return Assembled(model, processor)
+
+
+def begin_as_teacher(model: PWLForImageClassification, networks: NetworkArguments, dataset: Any) -> None:
+    """Give the student and the converters of a new model the first weights that the options ask for, in place.
+
+    Args:
+        model: As it was assembled of a teacher and a student.
+        networks: The options.
+        dataset: Training images, not augmented; some are looked at, without labels, where the student is narrower.
+
+    Raises:
+        ValueError: If the student does not fit; nothing is changed then.
+    """
     if networks.init_student_from_teacher is not None:
-        inherit(model, networks.init_student_from_teacher)
+        batches = ({"pixel_values": batch["pixel_values"]} for batch in some_batches(dataset, _IMAGES))
+        matched = networks.init_converters == "matched"
+        inherit(model, networks.init_student_from_teacher, batches, converters=matched)
     if networks.init_converters == "identity":
         set_identity(model, "init_converters")
-    return Assembled(model, processor)
 
 
 def _teacher(

@@ -24,7 +24,7 @@ from typing import Any
 from pwl_hf import PWLForImageClassification
 from pwl_hf.data.processing import channels_of
 from pwl_hf.modeling.repository.output_folder import check_output, paths_of_save
-from pwl_hf.training.assembly import assemble, checkpoint_of
+from pwl_hf.training.assembly import assemble, begin_as_teacher, checkpoint_of
 from pwl_hf.training.command_line import CommandLine, Parsed, told_in_a_line, write_options
 from pwl_hf.training.data_arguments import DataArguments
 from pwl_hf.training.finishing import measure, own_statistics
@@ -82,6 +82,8 @@ def train(parsed: Parsed) -> list[float]:
         pixels, processor=processor, data=data, num_channels=channels_of(model.config.teacher_config), seed=args.seed
     )
     train_dataset = images(train_split, training=True)
+    if checkpoint is None:
+        begin_as_teacher(model, networks, train_dataset)
     if networks.fit_converters == "before" and checkpoint is None:
         _fit_converters(model, train_dataset)
     trainer = PWLTrainer(

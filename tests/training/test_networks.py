@@ -222,6 +222,15 @@ def test_family_that_cannot_be_cut_is_refused():
         ({"model": "m", "teacher": "t"}, "teacher does not go with model"),
         ({"model": "m", "num_blocks": 2}, "num_blocks does not go with model"),
         ({"teacher": "t", "student": "s", "student_preset": "slim"}, "exclude each other"),
+        (
+            {"teacher": "t", "student": "s", "init_converters": "matched"},
+            "init_converters=matched goes with init_student_from_teacher",
+        ),
+        (
+            {"teacher": "t", "student": "s", "init_converters": "identity", "fit_converters": "before"},
+            "init_converters=identity and fit_converters=before exclude each other",
+        ),
+        ({"model": "m", "init_converters": "matched"}, "init_converters does not go with model"),
         ({"teacher": "t", "student": "s", "num_blocks": 0}, "num_blocks must be at least 1, got 0"),
     ],
 )

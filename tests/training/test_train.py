@@ -214,6 +214,17 @@ def test_inherited_student_begins_as_the_teacher_does(launched, tmp_path):
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
+def test_narrower_student_begins_as_slices_with_converters_to_match(launched, tmp_path):
+    options = ["--teacher", str(launched / "teacher"), "--student_preset", "half", "--num_stages", "2"]
+    options += ["--init_student_from_teacher", "spread", "--init_converters", "matched", "--learning_rate", "1e-30"]
+    run([*SHORT, *options], tmp_path / "out")
+    model = PWLForImageClassification.from_pretrained(tmp_path / "out", keep_all=True)
+    encoder, decoder = (converters["1"].weight for converters in (model.encoders, model.decoders))
+    # Orthogonal directions without their mean, there and back.
+    torch.testing.assert_close(encoder @ decoder, torch.eye(8) - 1 / 8, atol=1e-5, rtol=0)
+    assert model.student.vit.layers[0].layernorm_before.bias.abs().max() < 1e-20
+
+
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_converters_are_solved_when_asked_for(launched, tmp_path, when, monkeypatch):
     calls = []

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
 
-from pwl_hf.modeling import PWLForImageClassification
+from pwl_hf.modeling import PWLPreTrainedModel
 from pwl_hf.modeling.families.registry import family_of
 from pwl_hf.modeling.routes.cuts import units_of_block
+from pwl_hf.training.networks.slices.slicing import Slices, begin_converters, begin_student, slices_of
 
 logger = logging.getLogger(__name__)
 
@@ -22,62 +24,89 @@ class Inheritance:
 
     Args:
         copied: Path of a module in the student -> path of the teacher's that it equals now.
-        left: Paths of the student's modules that have no teacher's module of their shapes, and stay as they were.
+        sliced: Path of a module in the student -> path of the teacher's that it is a slice of now.
+        slices: Which slices.
     """
 
     copied: dict[str, str]
-    left: tuple[str, ...]
+    sliced: dict[str, str]
+    slices: Slices
 
     def __str__(self) -> str:
         """A line for the log."""
-        pairs = ", ".join(name if name == of else f"{name} from {of}" for name, of in self.copied.items())
-        rest = f"; as they were: {', '.join(self.left)}" if self.left else ""
-        return f"initialised from the teacher's own layers: {pairs}{rest}"
+        said = []
+        for title, pairs in (("copied", self.copied), ("sliced", self.sliced)):
+            if pairs:
+                shown = ", ".join(name if name == of else f"{name} from {of}" for name, of in pairs.items())
+                said.append(f"{title}: {shown}")
+        if self.slices.rotations:
+            said.append(f"turned before: {', '.join(self.slices.rotations)}")
+        return f"the student begins as the teacher's own layers; {'; '.join(said)}"
 
 
 @torch.no_grad()
-def inherit(model: PWLForImageClassification, how: str = "spread") -> Inheritance:
-    """Copy the teacher's layers into the student's, block by block, where shapes allow.
+def inherit(
+    model: PWLPreTrainedModel,
+    how: str = "spread",
+    batches: Iterable[Mapping[str, torch.Tensor]] = (),
+    *,
+    converters: bool = False,
+) -> Inheritance:
+    """Let the student begin as layers of the teacher, block by block: copies of them, or slices where it is narrower.
 
     The n units that a student's block has at a resolution take over n of the m that the teacher's block has there:
     unit j (from 0) that of number j m / n, rounded down (`"spread"`), or that of number j (`"first"`). Embedder,
-    head and what stands between resolutions take over the same of the teacher. A module is copied whole, buffers
-    included, or, if any tensor's shape differs, not at all.
+    head and what stands between resolutions take over the same of the teacher. Where both are equally wide, tensors
+    are copied, buffers included; how they are sliced elsewhere is in `slices.slicing`.
 
     Args:
-        model: A PWL model with everything resident.
+        model: A PWL model of one family with everything resident.
         how: One of `CHOICES`.
+        batches: Some inputs by name, such as `pixel_values` (B, C, H, W), by which a narrower student's channels are
+            chosen; labels are left out. A student of its teacher's widths needs none.
+        converters: Whether the converters begin to match: as the maps that streams were sliced by, at equal widths
+            the identity.
 
     Returns:
-        What was copied, and what was not.
+        What was copied, and what was sliced.
 
     Raises:
-        ValueError: For another `how`; if not one unit of the student can be copied, which then is unchanged.
+        ValueError: For another `how`; for networks of two families; for what does not fit, by name: a student that is
+            wider somewhere, or narrower in other ways at parts that share channels; without inputs, where they are
+            needed. Nothing is changed then.
+
+    Example:
+
+        >>> images = [{"pixel_values": batch} for batch in some_batches]  # doctest: +SKIP
+        >>> inherit(model, batches=images, converters=True)  # doctest: +SKIP
     """
     if how not in CHOICES:
         raise ValueError(f"init_student_from_teacher must be one of {', '.join(CHOICES)}, got {how!r}")
-    teacher, student = model.teacher, model.student
-    pairs = _pairs(model, how)
-    fitting = {
-        own: other
-        for own, other in pairs.items()
-        if _shapes(student.get_submodule(own)) == _shapes(teacher.get_submodule(other))
-    }
-    units = {path for path in pairs if path in _unit_paths(model)}
-    if not units & fitting.keys():
-        shown = next(path for path in pairs if path in units)
+    own, other = model.config.student_config.model_type, model.config.teacher_config.model_type
+    if own != other:
         raise ValueError(
-            "init_student_from_teacher: no layer of the student has the shapes of the teacher's, such as "
-            f"{shown!r}: give a student of the teacher's width (student_preset half-depth), or leave it out"
+            f"init_student_from_teacher: the student's family is {own!r} and the teacher's {other!r}: give a student "
+            "of the teacher's family, or leave the option out"
         )
-    for own, other in fitting.items():
-        student.get_submodule(own).load_state_dict(teacher.get_submodule(other).state_dict())
-    found = Inheritance(fitting, tuple(path for path in pairs if path not in fitting))
+    pairs = _pairs(model, how)
+    slices = slices_of(model, pairs, batches)
+    begin_student(model, slices)
+    if converters:
+        begin_converters(model, slices)
+    mine, theirs = model.student, model.teacher
+    same = {
+        path for path, of in pairs.items() if _shapes(mine.get_submodule(path)) == _shapes(theirs.get_submodule(of))
+    }
+    found = Inheritance(
+        {path: of for path, of in pairs.items() if path in same},
+        {path: of for path, of in pairs.items() if path not in same},
+        slices,
+    )
     logger.info("%s", found)
     return found
 
 
-def _pairs(model: PWLForImageClassification, how: str) -> dict[str, str]:
+def _pairs(model: PWLPreTrainedModel, how: str) -> dict[str, str]:
     """Every module of the student that has tensors, with the teacher's that it would equal."""
     config = model.config
     family = family_of(config.teacher_config)
@@ -100,10 +129,13 @@ def _pairs(model: PWLForImageClassification, how: str) -> dict[str, str]:
                     else:
                         # Between resolutions: there is one, of the same name in both.
                         pairs[path] = path
-    return pairs | {path: path for path in family.head_paths(own)}
+    pairs |= {path: path for path in (*family.head_paths(own), *family.shared_paths(own))}
+    if not family.has_optional_paths:
+        return pairs
+    return {mine: given for mine, given in pairs.items() if _has(model.student, mine)}
 
 
-def _by_level(model: PWLForImageClassification, role: str, block: int) -> dict[int, list[int]]:
+def _by_level(model: PWLPreTrainedModel, role: str, block: int) -> dict[int, list[int]]:
     network = getattr(model.config, f"{role}_config")
     family = family_of(network)
     found: dict[int, list[int]] = {}
@@ -112,15 +144,18 @@ def _by_level(model: PWLForImageClassification, role: str, block: int) -> dict[i
     return found
 
 
-def _unit_paths(model: PWLForImageClassification) -> frozenset[str]:
-    network = model.config.student_config
-    family = family_of(network)
-    return frozenset(path for unit in range(family.num_units(network)) for path in family.unit_paths(network, unit))
-
-
 def _is_numbered(path: str) -> bool:
     return path.rpartition(".")[2].isdigit()
 
 
 def _shapes(module: torch.nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+
+
+def _has(network: torch.nn.Module, path: str) -> bool:
+    """Whether a network has a module at a path."""
+    try:
+        network.get_submodule(path)
+    except AttributeError:
+        return False
+    return True

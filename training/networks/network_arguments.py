@@ -53,15 +53,15 @@ class NetworkArguments:
     init_student_from_teacher: Literal["spread", "first"] | None = field(
         default=None,
         metadata={
-            "help": "Copy the teacher's layers into the student where shapes allow: spread evenly over each block, or "
-            "the first ones of it."
+            "help": "Let the student begin as the teacher's layers, sliced where it is narrower: those spread evenly "
+            "over each block, or the first ones of it."
         },
     )
-    init_converters: Literal["random", "identity"] = field(
+    init_converters: Literal["random", "identity", "matched"] = field(
         default="random",
         metadata={
-            "help": "The converters' first weights. The identity needs equal widths, and is the better start for a "
-            "student that begins as the teacher's layers."
+            "help": "The converters' first weights: random; the identity, which needs equal widths; or matched to the "
+            "slices of init_student_from_teacher, the better start for it (at equal widths the identity)."
         },
     )
     remote_code: Literal["standalone", "none"] | None = field(
@@ -116,8 +116,12 @@ class NetworkArguments:
             raise ValueError("allow_new_head goes with student, a folder or Hub id: leave it out")
         if self.student is not None and self.student_preset is not None:
             raise ValueError("student and student_preset exclude each other: give one")
-        if self.init_converters == "identity" and self.fit_converters == "before":
-            raise ValueError("init_converters=identity and fit_converters=before exclude each other: give one")
+        if self.init_converters != "random" and self.fit_converters == "before":
+            raise ValueError(
+                f"init_converters={self.init_converters} and fit_converters=before exclude each other: give one"
+            )
+        if self.init_converters == "matched" and self.init_student_from_teacher is None and self.model is None:
+            raise ValueError("init_converters=matched goes with init_student_from_teacher: give it too")
         if self.num_blocks is not None and self.num_blocks < 1:
             raise ValueError(f"num_blocks must be at least 1, got {self.num_blocks}")
         if self.statistics_images < 0 or self.statistics_images == 1:
