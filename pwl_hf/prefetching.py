@@ -13,7 +13,7 @@ from pwl_hf.modeling.graphs.index import attached_graphs
 from pwl_hf.modeling.repository.background import Prefetch
 from pwl_hf.modeling.repository.manifest import CONFIG_FILE, PROCESSOR_FILE
 from pwl_hf.modeling.repository.retrying import RetryPolicy
-from pwl_hf.modeling.repository.source import Repository, import_client
+from pwl_hf.modeling.repository.source import Repository, import_client_for
 
 
 def prefetch(
@@ -58,8 +58,7 @@ def prefetch(
         "cache_dir": cache_dir,
         "retry": retry or RetryPolicy(),
     }
-    if not os.path.isdir(repo):
-        import_client()
+    import_client_for(repo)
     return Prefetch(lambda cancelled: _fetch(repo, stage, options, cancelled)).start()
 
 

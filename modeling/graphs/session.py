@@ -57,9 +57,9 @@ class GraphSession:
         self.graph = graph
         names, values = [], []
         for file, tensors in graph.tensors.items():
+            if file not in files:
+                raise RepositoryError(f"{graph.path!r} takes tensors of {file!r}, which was not handed over")
             for tensor in tensors:
-                if file not in files:
-                    raise RepositoryError(f"{graph.path!r} takes tensors of {file!r}, which was not handed over")
                 if tensor not in files[file].places:
                     raise RepositoryError(f"{graph.path!r} takes the tensor {tensor!r:.200}, which {file!r} lacks")
                 names.append(initialiser(file, tensor))

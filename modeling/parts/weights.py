@@ -13,7 +13,7 @@ from transformers.utils import logging
 from ..errors import RepositoryError
 from ..repository.manifest import Manifest, statistics_file
 from ..repository.source import Repository, Verified
-from ..repository.verification import stamp_of
+from ..repository.verification import is_unchanged
 from ..sources import PartId, Role, Sources
 from .blueprint import Blueprint
 from .part import Inventory, Part, Tensors
@@ -100,7 +100,7 @@ class WeightStore:
         Raises:
             RepositoryError: If a file is not listed, not the manifest's, or holds other tensors than it must.
         """
-        wanted = [path for path in paths if not self._is_checked(path)]
+        wanted = [path for path in paths if not is_unchanged(self._checked.get(path))]
         entries = []
         for path in wanted:
             entry = self.manifest.get(path)
@@ -138,13 +138,6 @@ class WeightStore:
         self.prepare([path])
         return self._read(path, {name: on_disk for on_disk, name in self._statistics_names(sources).items()})
 
-    def _is_checked(self, path: str) -> bool:
-        # A folder may be written to by others in the meantime.
-        if path not in self._checked:
-            return False
-        local, stamp = self._checked[path]
-        return local.is_file() and stamp_of(local) == stamp
-
     def _read(self, path: str, names: Mapping[str, str]) -> Tensors:
         with safe_open(self._checked[path][0], framework="pt", device="cpu") as file:
             stored = set(file.keys()) if self.ignore_mismatched_heads else None
@@ -153,7 +146,7 @@ class WeightStore:
             }
         if self.copies:
             tensors = {name: tensor.clone() for name, tensor in tensors.items()}
-        if not self._is_checked(path):
+        if not is_unchanged(self._checked.get(path)):
             raise RepositoryError(f"{self.repository}: {path!r} was replaced while it was being read; load it again")
         if self.ignore_mismatched_heads:
             expected = self._expected(path)

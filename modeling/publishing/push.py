@@ -8,7 +8,6 @@ that is no PWL repository are written over only if that was asked for.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import tempfile
 from collections.abc import Callable, Collection, Mapping
@@ -30,6 +29,7 @@ from ..repository.manifest import (
     ListedFile,
     Manifest,
     check_attachment,
+    entry_of,
 )
 from ..repository.retrying import RetryPolicy, is_passing
 from ..repository.source import Repository
@@ -164,7 +164,7 @@ def push_attachments(source: Repository, contents: Mapping[str, bytes], target: 
     for path in contents:
         check_attachment(path)
     before = source.manifest()
-    attachments = [ListedFile(path, len(data), hashlib.sha256(data).hexdigest()) for path, data in contents.items()]
+    attachments = [entry_of(path, data) for path, data in contents.items()]
     manifest = replace(before, attachments=tuple(attachments))
     known = {entry.path for entry in before.attachments}
     api = HfApi(token=target.token)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 import os
 import shutil
@@ -31,6 +30,7 @@ from ..repository.manifest import (
     Manifest,
     Metric,
     check_attachment,
+    entry_of,
 )
 from ..repository.output_folder import (
     TEACHER_INDEX_FILE,
@@ -307,7 +307,7 @@ def write_attachments(
         # What a killed one left is no other's: the same is written again.
         foreign = {path for path, data in files.items() if path not in known and not _holds(root / path, data)}
         check_output(root, foreign, advice=advice)
-        attachments = [ListedFile(path, len(data), hashlib.sha256(data).hexdigest()) for path, data in files.items()]
+        attachments = [entry_of(path, data) for path, data in files.items()]
         manifest = replace(manifest, attachments=tuple(attachments))
         for path, data in files.items():
             with writing(root / path):

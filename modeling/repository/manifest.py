@@ -361,6 +361,11 @@ class Manifest:
             raise RepositoryError(f"{MANIFEST_FILE} does not list {missing!r}, which sources {sources} needs")
 
 
+def entry_of(path: str, content: bytes) -> ListedFile:
+    """The entry of a file with these contents."""
+    return ListedFile(path, len(content), hashlib.sha256(content).hexdigest())
+
+
 def check_path(path: str, suffixes: tuple[str, ...] = (".safetensors",)) -> None:
     """Refuse a path that could leave the repository's folder, or that names a file of another kind.
 

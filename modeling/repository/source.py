@@ -30,9 +30,14 @@ Verified = tuple[Path, Stamp]
 Parsed = TypeVar("Parsed")
 
 
-def import_client() -> None:
-    """Import what asks a Hub, if it is not: of two threads that import at once, Python may fail one."""
-    from . import fetching  # noqa: F401
+def import_client_for(name: str | os.PathLike[str]) -> None:
+    """Import what asks a Hub, if that is to be asked: of two threads that import at once, Python may fail one.
+
+    Args:
+        name: A folder, for which it is not, or a Hub id.
+    """
+    if not os.path.isdir(name):
+        from . import fetching  # noqa: F401
 
 
 class Repository(Location):

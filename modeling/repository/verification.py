@@ -36,6 +36,15 @@ def stamp_of(local: Path) -> Stamp:
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
+def is_unchanged(compared: tuple[Path, Stamp] | None) -> bool:
+    """Whether a file is still the one that was compared: a folder may be written to by others in the meantime.
+
+    Args:
+        compared: The file and its stamp; None for one that never was.
+    """
+    return compared is not None and compared[0].is_file() and stamp_of(compared[0]) == compared[1]
+
+
 def check_file(local: Path, entry: ListedFile, where: str) -> Stamp:
     """Compare a weight file with its entry in the manifest of `where`.
 

@@ -23,7 +23,7 @@ from pwl_hf.modeling.graphs.session import GraphSession
 from pwl_hf.modeling.graphs.tensors import MappedFile
 from pwl_hf.modeling.repository.manifest import ListedFile, Manifest
 from pwl_hf.modeling.repository.source import Repository, Verified
-from pwl_hf.modeling.repository.verification import stamp_of
+from pwl_hf.modeling.repository.verification import is_unchanged
 from pwl_hf.modeling.sources import Sources
 from pwl_hf.runtime.settings import Settings
 
@@ -164,7 +164,7 @@ class Graphs:
             RepositoryError: If one is not what the manifest says.
             FetchError: If one cannot be downloaded.
         """
-        missing = [entry for entry in files if not self._is_verified(entry.path)]
+        missing = [entry for entry in files if not is_unchanged(self._verified.get(entry.path))]
         self._verified |= self.repository.verify(missing, fetched, cancelled=cancelled)
 
     def chain(self, sources: Sources, present: Chain | None = None) -> Chain:
@@ -210,15 +210,8 @@ class Graphs:
         _ALIVE.add(made)
         return made
 
-    def _is_verified(self, path: str) -> bool:
-        # A folder may be written to by others in the meantime.
-        if path not in self._verified:
-            return False
-        local, stamp = self._verified[path]
-        return local.is_file() and stamp_of(local) == stamp
-
     def _check_unchanged(self, path: str) -> None:
-        if not self._is_verified(path):
+        if not is_unchanged(self._verified.get(path)):
             raise RepositoryError(f"{self.repository}: {path!r} was replaced while it was being read; load it again")
 
 

@@ -14,7 +14,7 @@ from pwl_hf.modeling.graphs.index import INDEX_FILE, GraphIndex, attached_graphs
 from pwl_hf.modeling.repository.background import Prefetch
 from pwl_hf.modeling.repository.manifest import Manifest
 from pwl_hf.modeling.repository.retrying import RetryPolicy
-from pwl_hf.modeling.repository.source import Repository, Verified, import_client
+from pwl_hf.modeling.repository.source import Repository, Verified, import_client_for
 from pwl_hf.modeling.sources import Sources
 from pwl_hf.runtime.settings import CPU, Provider, Settings
 
@@ -90,8 +90,7 @@ def load(
         "force_download": force_download,
         "retry": retry or RetryPolicy(),
     }
-    if not os.path.isdir(repo):
-        import_client()
+    import_client_for(repo)
     with Prefetch(lambda cancelled: _fetch(repo, stage, options, cancelled)) as fetched:
         try:
             settings.check()

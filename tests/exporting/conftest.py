@@ -13,7 +13,7 @@ import pytest
 from pwl_hf.cli import main
 from pwl_hf.modeling.exporting import graphs, pieces
 from tests.exporting.helpers import small_images, small_model
-from tests.exporting.odd_net import registered
+from tests.exporting.odd_net import odd_model, registered
 from tests.exporting.traces import Traces, told_by_value
 from tests.tiny import WITH_BATCH_NORM
 
@@ -63,6 +63,13 @@ def copied(exported: Exported, tmp_path: Path) -> Exported:
         return shutil.copytree(exported(name), tmp_path / f"{name}-copy")
 
     return copy
+
+
+@pytest.fixture
+def folder(tmp_path: Path, odd_net: None) -> Path:
+    """A saved repository of it, without graphs."""
+    odd_model().save_pretrained(tmp_path / "repo")
+    return tmp_path / "repo"
 
 
 @pytest.fixture

@@ -23,13 +23,6 @@ pytestmark = pytest.mark.usefixtures("odd_net")
 
 
 @pytest.fixture
-def folder(tmp_path):
-    """A saved repository without graphs."""
-    odd_model().save_pretrained(tmp_path / "repo")
-    return tmp_path / "repo"
-
-
-@pytest.fixture
 def whole(tmp_path):
     """What an export of it gives."""
     odd_model().export(tmp_path / "whole")

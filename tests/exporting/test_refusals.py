@@ -30,13 +30,6 @@ pytestmark = pytest.mark.usefixtures("odd_net")
 
 
 @pytest.fixture
-def folder(tmp_path):
-    """A saved repository without graphs."""
-    odd_model().save_pretrained(tmp_path / "repo")
-    return tmp_path / "repo"
-
-
-@pytest.fixture
 def never(monkeypatch):
     """Nothing may be traced."""
 
