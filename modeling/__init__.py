@@ -36,7 +36,10 @@ if TYPE_CHECKING:
     from .repository.retrying import RetryPolicy
     from .routes.converters import Converter
     from .sources import Sources
+    from .tasks.audio_classification import PWLForAudioClassification
     from .tasks.image_classification import PWLForImageClassification
+    from .tasks.sequence_classification import PWLForSequenceClassification
+    from .tasks.token_classification import PWLForTokenClassification
 
 _EXPORTS = {
     "Boundary": "families.base",
@@ -50,7 +53,10 @@ _EXPORTS = {
     "OverwriteError": "errors",
     "PWLConfig": "configuration_pwl",
     "PWLError": "errors",
+    "PWLForAudioClassification": "tasks.audio_classification",
     "PWLForImageClassification": "tasks.image_classification",
+    "PWLForSequenceClassification": "tasks.sequence_classification",
+    "PWLForTokenClassification": "tasks.token_classification",
     "PWLPreTrainedModel": "modeling_pwl",
     "PublishError": "errors",
     "RepositoryError": "errors",
@@ -78,7 +84,10 @@ __all__ = [
     "OverwriteError",
     "PWLConfig",
     "PWLError",
+    "PWLForAudioClassification",
     "PWLForImageClassification",
+    "PWLForSequenceClassification",
+    "PWLForTokenClassification",
     "PWLPreTrainedModel",
     "PublishError",
     "RepositoryError",

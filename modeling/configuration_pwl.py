@@ -7,11 +7,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
+from transformers.utils import logging
 
 from .bounds import MAX_BLOCKS, check_claims, check_document, check_values
 from .families.built_in import FAMILIES, OWN_CONFIGS, family_of
 from .routes.cuts import check_cuts, default_cuts
+from .task_names import FIRST_TASK
 from .transformers_internals import SubConfigSpec, attention_of, choose_attention
+
+logger = logging.get_logger(__name__)
 
 if TYPE_CHECKING:
     # What the fields are once the config is made.
@@ -38,11 +42,13 @@ class PWLConfig(PreTrainedConfig):
 
     Args:
         teacher_config: The teacher's config, or its dict, of a `model_type` that has a family (`register_family`).
-        student_config: The student's config; the teacher's `model_type`, of any depth and width.
+        student_config: The student's config, of any depth and width: of the teacher's `model_type`, or of one that
+            takes the same inputs, such as DistilBERT beside BERT.
         num_blocks: The number of blocks N; `num_stages` is taken for it as well, and is its name in `config.json`.
         teacher_cuts: N block ends of the teacher, counted in its finest residual units: increasing, the
             last one its depth. Equal depth by default.
         student_cuts: The same for the student.
+        task: The networks' Auto class, such as `"AutoModelForSequenceClassification"`; the model's class enters it.
         base_model: The Hub id of the teacher, for the model card.
         fingerprint: The fingerprint of the repository the weights are saved in; set on saving.
 
@@ -84,6 +90,7 @@ class PWLConfig(PreTrainedConfig):
     num_blocks: int = 4
     teacher_cuts: Cuts = None  # type: ignore[assignment]
     student_cuts: Cuts = None  # type: ignore[assignment]
+    task: str | None = None
     base_model: str | None = None
     fingerprint: str | None = None
 
@@ -91,6 +98,8 @@ class PWLConfig(PreTrainedConfig):
         if "num_stages" in kwargs:
             self.num_blocks = kwargs.pop("num_stages")
         check_claims("config", kwargs)
+        if self.task is None and self.fingerprint is not None:
+            self.task = FIRST_TASK
         for key in _NETWORKS:
             if isinstance(getattr(self, key), dict):
                 check_claims(key, getattr(self, key))
@@ -147,19 +156,19 @@ class PWLConfig(PreTrainedConfig):
             except ValueError as error:
                 raise ValueError(f"{key}: {error}") from error
         check_values("config", self)
-        # 2. Both together: one family, the same inputs and labels.
-        family = family_of(teacher)
-        if teacher.model_type != student.model_type:
+        # 2. Both together: the same inputs and labels.
+        family, of_student = family_of(teacher), family_of(student)
+        if family is not of_student and (family.takes is None or family.takes != of_student.takes):
             raise ValueError(
-                f"teacher and student must be of one family, got model_type {teacher.model_type!r} for the teacher "
-                f"and {student.model_type!r} for the student"
+                f"teacher and student must be of one family, got model_type {teacher.model_type!r} for the teacher and "
+                f"{student.model_type!r} for the student: two families join if both take the same, such as token ids"
             )
-        of_student = family.input_settings(student)
+        settings = of_student.input_settings(student)
         for name, value in family.input_settings(teacher).items():
-            if of_student[name] != value:
+            if settings.get(name) != value:
                 raise ValueError(
                     f"teacher and student must take the same inputs, got {name} {value} for the teacher and "
-                    f"{of_student[name]} for the student"
+                    f"{settings.get(name)} for the student"
                 )
         self._check_labels(teacher, student)
         self._check_problem(teacher, student)
@@ -167,10 +176,10 @@ class PWLConfig(PreTrainedConfig):
         for key in _NETWORKS:
             network, cuts = getattr(self, key), key.replace("_config", "_cuts")
             if getattr(self, cuts) is None:
-                default_cuts(family.depths(network), self.num_blocks)
-            check_cuts(cuts, getattr(self, cuts), family.num_units(network), self.num_blocks)
+                default_cuts(family_of(network).depths(network), self.num_blocks)
+            check_cuts(cuts, getattr(self, cuts), family_of(network).num_units(network), self.num_blocks)
         for i, (units, student_units) in enumerate(zip(self.teacher_cuts, self.student_cuts, strict=True), start=1):
-            ends = family.boundary(teacher, units).geometry, family.boundary(student, student_units).geometry
+            ends = family.boundary(teacher, units).geometry, of_student.boundary(student, student_units).geometry
             if ends[0] != ends[1]:
                 raise ValueError(
                     f"teacher and student cannot be joined after block {i}: the teacher has {ends[0]} after "
@@ -235,6 +244,28 @@ class PWLConfig(PreTrainedConfig):
             network.problem_type = problem_type
             setattr(self, key, network)
 
+    def take_task(self, task: str) -> None:
+        """Enter the task of a model's class.
+
+        Args:
+            task: Its Auto class.
+
+        Raises:
+            ValueError: If the config is of another task.
+        """
+        if self.task not in (None, task):
+            raise ValueError(
+                f"the config is of task {self.task!r:.100}, the model's class of {task!r}: open it with the Auto class of "
+                "its task"
+            )
+        self.task = task
+
+    def keep_layers(self) -> None:
+        """Let the student skip none of its layers at random in training; its config is copied first."""
+        if family_of(self.student_config).layer_skipping(self.student_config):
+            self.student_config = copy.deepcopy(self.student_config)
+            skip_no_layers(self.student_config)
+
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """As transformers' own; a `problem_type` given as a keyword is checked as if it stood in the dict.
@@ -253,6 +284,13 @@ class PWLConfig(PreTrainedConfig):
         written.pop("num_blocks", None)
         # The name that format 1 has for the number of blocks.
         return written | {"num_stages": self.num_blocks} | {key: getattr(self, key) for key in _CUTS}
+
+
+def skip_no_layers(student: PreTrainedConfig) -> None:
+    """Let a student's config skip no layers at random in training: a mask says which run. A warning tells of it."""
+    for name, rate in family_of(student).layer_skipping(student).items():
+        logger.warning("the student's %s was %s, and is 0 from now on: a mask says which layers run", name, rate)
+        setattr(student, name, 0.0)
 
 
 def _names_labels(config: Any) -> bool:

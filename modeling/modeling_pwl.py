@@ -148,6 +148,10 @@ class PWLPreTrainedModel(StagedModel):
         repository, (manifest, config), adapter = open_model(pretrained_model_name_or_path, adapter, read, **options)
         if adapter is not None and stream:
             raise ValueError("stream=True does not go with an adapter: the blocks that it is on would be released")
+        try:
+            config.take_task(cls.task)
+        except ValueError as error:
+            raise RepositoryError(f"{repository}: {error}") from error
         resized = any(c.num_labels != config.num_labels for c in (config.teacher_config, config.student_config))
         if resized and not ignore_mismatched_sizes:
             raise ValueError(
@@ -241,7 +245,7 @@ class PWLPreTrainedModel(StagedModel):
             ...     "google/vit-base-patch16-224", "WinKawaks/vit-tiny-patch16-224", num_blocks=4
             ... )  # doctest: +SKIP
         """
-        from .parts.construction import check_common_dtype, joined_config, load_network
+        from .parts.construction import cast, check_common_dtype, joined_config, load_network
 
         # 1. Both networks, each with its own arguments.
         of_role = {
@@ -267,7 +271,7 @@ class PWLPreTrainedModel(StagedModel):
         config = joined_config(loaded_teacher, loaded_student, cls.task, **options)
         model = cls(config, teacher=loaded_teacher, student=loaded_student)
         if floating is not None:
-            model.to(dtype=floating)  # type: ignore[call-arg]
+            cast(model, floating)
         # 3. What a save must not write over; converters go with the student.
         model.parts.joined_from = tuple(
             os.path.abspath(os.path.join(network, of_role[role].get("subfolder") or common.get("subfolder") or ""))

@@ -85,6 +85,8 @@ class StagedModel(Staged, PreTrainedModel):
         vacant: bool = False,
     ) -> None:
         refuse_attentions(config)
+        config.take_task(self.task)
+        config.keep_layers()
         config.align_labels()
         super().__init__(config)
         self.num_labels = config.num_labels

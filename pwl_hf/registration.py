@@ -24,13 +24,18 @@ def register_configs() -> None:
 
 
 def register_models() -> None:
-    """Tell AutoModelForImageClassification, and so the pipelines, of our models."""
-    from transformers import AutoModelForImageClassification
+    """Tell the Auto classes, and so the pipelines, of our models."""
+    import transformers
 
-    from pwl_hf.modeling import PWLConfig, PWLForImageClassification, VGGConfig, VGGForImageClassification
+    from pwl_hf import modeling
+    from pwl_hf.modeling.task_names import TASKS
 
-    AutoModelForImageClassification.register(PWLConfig, PWLForImageClassification, exist_ok=True)
-    AutoModelForImageClassification.register(VGGConfig, VGGForImageClassification, exist_ok=True)
+    for task in TASKS.values():
+        model_class = getattr(modeling, task.class_name)
+        getattr(transformers, task.auto_class).register(modeling.PWLConfig, model_class, exist_ok=True)
+    transformers.AutoModelForImageClassification.register(
+        modeling.VGGConfig, modeling.VGGForImageClassification, exist_ok=True
+    )
 
 
 _HOOKS: dict[str, Callable[[], None]] = {

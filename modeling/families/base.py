@@ -143,13 +143,15 @@ class Family(ABC):
         code_module: The module with the network's code, where transformers lacks it: it is saved with the teacher.
         layers: The path of the list of all units, where the config's `num_hidden_layers` units are built alike.
         has_optional_paths: Whether some of its paths are not there in every network, and are passed over there.
+        takes: What its networks take, if they join with those of other families that take the same; None if not.
     """
 
-    model_type: ClassVar[str]
+    model_type: str
     interpolates: ClassVar[bool] = False
     code_module: ClassVar[str | None] = None
     layers: ClassVar[str | None] = None
     has_optional_paths: ClassVar[bool] = False
+    takes: str | None = None
 
     @abstractmethod
     def model_class(self) -> type[PreTrainedModel]:
@@ -185,6 +187,14 @@ class Family(ABC):
     def shared_paths(self, config: PreTrainedConfig) -> tuple[str, ...]:
         """Paths of modules with tensors that every block needs, such as one bias table for all layers."""
         return ()
+
+    def loose_parameters(self, config: PreTrainedConfig) -> tuple[str, ...]:
+        """Names of parameters that no module of a block has, but one that holds them; they go with the first block."""
+        return ()
+
+    def layer_skipping(self, config: PreTrainedConfig) -> dict[str, float]:
+        """Fields of a config by which whole layers are skipped at random in training, with their rates above 0."""
+        return {}
 
     @abstractmethod
     def depths(self, config: PreTrainedConfig) -> tuple[int, ...]:
@@ -268,6 +278,13 @@ class Family(ABC):
         starts = [0, *accumulate(self.depths(config))]
         level = next(r for r in range(len(starts) - 1) if unit < starts[r + 1])
         return level, unit - starts[level]
+
+
+def settings_of(module: nn.Module) -> dict[str, Any]:
+    """The plain attributes that a module was given by its constructor, such as its kind of attention or its stride."""
+    later = ("training", "gradient_checkpointing")
+    own = ((key, value) for key, value in vars(module).items() if not key.startswith("_") and key not in later)
+    return {key: value for key, value in own if isinstance(value, str | int | tuple)}
 
 
 def transformers_class(name: str) -> type[PreTrainedModel]:

@@ -12,10 +12,9 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cache
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import nn
@@ -23,6 +22,7 @@ from torch import nn
 from ..errors import StageError
 from ..transformers_internals import class_of_task
 from .base import Boundary, Family, Features, GetModule, Inputs, SegmentOutput
+from .ports import FLOW, Flow, Skipped, StandIn, Tap, Through
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -33,36 +33,62 @@ if TYPE_CHECKING:
 # Inputs that are for the model, not for its networks.
 _OF_THE_MODEL = ("labels", "return_dict", "sources")
 
+# Fields of a config that must be off, since what they turn on reaches over blocks.
+_REFUSED = {
+    "use_weighted_layer_sum": "its head reads the output of every layer",
+    "add_cross_attention": "its layers read a second sequence",
+}
+# Fields of a config by which whole layers are skipped at random in training.
+_SKIPPING = ("layerdrop", "encoder_layerdrop")
 
+
+@dataclass(frozen=True, eq=False)
 class DrivenFamily(Family):
-    """A family that is data; a subclass says where things are.
+    """A family that is data: where the parts of its networks are. What little needs code is a subclass.
 
-    Attributes:
+    Args:
+        model_type: The `model_type` of its configs.
         base: Path of the base model in the task's model.
         layer_list: Path of the list of layers in the base.
         before: Paths in the base of what comes before the layers.
         after: Paths in the base of what comes after them.
         shared: Paths in the base of modules with tensors that every block needs.
+        loose: Names of parameters that the base itself has; they go with the first block.
         heads: What the base's siblings with tensors may be called.
-        equal: Names in the config of what two networks must have in common.
+        takes: What its networks take: those of several families join if it is one thing, in networks of equal settings.
+        equal: Names in the config of these settings.
         gives_tuples: Whether a layer returns a tuple, the features first.
+        stand_ins: What an absent module gives, by its path in the base, if not something like the features: a kind of
+            `ports.STAND_INS`.
+        follows: Paths in the base of what runs right after a layer, by the layer's number (from 0).
+        once: Names of the base's methods that change features, and so run in the first segment alone.
+
+    Example:
+
+        >>> family = DrivenFamily(
+        ...     "bert", base="bert", layer_list="encoder.layer", before=("embeddings",), after=("pooler",)
+        ... )
+        >>> family.takes
+        'token ids'
     """
 
-    base: ClassVar[str]
-    layer_list: ClassVar[str]
-    before: ClassVar[tuple[str, ...]]
-    after: ClassVar[tuple[str, ...]] = ()
-    shared: ClassVar[tuple[str, ...]] = ()
-    heads: ClassVar[tuple[str, ...]] = ("classifier", "score", "lm_head")
-    equal: ClassVar[tuple[str, ...]] = ("vocab_size",)
-    gives_tuples: ClassVar[bool] = False
+    model_type: str
+    base: str
+    layer_list: str
+    before: tuple[str, ...]
+    after: tuple[str, ...] = ()
+    shared: tuple[str, ...] = ()
+    loose: tuple[str, ...] = ()
+    heads: tuple[str, ...] = ("classifier", "score", "lm_head")
+    takes: str = "token ids"
+    equal: tuple[str, ...] = ("vocab_size", "pad_token_id")
+    gives_tuples: bool = False
+    stand_ins: Mapping[str, str] = field(default_factory=dict)
+    follows: Mapping[int, str] = field(default_factory=dict)
+    once: tuple[str, ...] = ()
+
     # A pooler is there for some tasks, one head or another.
     has_optional_paths = True
-
-    def __init__(self) -> None:
-        lacking = [name for name in ("base", "layer_list", "before") if not hasattr(self, name)]
-        if lacking:
-            raise TypeError(f"{type(self).__name__} lacks {', '.join(lacking)}: a DrivenFamily says where things are")
 
     def model_class(self) -> type[PreTrainedModel]:
         """Not known without a task.
@@ -74,6 +100,17 @@ class DrivenFamily(Family):
 
     def class_for(self, config: PreTrainedConfig, task: str) -> type[PreTrainedModel]:
         return class_of_task(config, task)
+
+    def check_config(self, config: PreTrainedConfig) -> None:
+        super().check_config(config)
+        for name, reason in _REFUSED.items():
+            if getattr(config, name, False):
+                raise ValueError(f"{name} is on, and {reason}: it cannot be cut into blocks")
+        if (getattr(config, "z_steps", None) or 0) > 1:
+            raise ValueError(f"z_steps is {config.z_steps}, so its last layer runs again: it cannot be cut into blocks")
+
+    def layer_skipping(self, config: PreTrainedConfig) -> dict[str, float]:
+        return {name: rate for name in _SKIPPING if (rate := getattr(config, name, None) or 0.0) > 0}
 
     def input_settings(self, config: PreTrainedConfig) -> dict[str, Any]:
         return {name: getattr(config, name, None) for name in self.equal}
@@ -88,13 +125,17 @@ class DrivenFamily(Family):
         return tuple(self._in_base(path) for path in self.before)
 
     def unit_paths(self, config: PreTrainedConfig, unit: int) -> tuple[str, ...]:
-        return (self._in_base(f"{self.layer_list}.{unit}"),)
+        following = (self._in_base(self.follows[unit]),) if unit in self.follows else ()
+        return (self._in_base(f"{self.layer_list}.{unit}"), *following)
 
     def head_paths(self, config: PreTrainedConfig) -> tuple[str, ...]:
         return (*(self._in_base(path) for path in self.after), *self.heads)
 
     def shared_paths(self, config: PreTrainedConfig) -> tuple[str, ...]:
         return tuple(self._in_base(path) for path in self.shared)
+
+    def loose_parameters(self, config: PreTrainedConfig) -> tuple[str, ...]:
+        return tuple(self._in_base(name) for name in self.loose)
 
     def classifier_paths(self, config: PreTrainedConfig) -> tuple[str, ...]:
         return self.heads
@@ -133,27 +174,42 @@ class DrivenFamily(Family):
         shell: dict[str, nn.Module] = dict(modules)
         begin = ends[first - 1]
         for unit in range(cuts[-1]):
-            (path,) = self.unit_paths(config, unit)
+            path, *following = (path for path in self.unit_paths(config, unit) if _has(network, path))
             if path not in modules:
                 like = network.get_submodule(path)
-                shell[path] = _Skipped(like, puts_in=unit == begin - 1, gives_tuples=self.gives_tuples)
+                shell[path] = Skipped(like, puts_in=unit == begin - 1, gives_tuples=self.gives_tuples)
+                shell |= {other: StandIn("second", network.get_submodule(other), config) for other in following}
             elif unit + 1 in ends[first : last + 1]:
-                shell[path] = _Tap(modules[path])
-        if first > 1:
-            shell |= {path: _Placeholder() for path in self.embedder_paths(config) if _has(network, path)}
-        if not is_end:
-            shell |= {self._in_base(path): _Through() for path in self.after if _has(network, self._in_base(path))}
+                tapped = following[-1] if following else path
+                shell[tapped] = Tap(modules[tapped])
+        for path in self.embedder_paths(config) if first > 1 else ():
+            if _has(network, path):
+                kind = self.stand_ins.get(path.removeprefix(f"{self.base}."), "features")
+                shell[path] = StandIn(kind, network.get_submodule(path), config)
+        for path in self.head_paths(config) if not is_end else ():
+            if path.startswith(f"{self.base}.") and _has(network, path):
+                shell[path] = Through()
         # 3. What stands in the same containers and belongs to no block is noted too: a user may put another there.
         of_blocks = {*shell, *self.embedder_paths(config), *self.head_paths(config), *self.shared_paths(config)}
         for path in _beside(network, shell):
             if path not in of_blocks:
                 get(first)(path)
+        # 4. The network's own forward over all that, without what is the first segment's alone.
         hollow = _hollow(network, shell)
-        runner = hollow if is_end else hollow.get_submodule(self.base)
+        base = hollow.get_submodule(self.base)
+        if first > 1:
+            base.__dict__["_parameters"] = dict.fromkeys(base._parameters)
+            base.__dict__.update(dict.fromkeys(self.once, _unchanged))
+        runner = hollow if is_end else base
         return DrivenSegment(first, last, runner, is_end, modules, _Origin(self, config, tuple(cuts), network))
 
     def _in_base(self, path: str) -> str:
         return f"{self.base}.{path}"
+
+
+def _unchanged(hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    """Stands for a method that changes features, where these are none of the network's."""
+    return hidden_states
 
 
 class _Origin(NamedTuple):
@@ -178,15 +234,15 @@ class DrivenSegment:
 
     def __call__(self, features: Features | None, inputs: Inputs) -> SegmentOutput:
         """See `Segment`; what the model was called with is wanted in every segment."""
-        flow, given = _Flow(features.tensor if features is not None else None), _accepted(self.runner, inputs)
+        flow, given = Flow(features.tensor if features is not None else None), _accepted(self.runner, inputs)
         main = str(getattr(self.runner, "main_input_name", ""))
         if main and given.keys().isdisjoint((main, "inputs_embeds")):
             raise ValueError(f"{type(self.runner).__name__} drives its own blocks, each of which takes {main!r} too")
-        token = _FLOW.set(flow)
+        token = FLOW.set(flow)
         try:
             answer = self.runner(**given, return_dict=True)
         finally:
-            _FLOW.reset(token)
+            FLOW.reset(token)
         return SegmentOutput(tuple(Features(tensor) for tensor in flow.outputs), answer.logits if self.is_end else None)
 
     def block(self, number: int) -> Segment:
@@ -198,76 +254,6 @@ class DrivenSegment:
 
     def _module(self, path: str) -> nn.Module:
         return self.modules[path] if path in self.modules else self.origin.network.get_submodule(path)
-
-
-@dataclass
-class _Flow:
-    """What comes into the segment that runs in this thread, and what has come out of its blocks."""
-
-    features: torch.Tensor | None
-    outputs: list[torch.Tensor] = field(default_factory=list)
-
-
-_FLOW: ContextVar[_Flow] = ContextVar("pwl_flow")
-
-
-class _Skipped(nn.Module):
-    """A layer of another segment: it passes its input on, or puts in the features that came over the boundary."""
-
-    def __init__(self, like: nn.Module, *, puts_in: bool, gives_tuples: bool) -> None:
-        super().__init__()
-        self.puts_in, self.gives_tuples = puts_in, gives_tuples
-        # A base may ask its layers of which kind they are, to give each the right mask.
-        own = vars(self).keys()
-        for name, value in vars(like).items():
-            if isinstance(value, str | int) and name not in own:
-                setattr(self, name, value)
-
-    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        """The features, as the layer would give its own."""
-        given = _FLOW.get().features
-        found = given if self.puts_in and given is not None else hidden_states
-        return (found, None) if self.gives_tuples else found
-
-
-class _Tap(nn.Module):
-    """The last layer of a block, whose output is noted."""
-
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        self.layer = layer
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(super().__getattr__("layer"), name)
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The layer's own."""
-        output = self.layer(*args, **kwargs)
-        _FLOW.get().outputs.append(output[0] if isinstance(output, tuple) else output)
-        return output
-
-
-class _Placeholder(nn.Module):
-    """An embedder of another segment: something of the features' shape, dtype and device."""
-
-    def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Not read by any layer: the features come in after it."""
-        features = _FLOW.get().features
-        if features is None:
-            raise RuntimeError("a segment that does not begin its network was called without features")
-        # A tensor of its own: some networks write into what their embedder gives.
-        return torch.empty_like(features)
-
-
-class _Through(nn.Module):
-    """What follows the layers, in a segment that does not end its network."""
-
-    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Its input."""
-        return hidden_states
 
 
 def _hollow(root: nn.Module, replacements: Mapping[str, nn.Module]) -> nn.Module:

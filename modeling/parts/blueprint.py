@@ -18,59 +18,25 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from ..errors import RepositoryError, StageError
+from ..errors import RepositoryError
+from ..families.base import settings_of
 from ..families.registry import family_of
 from ..routes.cuts import units_of_block
 from ..sources import Role
 from ..transformers_internals import checkpoint_names, fill_missing, mark_initialized, tied_names
+from .placing import (
+    Held,
+    Vacant,
+    as_parameter,
+    assign,
+    is_there,
+    leave_meta,
+    put,
+    raise_incomplete,
+    take_out,
+)
 from .skeletons import build_skeleton
 from .structure import Structure, lies_within, special_tensor
-
-
-class Vacant(nn.Module):
-    """Stands where a released or not yet loaded module belongs.
-
-    Args:
-        role: The network it stands in.
-        block: The block (from 1) it belongs to.
-        path: Its path in that network.
-        settings: Plain attributes of that module, such as its kind of attention: its network may ask for them.
-    """
-
-    def __init__(
-        self, role: Role, block: int, path: str, settings: Mapping[str, str | int] = MappingProxyType({})
-    ) -> None:
-        super().__init__()
-        self.__dict__.update(settings)
-        self.role, self.block, self.path = role, block, path
-
-    def forward(self, *args: object, **kwargs: object) -> None:
-        """Never succeeds.
-
-        Raises:
-            StageError: Always.
-        """
-        raise StageError(self._absence())
-
-    def __getattr__(self, name: str) -> torch.Tensor | nn.Module:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            if name.startswith("_") or "role" not in self.__dict__:
-                raise
-            raise AttributeError(f"{self._absence()} (its {name!r} was asked for)") from None
-
-    def extra_repr(self) -> str:
-        """What is missing, for `print(model)` and for errors of others that name the module."""
-        return f"block {self.block} of the {self.role} is not resident"
-
-    def _absence(self) -> str:
-        return f"{self.extra_repr()}: call the PWL model, or load it with keep_all=True"
-
-    def _save_to_state_dict(self, destination: dict[str, torch.Tensor], prefix: str, keep_vars: bool) -> None:
-        # A PWL model's state dict is what is resident; a network's, or a part's, would have holes.
-        if not prefix.endswith(f"{self.role}.{self.path}."):
-            raise_incomplete(self.role, self.block)
 
 
 class _Empty:
@@ -118,18 +84,6 @@ def _empty_class(model_class: type[PreTrainedModel]) -> Any:
 def _new_empty(model_class: type[PreTrainedModel]) -> Any:
     empty_class = _empty_class(model_class)  # type: ignore[arg-type]
     return empty_class.__new__(empty_class)
-
-
-def raise_incomplete(role: Role, block: int, *args: object, **kwargs: object) -> None:
-    """Stands for `save_pretrained` of a network while a block is missing.
-
-    Raises:
-        StageError: Always.
-    """
-    raise StageError(
-        f"block {block} of the {role} is not resident, so the {role} alone has no complete state dict: save the PWL "
-        "model, or load it with keep_all=True"
-    )
 
 
 @dataclass(frozen=True)
@@ -184,6 +138,8 @@ class Blueprint:
         self._shared: tuple[Shared, ...] = ()
         # Paths of modules with buffers alone, which neither a block nor a file has.
         self._frame: tuple[str, ...] = ()
+        # Parameters of modules that hold blocks; they go with the first one.
+        self._loose: tuple[str, ...] = ()
         # In-memory name of a tied tensor -> that of its first place.
         self._tied: dict[str, str] = {}
         # Modules on the meta device, left over from building; each is used once.
@@ -201,6 +157,8 @@ class Blueprint:
         network, self._skeleton = self._skeleton or self._build_meta(), None
         for path in chain.from_iterable(self._places.values()):
             self._vacate(network, path)
+        for name in self._loose:
+            take_out(network, name)
         self.place_frame(network, torch.device("cpu"))
         self._note_holes(network)
         return network
@@ -266,6 +224,7 @@ class Blueprint:
             for path in chain.from_iterable(self._places.values())
             if isinstance(network.get_submodule(path), Vacant)
         )
+        vacant += tuple(name for name in self._loose if not self.is_resident(network, 1))
         difference = expected.without(vacant).difference(Structure.of(network).without(vacant))
         return difference or special_tensor(network) or self._untied(network)
 
@@ -293,30 +252,32 @@ class Blueprint:
         modules = {path: self._spare_module(path) for path in self._places[section]}
         given: dict[str, torch.Tensor] = {**tensors, **tied}
         # One parameter at all its places, also within a block.
-        given |= {name: _parameter(given, first) for name, first in self._tied.items() if first in given}
+        given |= {name: as_parameter(given, first) for name, first in self._tied.items() if first in given}
         for path, module in modules.items():
-            if not _assign(path, module, given):
+            if not assign(path, module, given):
                 for name, tensor in module.state_dict(keep_vars=True).items():
                     if f"{path}.{name}" in given:
                         mark_initialized(tensor)
                 dtype = next((t.dtype for t in given.values() if t.is_floating_point()), torch.get_default_dtype())
-                _leave_meta(module, device, dtype)
+                leave_meta(module, device, dtype)
                 # Whatever torch.device a caller is within: buffers are computed in the default one.
                 with device:
                     fill_missing(network, module)
             module.eval()
-        return modules
+        return modules | {name: Held(as_parameter(given, name)) for name in self._loose if section == 1}
 
     def attach(self, network: PreTrainedModel, modules: Mapping[str, nn.Module]) -> None:
         """Put modules that `make` built into their places."""
         for path, module in modules.items():
-            _replace(network, path, module)
+            put(network, path, module)
         self._note_holes(network)
 
     def release(self, network: PreTrainedModel, section: int | str) -> None:
         """Take a block, or a shared module, out of the network; a route that still holds its modules keeps them."""
         for path in self._places[section]:
             self._vacate(network, path)
+        for name in self._loose if section == 1 else ():
+            take_out(network, name)
         self._note_holes(network)
 
     def place_frame(self, network: PreTrainedModel, device: torch.device) -> None:
@@ -325,7 +286,7 @@ class Blueprint:
             module = network.get_submodule(path)
             tensors = [tensor for tensor in module._buffers.values() if tensor is not None]
             if any(tensor.is_meta for tensor in tensors):
-                _leave_meta(module, device, None)
+                leave_meta(module, device, None)
                 with device:
                     fill_missing(network, module)
             elif any(tensor.device != device for tensor in tensors):
@@ -352,7 +313,8 @@ class Blueprint:
             return found
         self._unread = self._new_skeleton()
         there = {name for name, _ in self._unread.named_modules()}
-        if lacking := sorted(self.units - there):
+        first_of_each = {self.family.unit_paths(self.config, unit)[0] for unit in range(self.cuts[-1])}
+        if lacking := sorted(first_of_each - there):
             raise ValueError(
                 f"family {self.family.model_type!r} names {lacking[0]!r}, and {self.model_class.__name__} has no such "
                 "module"
@@ -365,8 +327,8 @@ class Blueprint:
 
     def _vacate(self, network: PreTrainedModel, path: str) -> None:
         module = network.get_submodule(path)
-        vacant = Vacant(self.role, self._block_of.get(path, 1), path, _settings_of(module))
-        _replace(network, path, vacant.train(module.training))
+        vacant = Vacant(self.role, self._block_of.get(path, 1), path, settings_of(module))
+        put(network, path, vacant.train(module.training))
 
     def _note_holes(self, network: PreTrainedModel) -> None:
         """Refuse `save_pretrained` of a network with a block missing, before it writes a file."""
@@ -387,7 +349,7 @@ class Blueprint:
 
     def _resident_tensor(self, network: PreTrainedModel, name: str) -> nn.Parameter | None:
         path, _, leaf = name.rpartition(".")
-        return network.get_submodule(path)._parameters.get(leaf) if _exists(network, path) else None
+        return network.get_submodule(path)._parameters.get(leaf) if is_there(network, path) else None
 
     def _paths_of(self, block: int) -> tuple[str, ...]:
         first, last = block == 1, block == len(self.cuts)
@@ -420,6 +382,8 @@ class Blueprint:
         for section, paths in self._places.items():
             prefixes = tuple(f"{path}." for path in paths)
             owner |= {name: section for name in state if name.startswith(prefixes)}
+        self._loose = tuple(name for name in self.family.loose_parameters(self.config) if name in state)
+        owner |= dict.fromkeys(self._loose, 1)
         if left := state.keys() - owner.keys():
             raise ValueError(
                 f"the paths of family {self.family.model_type!r} do not cover tensor {min(left)!r} of "
@@ -450,64 +414,3 @@ class Blueprint:
         if path not in self._spare:
             self._build_meta()
         return self._spare.pop(path)
-
-
-def _settings_of(module: nn.Module) -> dict[str, str | int]:
-    """The plain attributes that a module was given by its constructor."""
-    later = ("training", "gradient_checkpointing")
-    own = ((key, value) for key, value in vars(module).items() if not key.startswith("_") and key not in later)
-    return {key: value for key, value in own if isinstance(value, str | int)}
-
-
-def _parameter(given: dict[str, torch.Tensor], name: str) -> nn.Parameter:
-    """A tensor of `given` as a parameter, which it is from then on."""
-    found = given[name]
-    if not isinstance(found, nn.Parameter):
-        found = given[name] = nn.Parameter(found)
-    return found
-
-
-def _exists(network: nn.Module, path: str) -> bool:
-    module: nn.Module | None = network
-    for step in path.split("."):
-        module = module._modules.get(step) if module is not None else None
-    return module is not None and not isinstance(module, Vacant)
-
-
-def _replace(network: nn.Module, path: str, module: nn.Module) -> None:
-    parent, _, name = path.rpartition(".")
-    network.get_submodule(parent)._modules[name] = module
-
-
-def _assign(path: str, module: nn.Module, tensors: Mapping[str, torch.Tensor]) -> bool:
-    """Put tensors into their places in a module at `path`; whether none is left on the meta device.
-
-    As `load_state_dict(assign=True)` does it, which looks at each name many times.
-    """
-    is_whole = True
-    for name, part in module.named_modules(prefix=path):
-        for places in (part._parameters, part._buffers):
-            for leaf, place in places.items():
-                tensor = tensors.get(f"{name}.{leaf}")
-                if place is None:
-                    continue
-                if tensor is None:
-                    is_whole = is_whole and not place.is_meta
-                elif isinstance(place, nn.Parameter):
-                    tied = isinstance(tensor, nn.Parameter)
-                    places[leaf] = tensor if tied else nn.Parameter(tensor, place.requires_grad)
-                else:
-                    places[leaf] = tensor
-    return is_whole
-
-
-def _leave_meta(module: nn.Module, device: torch.device, dtype: torch.dtype | None) -> None:
-    """Give tensors on the meta device memory, floating ones in a dtype, or in their own."""
-    for part in module.modules():
-        for tensors in (part._parameters, part._buffers):
-            for name, tensor in tensors.items():
-                if tensor is not None and tensor.is_meta:
-                    own = dtype is None or not tensor.is_floating_point()
-                    empty = torch.empty_like(tensor, device=device, dtype=tensor.dtype if own else dtype)
-                    is_parameter = isinstance(tensor, nn.Parameter)
-                    tensors[name] = nn.Parameter(empty, tensor.requires_grad) if is_parameter else empty  # type: ignore[assignment]

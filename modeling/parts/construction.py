@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
-from ..configuration_pwl import PWLConfig
+from ..configuration_pwl import PWLConfig, skip_no_layers
 from ..errors import RepositoryError
 from ..families.built_in import FAMILIES, OWN_CONFIGS, family_of
 from ..finite import first_not_finite
@@ -162,15 +162,31 @@ def joined_config(teacher: PreTrainedModel, student: PreTrainedModel, task: str,
     """
     if teacher is student:
         raise ValueError("teacher and student are the same model object: give a copy.deepcopy of it as one of them")
-    config = PWLConfig(teacher_config=teacher.config, student_config=student.config, **kwargs)
-    expected = family_of(teacher.config).class_for(teacher.config, task)
+    config = PWLConfig(teacher_config=teacher.config, student_config=student.config, task=task, **kwargs)
     for role, network in (("teacher", teacher), ("student", student)):
+        expected = family_of(network.config).class_for(network.config, task)
         # By name too: a class from remote code is not the same object.
         if not isinstance(network, expected) and type(network).__name__ != expected.__name__:
             raise TypeError(f"the {role} must be a {expected.__name__}, got {type(network).__name__}")
         network.config.architectures = [type(network).__name__]
         network.config.problem_type = config.problem_type or network.config.problem_type
+    skip_no_layers(student.config)
+    for module in student.modules():
+        if "layerdrop" in vars(module):
+            module.layerdrop = 0.0  # type: ignore[assignment]
     return config
+
+
+@torch.no_grad()
+def cast(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Cast parameters, and buffers that are saved, as `from_pretrained` does it: tables of positions stay precise."""
+    for module in model.modules():
+        for parameter in module._parameters.values():
+            if parameter is not None and parameter.is_floating_point():
+                parameter.data = parameter.data.to(dtype)
+        for name, buffer in module._buffers.items():
+            if buffer is not None and buffer.is_floating_point() and name not in module._non_persistent_buffers_set:
+                module._buffers[name] = buffer.to(dtype)
 
 
 def check_common_dtype(teacher: PreTrainedModel, student: PreTrainedModel, dtype: torch.dtype | None) -> None:

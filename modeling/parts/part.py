@@ -17,20 +17,13 @@ from ..repository.manifest import file_of
 from ..sources import DIRECTIONS, Direction, PartId, Role, Sources
 from .blueprint import Shared, TensorSpec
 from .networks import Networks, add_children, remove_child
+from .placing import Held
 from .structure import Structure, special_tensor
 
 Tensors = dict[str, torch.Tensor]
 
 # The student's file is also the checkpoint that `PreTrainedModel.from_pretrained` would look for: names say whose.
 STUDENT_PREFIX = "student."
-
-
-class Held(nn.Module):
-    """A parameter that is about to be given to modules: what is made of a tied tensor."""
-
-    def __init__(self, parameter: nn.Parameter) -> None:
-        super().__init__()
-        self.parameter = parameter
 
 
 # Modules by full name that were made and are in no model yet.

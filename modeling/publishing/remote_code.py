@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import is_dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +22,7 @@ from ..configuration_pwl import PWLConfig
 from ..errors import RepositoryError
 from ..families.built_in import FAMILIES, OWN_CONFIGS
 from ..repository.manifest import CONFIG_FILE
+from ..task_names import TASKS
 from .joining import join
 
 if TYPE_CHECKING:
@@ -60,6 +62,10 @@ def chosen_code(config: PWLConfig, remote_code: str | None) -> str:
     if remote_code not in (None, STANDALONE, NONE):
         raise ValueError(f"remote_code must be {STANDALONE!r} or {NONE!r}, got {remote_code!r}")
     chosen = remote_code or (STANDALONE if getattr(config, "auto_map", None) else NONE)
+    if chosen == STANDALONE and config.task not in TASKS:
+        raise ValueError(
+            f"remote_code='standalone' holds tasks of the library alone, and {config.task!r} is none of them"
+        )
     own = [t for t in _model_types(config) if not _is_built_in(FAMILIES[t])]
     if chosen == STANDALONE and own:
         raise ValueError(
@@ -72,7 +78,7 @@ def chosen_code(config: PWLConfig, remote_code: str | None) -> str:
 def choose_code(config: PWLConfig, remote_code: str | None) -> None:
     """Let all later saves of a model carry this code, by the `auto_map` of its config; None changes nothing."""
     if remote_code is not None:
-        set_auto_map(config, auto_map(chosen_code(config, remote_code)))
+        set_auto_map(config, auto_map(chosen_code(config, remote_code), config.task))
 
 
 def set_auto_map(config: PreTrainedConfig, found: dict[str, str] | None) -> None:
@@ -82,15 +88,17 @@ def set_auto_map(config: PreTrainedConfig, found: dict[str, str] | None) -> None
         del config.auto_map
 
 
-def auto_map(remote_code: str) -> dict[str, str] | None:
-    """The `auto_map` of a repository's config."""
+def auto_map(remote_code: str, task: str) -> dict[str, str] | None:
+    """The `auto_map` of a repository's config.
+
+    Args:
+        remote_code: As `chosen_code` gives it.
+        task: The task of its model.
+    """
     if remote_code == NONE:
         return None
     module = Path(STANDALONE_FILE).stem
-    return {
-        "AutoConfig": f"{module}.PWLConfig",
-        "AutoModelForImageClassification": f"{module}.PWLForImageClassification",
-    }
+    return {"AutoConfig": f"{module}.PWLConfig", task: f"{module}.{TASKS[task].class_name}"}
 
 
 def network_auto_map(model_type: str) -> dict[str, str] | None:
@@ -128,7 +136,7 @@ def _code(config: PWLConfig, path: str) -> str:
         return join(f"families.{Path(path).stem}", _read, header=_header(_NETWORK_HEADER), absent=_ABSENT)
     registry = _registry(_model_types(config))
     return join(
-        "tasks.image_classification",
+        TASKS[config.task].module,
         lambda name: registry if name == _REGISTRY else _read(name),
         also=_ON_DEMAND,
         header=_header(_STANDALONE_HEADER),
@@ -157,7 +165,7 @@ def with_code(texts: Mapping[str, bytes], remote_code: str) -> dict[str, bytes]:
     config = PWLConfig(**configs[CONFIG_FILE])
     chosen = chosen_code(config, remote_code)
     of_teacher = network_auto_map(config.teacher_config.model_type)
-    for path, found in ((CONFIG_FILE, auto_map(chosen)), (f"teacher/{CONFIG_FILE}", of_teacher)):
+    for path, found in ((CONFIG_FILE, auto_map(chosen, config.task)), (f"teacher/{CONFIG_FILE}", of_teacher)):
         configs[path] |= {} if found is None else {"auto_map": found}
     code = code_in(texts)
     kept = {path: content for path, content in texts.items() if path not in code}
@@ -183,7 +191,7 @@ def code_in(texts: Mapping[str, bytes]) -> set[str]:
 
 
 def _registry(model_types: list[str]) -> str:
-    """The source of `families/built_in.py` with some of the families alone."""
+    """The source of `families/built_in.py` with some of the families alone; those that are data are written out."""
     lines = [
         '"""The families of this repository."""',
         "from .registry import FAMILIES, OWN_CONFIGS, family_of, register_family",
@@ -191,12 +199,13 @@ def _registry(model_types: list[str]) -> str:
     calls = []
     for model_type in model_types:
         family, arguments = FAMILIES[model_type], ""
+        made = repr(family) if is_dataclass(family) else f"{type(family).__name__}()"
         lines.append(_import(type(family)))
         if family.code_module is not None:
             config_class = OWN_CONFIGS[model_type]
             lines += [_import(config_class), _import(family.model_class())]
             arguments = f", config_class={config_class.__name__}"
-        calls.append(f'register_family("{model_type}", {type(family).__name__}(){arguments})')
+        calls.append(f'register_family("{model_type}", {made}{arguments})')
     return "\n".join([*lines, "", *calls, ""])
 
 

@@ -359,7 +359,7 @@ def _saved_config(parts: Parts, manifest: Manifest, remote_code: str) -> PWLConf
     config: PWLConfig = copy.deepcopy(parts.config)
     config.architectures = [type(parts.networks.model).__name__]
     config.fingerprint = manifest.fingerprint
-    set_auto_map(config, auto_map(remote_code))
+    set_auto_map(config, auto_map(remote_code, config.task))
     for role, plan in parts.networks.blueprints.items():
         network = getattr(config, f"{role}_config")
         network.architectures = network.architectures or [plan.model_class.__name__]

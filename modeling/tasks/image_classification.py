@@ -5,16 +5,14 @@ Notation: N blocks; B images of C channels, H x W pixels.
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from ..families.registry import family_of
-from ..modeling_pwl import PWLPreTrainedModel
+from .classification import Answer, Classifier
 
 
-class PWLForImageClassification(PWLPreTrainedModel):
+class PWLForImageClassification(Classifier):
     """An image classifier that answers as its student and grows into its teacher, block by block.
 
     Loaded with `from_pretrained`, only the current route is in memory: a change of stage fetches what it
@@ -50,6 +48,7 @@ class PWLForImageClassification(PWLPreTrainedModel):
     task = "AutoModelForImageClassification"
     main_input_name = "pixel_values"
     input_modalities = ("image",)  # type: ignore[assignment]
+    output_class = ImageClassifierOutput
 
     def forward(
         self,
@@ -59,7 +58,7 @@ class PWLForImageClassification(PWLPreTrainedModel):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         sources: str | None = None,
-    ) -> ImageClassifierOutput | tuple[torch.Tensor | tuple[torch.Tensor, ...], ...]:
+    ) -> ImageClassifierOutput | Answer:
         """Classify images along the current route.
 
         Args:
@@ -86,11 +85,6 @@ class PWLForImageClassification(PWLPreTrainedModel):
                 f"{self.config.teacher_config.model_type!r}; leave it out"
             )
         inputs = {"pixel_values": pixel_values, "interpolate_pos_encoding": interpolate_pos_encoding}
-        logits, outputs = self.run(inputs, sources)
-        # A copy: without a problem type, transformers' loss enters one, and later answers would go by it.
-        loss = None if labels is None else self.loss_function(labels, logits, copy.copy(self.config))
-        wants_hidden = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        hidden_states = tuple(features.tensor for features in outputs) if wants_hidden else None
-        output = ImageClassifierOutput(loss=loss, logits=logits, hidden_states=hidden_states)
-        return_dict = self.config.return_dict if return_dict is None else return_dict
-        return output if return_dict else output.to_tuple()
+        return self.classify(
+            inputs, labels, output_hidden_states=output_hidden_states, return_dict=return_dict, sources=sources
+        )

@@ -1,56 +1,14 @@
-"""Networks that are no images: families that are data, registered while a test runs, and a task for each."""
+"""Networks of texts: families that are data, and a task that the library does not have."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from transformers import BertConfig, LlamaConfig, MPNetConfig, PreTrainedConfig
-from transformers.modeling_outputs import CausalLMOutput, SequenceClassifierOutput
+from transformers.modeling_outputs import CausalLMOutput
 
-from pwl_hf import PWLConfig, PWLPreTrainedModel, register_family
-from pwl_hf.modeling.families.driven import DrivenFamily
-from pwl_hf.modeling.families.registry import FAMILIES
-
-
-class BertFamily(DrivenFamily):
-    model_type = "bert"
-    base = "bert"
-    layer_list = "encoder.layer"
-    before = ("embeddings",)
-    after = ("pooler",)
-
-
-class MPNetFamily(DrivenFamily):
-    """One table of biases for all layers, which return tuples."""
-
-    model_type = "mpnet"
-    base = "mpnet"
-    layer_list = "encoder.layer"
-    before = ("embeddings",)
-    shared = ("encoder.relative_attention_bias",)
-    gives_tuples = True
-
-
-class LlamaFamily(DrivenFamily):
-    """Rotary tables that no block has, and a head that may be the embeddings."""
-
-    model_type = "llama"
-    base = "model"
-    layer_list = "layers"
-    before = ("embed_tokens",)
-    after = ("norm",)
-
-
-class SequenceClassifier(PWLPreTrainedModel):
-    task = "AutoModelForSequenceClassification"
-    main_input_name = "input_ids"
-
-    def forward(self, input_ids: torch.Tensor, attention_mask: Any = None, sources: Any = None) -> Any:
-        logits, _ = self.run({"input_ids": input_ids, "attention_mask": attention_mask}, sources)
-        return SequenceClassifierOutput(logits=logits)
+from pwl_hf import PWLConfig, PWLForSequenceClassification, PWLPreTrainedModel
 
 
 class LanguageModel(PWLPreTrainedModel):
@@ -78,7 +36,7 @@ def config_of(model_type: str, role: str, **kwargs: Any) -> PreTrainedConfig:
 
 def driven_model(model_type: str, num_blocks: int = 3, student: str = "student", **kwargs: Any) -> PWLPreTrainedModel:
     """A model of random weights; `student="teacher"` makes a student of the teacher's size."""
-    kind = LanguageModel if kwargs.pop("language_model", False) else SequenceClassifier
+    kind = LanguageModel if kwargs.pop("language_model", False) else PWLForSequenceClassification
     networks = {"teacher_config": config_of(model_type, "teacher", **kwargs)}
     networks["student_config"] = config_of(model_type, student, **kwargs)
     with torch.random.fork_rng(devices=[]):
@@ -90,15 +48,3 @@ def texts() -> dict[str, torch.Tensor]:
     """Three texts of different lengths, padded on the right."""
     input_ids = torch.tensor([[5, 6, 7, 8, 9, 10, 11, 12], [5, 6, 7, 8, 9, 0, 0, 0], [20, 20, 20, 0, 0, 0, 0, 0]])
     return {"input_ids": input_ids, "attention_mask": (input_ids != 0).long()}
-
-
-@contextmanager
-def registered() -> Iterator[None]:
-    families = {family.model_type: family for family in (BertFamily(), MPNetFamily(), LlamaFamily())}
-    for model_type, family in families.items():
-        register_family(model_type, family)
-    try:
-        yield
-    finally:
-        for model_type in families:
-            del FAMILIES[model_type]

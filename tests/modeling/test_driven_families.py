@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import json
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,38 +14,24 @@ import pytest
 import torch
 from peft import LoraConfig
 from safetensors import safe_open
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, DynamicCache, ModernBertConfig
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, DynamicCache
 
 from pwl_hf import (
+    DrivenFamily,
     PWLConfig,
+    PWLForSequenceClassification,
     PWLPreTrainedModel,
     RepositoryError,
     SaveError,
     Sources,
     StageError,
-    register_family,
 )
-from pwl_hf.modeling.families.driven import DrivenFamily
 from pwl_hf.modeling.families.registry import FAMILIES
 from pwl_hf.modeling.repository.manifest import Manifest
-from tests.modeling.driven import (
-    BertFamily,
-    LanguageModel,
-    SequenceClassifier,
-    config_of,
-    driven_model,
-    registered,
-    texts,
-)
+from tests.modeling.driven import LanguageModel, config_of, driven_model, texts
 from tests.repository.helpers import read_json
 
 TYPES = ["bert", "mpnet", "llama"]
-
-
-@pytest.fixture(autouse=True)
-def families() -> Iterator[None]:
-    with registered():
-        yield
 
 
 def kind_of(model: PWLPreTrainedModel) -> type[Any]:
@@ -80,7 +67,7 @@ def test_it_grows_from_a_repository_into_the_teacher(tmp_path: Path, model_type:
     original.save_pretrained(tmp_path)
     by_mask = {str(mask): original(**texts(), sources=str(mask)).logits for mask in Sources.all(3)}
     assert len({tuple(logits.flatten().tolist()) for logits in by_mask.values()}) == 8
-    model = SequenceClassifier.from_pretrained(tmp_path)
+    model = PWLForSequenceClassification.from_pretrained(tmp_path)
     assert torch.equal(model(**texts()).logits, own_logits(original.student))
     with model.stream_stages():
         pass
@@ -111,10 +98,10 @@ def test_plain_transformers_opens_the_teacher(tmp_path: Path, hub: Any, repo_id:
 @torch.no_grad()
 def test_a_model_moves_and_casts_whatever_is_resident(tmp_path: Path) -> None:
     driven_model("llama").save_pretrained(tmp_path)
-    model = SequenceClassifier.from_pretrained(tmp_path)
+    model = PWLForSequenceClassification.from_pretrained(tmp_path)
     assert model.teacher.model.rotary_emb.inv_freq.device.type == "cpu"
     model.to(torch.float64).set_stage("teacher")
-    expected = SequenceClassifier.from_pretrained(tmp_path, stage="teacher")
+    expected = PWLForSequenceClassification.from_pretrained(tmp_path, stage="teacher")
     assert torch.allclose(model(**texts()).logits.float(), expected(**texts()).logits, atol=1e-5)
 
 
@@ -221,50 +208,12 @@ def test_a_warm_up_does_not_write_into_a_cache(tmp_path: Path) -> None:
     assert (model.stage, cache.get_seq_length()) == (3, 8)
 
 
-class ModernBertFamily(DrivenFamily):
-    """Its base asks each layer for its kind of attention."""
-
-    model_type = "modernbert"
-    base = "model"
-    layer_list = "layers"
-    before = ("embeddings",)
-    after = ("final_norm",)
-    heads = ("head", "classifier")
-
-
-def test_a_family_that_lacks_something_or_names_what_is_not_there_is_refused() -> None:
-    class WithoutLayers(DrivenFamily):
-        base = "bert"
-        before = ("embeddings",)
-
-    with pytest.raises(TypeError, match="WithoutLayers lacks layer_list: a DrivenFamily says where things are"):
-        WithoutLayers()
-
-    class OtherLayers(BertFamily):
-        layer_list = "encoder.layers"
-
-    FAMILIES["bert"] = OtherLayers()
+def test_a_family_that_lacks_something_or_names_what_is_not_there_is_refused(monkeypatch: Any) -> None:
+    with pytest.raises(TypeError, match="missing 1 required positional argument: 'layer_list'"):
+        DrivenFamily("my-bert", base="bert", before=("embeddings",))  # type: ignore[call-arg]
+    monkeypatch.setitem(FAMILIES, "bert", replace(FAMILIES["bert"], layer_list="encoder.layers"))  # type: ignore[type-var]
     with pytest.raises(ValueError, match=r"family 'bert' names 'bert.encoder.layers.0', .*Classification has no such"):
         driven_model("bert")
-
-
-@torch.no_grad()
-def test_a_network_may_ask_layers_that_are_not_resident_for_their_kind(tmp_path: Path) -> None:
-    register_family("modernbert", ModernBertFamily())
-    try:
-        small = {"vocab_size": 50, "num_labels": 3, "num_attention_heads": 2, "local_attention": 4, "pad_token_id": 0}
-        tokens = dict.fromkeys(("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"), 1)
-        teacher = ModernBertConfig(**small, **tokens, hidden_size=16, intermediate_size=24, num_hidden_layers=6)
-        student = ModernBertConfig(**small, **tokens, hidden_size=8, intermediate_size=12, num_hidden_layers=3)
-        config = PWLConfig(teacher_config=teacher, student_config=student, num_blocks=3)
-        whole = SequenceClassifier(config).eval()
-        whole.save_pretrained(tmp_path)
-        model = SequenceClassifier.from_pretrained(tmp_path)
-        for mask in ("SSS", "TSS", "TTS", "STS", "TTT"):
-            model.set_sources(mask)
-            assert torch.equal(model(**texts()).logits, whole(**texts(), sources=mask).logits)
-    finally:
-        del FAMILIES["modernbert"]
 
 
 # --- What blocks share ------------------------------------------------------------------------------------------
@@ -399,7 +348,7 @@ def test_a_module_that_every_block_needs_has_a_file_of_its_own(tmp_path: Path) -
     model.save_pretrained(tmp_path)
     shared = "teacher/shared-mpnet.encoder.relative_attention_bias.safetensors"
     assert shared in files_at(tmp_path)[1]
-    growing = SequenceClassifier.from_pretrained(tmp_path)
+    growing = PWLForSequenceClassification.from_pretrained(tmp_path)
     growing.set_sources("SST")
     assert torch.equal(growing(**texts()).logits, model(**texts(), sources="SST").logits)
     growing.set_sources("SSS")
@@ -434,13 +383,14 @@ def test_networks_of_other_vocabularies_are_refused() -> None:
     teacher, student = config_of("bert", "teacher"), config_of("bert", "student")
     student.vocab_size = 51
     with pytest.raises(Exception, match="same inputs, got vocab_size 50 for the teacher and 51 for the student"):
-        SequenceClassifier.config_class(teacher_config=teacher, student_config=student, num_blocks=2)
+        PWLForSequenceClassification.config_class(teacher_config=teacher, student_config=student, num_blocks=2)
 
 
 def test_a_network_that_the_task_does_not_have_is_refused() -> None:
-    class Detector(SequenceClassifier):
+    class Detector(PWLForSequenceClassification):
         task = "AutoModelForObjectDetection"
 
-    config = driven_model("bert").config
+    networks = {f"{role}_config": config_of("bert", role) for role in ("teacher", "student")}
+    config = PWLConfig(**networks, num_blocks=2)
     with pytest.raises(ValueError, match="no network of model_type 'bert' for AutoModelForObjectDetection"):
         Detector(config)

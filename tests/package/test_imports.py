@@ -76,7 +76,7 @@ def saved_student(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-PURE = ["sources", "errors", "lazy", "bounds", "routes.cuts", "stages", "streaming.stream"]
+PURE = ["task_names", "sources", "errors", "lazy", "bounds", "routes.cuts", "stages", "streaming.stream"]
 IN_REPOSITORY = sorted(path.stem for path in (ROOT / "modeling" / "repository").glob("*.py"))
 
 

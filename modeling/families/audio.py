@@ -1,0 +1,121 @@
+"""Networks that take sound: waveforms, spectrograms or features of them. Each is a row of paths (see `driven`)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from .driven import DrivenFamily
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+    from .base import Boundary
+
+
+class Wav2Vec2Family(DrivenFamily):
+    """As wav2vec 2.0: convolutions over the waveform, then layers, with a norm after them if `do_stable_layer_norm`."""
+
+    def embedder_paths(self, config: PreTrainedConfig) -> tuple[str, ...]:
+        return tuple(path for path in super().embedder_paths(config) if path not in self._moved(config))
+
+    def head_paths(self, config: PreTrainedConfig) -> tuple[str, ...]:
+        return (*self._moved(config), *super().head_paths(config))
+
+    def _moved(self, config: PreTrainedConfig) -> tuple[str, ...]:
+        return (f"{self.base}.encoder.layer_norm",) if getattr(config, "do_stable_layer_norm", False) else ()
+
+
+class SqueezedFamily(DrivenFamily):
+    """Its layers see a sequence that was made shorter, and is made longer again after them."""
+
+    def boundary(self, config: PreTrainedConfig, units: int) -> Boundary:
+        return replace(super().boundary(config, units), geometry=f"a sequence squeezed {config.squeeze_factor} times")
+
+
+def _wav2vec2(model_type: str, base: str, **others: Any) -> dict[str, Any]:
+    """What they have in common; SpecAugment (`_mask_hidden_states`) masks what the convolutions give."""
+    return {
+        "model_type": model_type,
+        "base": base,
+        "layer_list": "encoder.layers",
+        "before": ("feature_extractor", "feature_projection", "encoder.pos_conv_embed", "encoder.layer_norm"),
+        "loose": ("masked_spec_embed",),
+        "heads": ("projector", "classifier"),
+        "takes": "waveforms",
+        "equal": ("conv_kernel", "conv_stride"),
+        "stand_ins": {"feature_extractor": "frames", "feature_projection": "pair"},
+        "once": ("_mask_hidden_states",),
+    } | others
+
+
+_SQUEEZED: dict[str, Any] = {
+    "before": ("feature_extractor", "layer_norm", "feature_projection", "encoder.pos_conv_embed", "encoder.layer_norm"),
+    "after": ("encoder.upsample",),
+    "equal": ("conv_kernel", "conv_stride", "squeeze_factor"),
+    "stand_ins": {
+        "feature_extractor": "frames",
+        "layer_norm": "as given",
+        "feature_projection": "as given",
+        "encoder.pos_conv_embed": "transposed",
+    },
+}
+
+AUDIO_FAMILIES = (
+    Wav2Vec2Family(**_wav2vec2("wav2vec2", "wav2vec2")),
+    Wav2Vec2Family(
+        **_wav2vec2("hubert", "hubert", stand_ins={"feature_extractor": "frames"}),
+    ),
+    Wav2Vec2Family(**_wav2vec2("unispeech", "unispeech")),
+    Wav2Vec2Family(**_wav2vec2("unispeech-sat", "unispeech_sat")),
+    DrivenFamily(**_wav2vec2("data2vec-audio", "data2vec_audio")),
+    DrivenFamily(
+        **_wav2vec2(
+            "wav2vec2-conformer",
+            "wav2vec2_conformer",
+            before=("feature_extractor", "feature_projection", "encoder.pos_conv_embed"),
+            after=("encoder.layer_norm",),
+        )
+    ),
+    SqueezedFamily(**_wav2vec2("sew", "sew", **_SQUEEZED)),
+    SqueezedFamily(
+        **_wav2vec2(
+            "sew-d",
+            "sew_d",
+            layer_list="encoder.encoder.layer",
+            shared=("encoder.encoder.rel_embeddings", "encoder.encoder.LayerNorm"),
+            follows={0: "encoder.encoder.conv"},
+            **_SQUEEZED,
+        )
+    ),
+    DrivenFamily(
+        **_wav2vec2(
+            "wav2vec2-bert",
+            "wav2vec2_bert",
+            before=("feature_projection",),
+            after=("intermediate_ffn",),
+            takes="features of speech",
+            equal=("feature_projection_input_dim",),
+        )
+    ),
+    DrivenFamily(
+        "audio-spectrogram-transformer",
+        base="audio_spectrogram_transformer",
+        layer_list="layers",
+        before=("embeddings",),
+        after=("layernorm",),
+        takes="spectrograms",
+        equal=("num_mel_bins", "max_length", "patch_size", "frequency_stride", "time_stride"),
+    ),
+    DrivenFamily(
+        "whisper",
+        base="encoder",
+        layer_list="layers",
+        before=("conv1", "conv2", "embed_positions"),
+        after=("layer_norm",),
+        heads=("projector", "classifier"),
+        takes="log-mel spectrograms",
+        equal=("num_mel_bins", "max_source_positions"),
+        stand_ins={"conv1": "transposed", "conv2": "as given"},
+    ),
+)

@@ -1,0 +1,68 @@
+"""The tasks that models are of: what each is called, here and by others (pure Python)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task of models.
+
+    Args:
+        auto_class: transformers' Auto class of its networks, by which a config and a model's class name it.
+        class_name: The class of its models.
+        module: Where that is, within this package.
+        pipeline: The name of transformers' pipeline, and of the task on the Hub.
+        samples: What is classified, in the plural.
+        processing_class: transformers' Auto class of what makes inputs of samples.
+    """
+
+    auto_class: str
+    class_name: str
+    module: str
+    pipeline: str
+    samples: str
+    processing_class: str
+
+
+TASKS = {
+    task.auto_class: task
+    for task in (
+        Task(
+            "AutoModelForImageClassification",
+            "PWLForImageClassification",
+            "tasks.image_classification",
+            "image-classification",
+            "images",
+            "AutoImageProcessor",
+        ),
+        Task(
+            "AutoModelForSequenceClassification",
+            "PWLForSequenceClassification",
+            "tasks.sequence_classification",
+            "text-classification",
+            "texts",
+            "AutoTokenizer",
+        ),
+        Task(
+            "AutoModelForTokenClassification",
+            "PWLForTokenClassification",
+            "tasks.token_classification",
+            "token-classification",
+            "texts",
+            "AutoTokenizer",
+        ),
+        Task(
+            "AutoModelForAudioClassification",
+            "PWLForAudioClassification",
+            "tasks.audio_classification",
+            "audio-classification",
+            "sounds",
+            "AutoFeatureExtractor",
+        ),
+    )
+}
+
+# What was saved without a task is of the time when there was this one alone.
+FIRST_TASK = "AutoModelForImageClassification"
