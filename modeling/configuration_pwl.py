@@ -255,8 +255,8 @@ class PWLConfig(PreTrainedConfig):
         """
         if self.task not in (None, task):
             raise ValueError(
-                f"the config is of task {self.task!r:.100}, the model's class of {task!r}: open it with the Auto class of "
-                "its task"
+                f"the config is of task {self.task!r:.100}, the model's class of {task!r}: open it by the Auto class "
+                "that the config names"
             )
         self.task = task
 

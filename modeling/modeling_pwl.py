@@ -213,6 +213,7 @@ class PWLPreTrainedModel(StagedModel):
         dtype: torch.dtype | str | None = None,
         allow_new_head: bool = False,
         problem_type: str | None = None,
+        processing_class: Any = None,
         **kwargs: Any,
     ) -> Self:
         """Join two networks; converters are freshly initialised (see `fit_converters`).
@@ -229,6 +230,8 @@ class PWLPreTrainedModel(StagedModel):
                 `teacher_allow_new_head` and `student_allow_new_head` are for one network.
             problem_type: As in transformers' configs: what scores are made with. The teacher's by default; needed if
                 the student's is another.
+            processing_class: The tokenizer, feature extractor or image processor to save with the model; the teacher's
+                own by default, if it is loaded from a folder or the Hub.
             kwargs: `teacher_...` and `student_...` go to the networks' `from_pretrained`, all others to both.
 
         Raises:
@@ -236,7 +239,8 @@ class PWLPreTrainedModel(StagedModel):
             RepositoryError: If a checkpoint lacks tensors of its network, which would be random, has some that would be
                 lost, or holds NaN or infinity; with their names.
             TypeError: If `num_blocks` and `num_stages` are given.
-            ValueError: If their dtypes differ and `dtype` is not given.
+            ValueError: If their dtypes differ and `dtype` is not given; if the student's tokenizer, where both are
+                known, makes other numbers of a text than the teacher's.
             RuntimeError: If it is called within `torch.device("meta")`.
 
         Example:
@@ -245,7 +249,8 @@ class PWLPreTrainedModel(StagedModel):
             ...     "google/vit-base-patch16-224", "WinKawaks/vit-tiny-patch16-224", num_blocks=4
             ... )  # doctest: +SKIP
         """
-        from .parts.construction import cast, check_common_dtype, joined_config, load_network
+        from .parts.construction import cast, check_common_dtype, hub_arguments, joined_config, load_network
+        from .publishing.processing import load_processing, processing_files, refuse_other_tokens
 
         # 1. Both networks, each with its own arguments.
         of_role = {
@@ -262,7 +267,13 @@ class PWLPreTrainedModel(StagedModel):
             device_of(None)  # Not the meta device, where converters would have no values.
         floating = None if dtype in (None, "auto") else dtype_of(dtype, torch.float32)
         check_common_dtype(loaded_teacher, loaded_student, floating)
-        # 2. Their blocks, and the model over the networks themselves.
+        # 2. What makes their inputs must be one thing.
+        hub = {role: hub_arguments({**common, **of_role[role]}) for role in of_role}
+        if processing_class is None and isinstance(teacher, str | os.PathLike):
+            processing_class = load_processing(os.fspath(teacher), cls.task, **hub["teacher"])
+        if processing_class is not None and isinstance(student, str | os.PathLike):
+            refuse_other_tokens(processing_class, load_processing(os.fspath(student), cls.task, **hub["student"]))
+        # 3. Their blocks, and the model over the networks themselves.
         cuts = {"teacher_cuts": teacher_cuts, "student_cuts": student_cuts}
         num_blocks = num_stages if num_blocks is None else num_blocks
         if num_blocks is None:
@@ -272,7 +283,8 @@ class PWLPreTrainedModel(StagedModel):
         model = cls(config, teacher=loaded_teacher, student=loaded_student)
         if floating is not None:
             cast(model, floating)
-        # 3. What a save must not write over; converters go with the student.
+        # 4. What a save writes besides, and must not write over; converters go with the student.
+        model.parts.processing = processing_files(processing_class) if processing_class is not None else {}
         model.parts.joined_from = tuple(
             os.path.abspath(os.path.join(network, of_role[role].get("subfolder") or common.get("subfolder") or ""))
             for role, network in (("teacher", teacher), ("student", student))

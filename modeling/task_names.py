@@ -16,6 +16,7 @@ class Task:
         pipeline: The name of transformers' pipeline, and of the task on the Hub.
         samples: What is classified, in the plural.
         processing_class: transformers' Auto class of what makes inputs of samples.
+        files: What that may be saved as; without the first of them there is none.
     """
 
     auto_class: str
@@ -24,7 +25,19 @@ class Task:
     pipeline: str
     samples: str
     processing_class: str
+    files: tuple[str, ...] = ("preprocessor_config.json",)
 
+
+TOKENIZER_FILES = (
+    "tokenizer_config.json",
+    "tokenizer.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "chat_template.jinja",
+)
 
 TASKS = {
     task.auto_class: task
@@ -44,6 +57,7 @@ TASKS = {
             "text-classification",
             "texts",
             "AutoTokenizer",
+            TOKENIZER_FILES,
         ),
         Task(
             "AutoModelForTokenClassification",
@@ -52,6 +66,7 @@ TASKS = {
             "token-classification",
             "texts",
             "AutoTokenizer",
+            TOKENIZER_FILES,
         ),
         Task(
             "AutoModelForAudioClassification",

@@ -33,6 +33,7 @@ __all__ = [
     "kaiming_uniform_",
     "mark_initialized",
     "ones_",
+    "tasks_of",
     "tied_names",
     "uniform_",
     "zeros_",
@@ -66,6 +67,17 @@ def class_of_task(config: PreTrainedConfig, task: str) -> type[PreTrainedModel]:
         raise ValueError(f"transformers has no network of model_type {config.model_type!r} for {task}")
     found: type[PreTrainedModel] = mapping[type(config)]
     return found
+
+
+def tasks_of(config: PreTrainedConfig, tasks: Iterable[str]) -> list[str]:
+    """The tasks among some, each named by its Auto class, that the networks of a config are of.
+
+    Those whose class the config names, or else all that have a class for it.
+    """
+    mappings = {task: getattr(transformers, task)._model_mapping for task in tasks}
+    found = {task: mapping[type(config)] for task, mapping in mappings.items() if type(config) in mapping}
+    named = [task for task, network in found.items() if network.__name__ in (config.architectures or ())]
+    return named or list(found)
 
 
 def is_activation(name: str) -> bool:

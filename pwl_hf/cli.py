@@ -51,7 +51,7 @@ def info(repo: Repo, revision: Revision = None, subfolder: Subfolder = "", token
 @app.command()
 def convert(
     teacher: Annotated[str, typer.Argument(help="The teacher: a folder or a Hub id.")],
-    student: Annotated[str, typer.Argument(help="The student: a folder or a Hub id, of the teacher's family.")],
+    student: Annotated[str, typer.Argument(help="The student: a folder or a Hub id, for the same inputs and labels.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write.")],
     num_blocks: Annotated[int, typer.Option("--num-blocks", "--num-stages", min=1, help="The number of blocks.")] = 4,
     images: Annotated[
@@ -70,6 +70,9 @@ def convert(
             help="single_label_classification, multi_label_classification or regression; the teacher's by default, "
             "needed if the student's is another."
         ),
+    ] = None,
+    task: Annotated[
+        str | None, typer.Option(help="Such as text-classification, where the teacher's config does not tell it.")
     ] = None,
     push_to_hub: Annotated[str | None, typer.Option(metavar="REPO", help="Publish it as well.")] = None,
     private: Private = None,
@@ -91,6 +94,7 @@ def convert(
         dtype=dtype,
         allow_new_head=allow_new_head,
         problem_type=problem_type,
+        task=task,
         token=token,
         license=license,
         remote_code=remote_code,

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
-from transformers import AutoImageProcessor, BaseImageProcessor
+from transformers import AutoConfig, BaseImageProcessor
 
+from pwl_hf import modeling
 from pwl_hf.data.errors import DataError
 from pwl_hf.data.processing import check_channels, process, upright
-from pwl_hf.modeling import PWLForImageClassification
+from pwl_hf.modeling import PWLForImageClassification, PWLPreTrainedModel
 from pwl_hf.modeling.errors import InputError
 from pwl_hf.modeling.plain import one_line
 from pwl_hf.modeling.publishing.model_card import card_of, write_card
-from pwl_hf.modeling.publishing.saving import processor_files, save_repository
+from pwl_hf.modeling.publishing.processing import load_processing
+from pwl_hf.modeling.publishing.saving import save_repository
 from pwl_hf.modeling.repository.output_folder import check_output, paths_of_save
 from pwl_hf.modeling.schedule import Schedule
+from pwl_hf.modeling.task_names import FIRST_TASK, TASKS
+from pwl_hf.modeling.transformers_internals import tasks_of
 
 _IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff")
 
@@ -35,12 +40,13 @@ def convert_pair(
     dtype: str | None = None,
     allow_new_head: bool = False,
     problem_type: str | None = None,
+    task: str | None = None,
     license: str | None = None,
     token: str | bool | None = None,
     remote_code: str | None = None,
     overwrite: bool = False,
-) -> PWLForImageClassification:
-    """Join a teacher and a student, and save them as a PWL repository with the teacher's image processor.
+) -> PWLPreTrainedModel:
+    """Join a teacher and a student, and save them as a PWL repository with the teacher's tokenizer or processor.
 
     Without images the converters are random, and the stages between student and teacher have still to be
     trained. With images, they are fitted in closed form, which is right for two trained networks, and
@@ -48,7 +54,7 @@ def convert_pair(
 
     Args:
         teacher: A folder or a Hub id.
-        student: The same, of the teacher's family.
+        student: The same, of the teacher's family or of one that takes the same inputs.
         output: The folder to write.
         num_blocks: The number of blocks N; 4 by default.
         num_stages: The same.
@@ -58,6 +64,8 @@ def convert_pair(
         dtype: The dtype to save; needed if the networks' differ.
         allow_new_head: Save a head drawn at random, to be trained, where a checkpoint has none or one of another shape.
         problem_type: As in transformers' configs; the teacher's by default, needed if the student's is another.
+        task: The name of transformers' pipeline, such as `"text-classification"`, where the teacher's config does not
+            tell it.
         license: The licence for the model card; the teacher's by default.
         token: As in huggingface_hub.
         remote_code: As in `save_pretrained`.
@@ -74,7 +82,7 @@ def convert_pair(
             that cannot be kept; nothing is saved.
         ValueError: If `images` holds no images, or they cannot be made into what the networks take: the teacher has no
             image processor, or one of other channels.
-        InputError: If the networks cannot be joined.
+        InputError: If the networks cannot be joined, or the task is not known.
         DataError: If an image cannot be read, with its file.
     """
     if num_blocks is not None and num_stages is not None:
@@ -83,8 +91,9 @@ def convert_pair(
     # What cannot be written is refused before anything is loaded or fitted.
     card_of(output)
     check_output(output, paths_of_save(num_blocks), inputs=[teacher, student], overwrite=overwrite)
+    model_class = _class_of(teacher, task, token)
     try:
-        model = PWLForImageClassification.from_teacher_student(
+        model = model_class.from_teacher_student(
             teacher,
             student,
             num_blocks=num_blocks,
@@ -96,31 +105,41 @@ def convert_pair(
     except (TypeError, ImportError) as error:
         # Other architectures: timm's, say, or DeiT's with a head for distillation.
         raise InputError(
-            f"{teacher} and {student} cannot be joined: {one_line(str(error))}; give image classifiers of "
-            "transformers, of one family"
+            f"{teacher} and {student} cannot be joined: {one_line(str(error))}; give classifiers of transformers, of "
+            "one family or of two that take the same"
         ) from error
     model.eval()
-    processor = _processor(teacher, token)
     if images is not None:
+        processor = load_processing(teacher, model_class.task, token=token)
+        if not isinstance(model, PWLForImageClassification):
+            raise InputError(f"images are given, and {teacher} is no image classifier: leave images out")
         if processor is None:
             raise ValueError(f"{teacher} has no image processor, so images cannot be read for it: leave images out")
         channels = model.config.num_channels
         batches = list(_batches(Path(images), processor, channels, max_images, batch_size))
         model.fit_converters(batches)
         model.estimate_statistics(batches, model.schedule[1:-1])
-    texts = processor_files(processor) if processor is not None else {}
-    save_repository(
-        model.parts, Schedule.of(model.schedule), output, texts=texts, remote_code=remote_code, overwrite=overwrite
-    )
+    save_repository(model.parts, Schedule.of(model.schedule), output, remote_code=remote_code, overwrite=overwrite)
     write_card(output, card_data={"license": license} if license else None, token=token)
     return model
 
 
-def _processor(teacher: str, token: str | bool | None) -> BaseImageProcessor | None:
-    try:
-        return AutoImageProcessor.from_pretrained(teacher, token=token)
-    except (OSError, ValueError):
-        return None
+def _class_of(teacher: str, pipeline: str | None, token: str | bool | None) -> type[Any]:
+    """The class of models of a teacher's task, which its config tells, or the name of a pipeline."""
+    named = {task.pipeline: task for task in TASKS.values()}
+    if pipeline is not None and pipeline not in named:
+        raise InputError(f"there is no task {pipeline!r}: give one of {', '.join(sorted(named))}")
+    if pipeline is None:
+        found = tasks_of(AutoConfig.from_pretrained(teacher, token=token), TASKS)
+        if len(found) > 1:
+            names = ", ".join(TASKS[task].pipeline for task in found)
+            raise InputError(
+                f"{teacher} can be of several tasks: give task=, or --task on a command line, as one of {names}"
+            )
+        # What has none is refused when it is joined, by its architecture.
+        pipeline = TASKS[found[0] if found else FIRST_TASK].pipeline
+    model_class: type[Any] = getattr(modeling, named[pipeline].class_name)
+    return model_class
 
 
 def _batches(

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from contextlib import suppress
 from pathlib import Path
 
-from pwl_hf.modeling.errors import MissingFileError
 from pwl_hf.modeling.graphs.index import TEACHER_GRAPH, attached_graphs
 from pwl_hf.modeling.repository.files import copy_file, sha256_of, write_bytes
-from pwl_hf.modeling.repository.manifest import CONFIG_FILE, MANIFEST_FILE, PROCESSOR_FILE
+from pwl_hf.modeling.repository.manifest import CONFIG_FILE, MANIFEST_FILE
 from pwl_hf.modeling.repository.output_folder import check_output, exclusive_folder
+from pwl_hf.modeling.repository.processing import fetch_those_there, processing_names
 from pwl_hf.modeling.repository.source import Repository
 
 
@@ -66,9 +65,8 @@ def download_stages(
     # 1. Everything into the cache, compared with the manifest or with what the Hub says it is.
     local = opened.fetch_verified(entries)
     texts = {CONFIG_FILE: opened.fetch_text(CONFIG_FILE)}
-    with suppress(MissingFileError):
-        # A pipeline wants it besides the model.
-        texts[PROCESSOR_FILE] = opened.fetch_text(PROCESSOR_FILE)
+    # A pipeline wants them besides the model.
+    texts |= fetch_those_there(processing_names(texts[CONFIG_FILE]), opened.fetch_text)
     # The manifest last: a folder without one is not taken for a model.
     texts[MANIFEST_FILE] = opened.fetch_text(MANIFEST_FILE)
     place = opened.fetch(CONFIG_FILE).parent

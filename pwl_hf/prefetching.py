@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from threading import Event
 from typing import Any
 
-from pwl_hf.modeling.errors import MissingFileError
 from pwl_hf.modeling.graphs.index import attached_graphs
 from pwl_hf.modeling.repository.background import Prefetch
-from pwl_hf.modeling.repository.manifest import CONFIG_FILE, PROCESSOR_FILE
+from pwl_hf.modeling.repository.manifest import CONFIG_FILE
+from pwl_hf.modeling.repository.processing import fetch_those_there, processing_names
 from pwl_hf.modeling.repository.retrying import RetryPolicy
 from pwl_hf.modeling.repository.source import Repository, import_client_for
 
@@ -73,6 +73,7 @@ def _fetch(repo: str | os.PathLike[str], stage: int | str, options: dict[str, An
 
 
 def _fetch_texts(repository: Repository, cancelled: Event) -> None:
-    for path in (CONFIG_FILE, PROCESSOR_FILE):
-        with suppress(MissingFileError):
-            repository.fetch(path, cancelled=cancelled)
+    fetch = partial(repository.fetch, cancelled=cancelled)
+    config = fetch_those_there([CONFIG_FILE], fetch)
+    names = processing_names(config[CONFIG_FILE].read_bytes() if config else b"{}")
+    fetch_those_there(names, fetch)

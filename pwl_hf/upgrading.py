@@ -13,6 +13,7 @@ from pwl_hf.modeling.repository.files import write_text
 from pwl_hf.modeling.repository.manifest import CONFIG_FILE, PROCESSOR_FILE
 from pwl_hf.modeling.repository.output_folder import exclusive_folder
 from pwl_hf.modeling.repository.source import Repository
+from pwl_hf.modeling.task_names import TOKENIZER_FILES
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo
@@ -71,7 +72,7 @@ def upgrade(
                 write_card(root, token=token)
         return removed, None
     # 3. On the Hub: all in one commit.
-    processor = {path: b"" for path in files if path == PROCESSOR_FILE}
+    processor = {path: b"" for path in files if path in (PROCESSOR_FILE, TOKENIZER_FILES[0])}
     existing = read_card(source.fetch_text(CARD_FILE), f"{source}: {CARD_FILE}") if CARD_FILE in files else None
     card = render_card(manifest, {**after, **processor}, repo_id=source.name, existing=existing, token=token)
     operations = [CommitOperationAdd(path, content) for path, content in {**changed, CARD_FILE: card.encode()}.items()]

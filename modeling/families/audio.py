@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import torch
+from torch import nn
+
 from .driven import DrivenFamily
+from .ports import Skipped
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -31,6 +37,41 @@ class SqueezedFamily(DrivenFamily):
 
     def boundary(self, config: PreTrainedConfig, units: int) -> Boundary:
         return replace(super().boundary(config, units), geometry=f"a sequence squeezed {config.squeeze_factor} times")
+
+
+class WavLMFamily(Wav2Vec2Family):
+    """As wav2vec 2.0, with biases of positions that the first layer makes for all, by a table that it has."""
+
+    def skipped(self, like: nn.Module, puts_in: bool, modules: Mapping[str, nn.Module]) -> Skipped:
+        (path,) = self.shared
+        table = modules[f"{self.base}.{path}"]
+        return _SkippedWithBias(like, puts_in=puts_in, table=table if hasattr(like, "attention") else None)
+
+
+class _SkippedWithBias(Skipped):
+    """An absent layer that hands on biases of positions, and makes them if it is the first.
+
+    Args:
+        like: The layer, or what stands for it.
+        puts_in: Whether it is the one before the segment's first.
+        table: What biases are looked up in, where the layer could be the first.
+    """
+
+    def __init__(self, like: nn.Module, *, puts_in: bool, table: nn.Module | None) -> None:
+        super().__init__(like, puts_in=puts_in, gives_tuples=True)
+        if table is not None:
+            # A copy without projections, which belong to another segment.
+            self.attention = copy.copy(like.get_submodule("attention"))
+            self.attention.__dict__.update(_parameters={}, _modules={"rel_attn_embed": table})
+
+    def forward(self, hidden_states: torch.Tensor, *args: Any, position_bias: Any = None, **kwargs: Any) -> Any:
+        """The features and the biases, as the layer would give its own."""
+        found, _ = super().forward(hidden_states)
+        if position_bias is None:
+            batch, length, _ = found.shape
+            bias = self.attention.compute_bias(length, length)  # type: ignore[operator]
+            position_bias = bias.unsqueeze(0).repeat(batch, 1, 1, 1).view(-1, length, length)
+        return found, position_bias
 
 
 def _wav2vec2(model_type: str, base: str, **others: Any) -> dict[str, Any]:
@@ -68,6 +109,9 @@ AUDIO_FAMILIES = (
     ),
     Wav2Vec2Family(**_wav2vec2("unispeech", "unispeech")),
     Wav2Vec2Family(**_wav2vec2("unispeech-sat", "unispeech_sat")),
+    WavLMFamily(
+        **_wav2vec2("wavlm", "wavlm", shared=("encoder.layers.0.attention.rel_attn_embed",), gives_tuples=True)
+    ),
     DrivenFamily(**_wav2vec2("data2vec-audio", "data2vec_audio")),
     DrivenFamily(
         **_wav2vec2(

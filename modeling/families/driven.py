@@ -52,7 +52,7 @@ class DrivenFamily(Family):
         layer_list: Path of the list of layers in the base.
         before: Paths in the base of what comes before the layers.
         after: Paths in the base of what comes after them.
-        shared: Paths in the base of modules with tensors that every block needs.
+        shared: Paths in the base of modules with tensors that every block needs; they may lie within a layer.
         loose: Names of parameters that the base itself has; they go with the first block.
         heads: What the base's siblings with tensors may be called.
         takes: What its networks take: those of several families join if it is one thing, in networks of equal settings.
@@ -171,13 +171,13 @@ class DrivenFamily(Family):
             modules |= {path: get(block)(path) for path in paths if _has(network, path)}
         modules |= {path: get(first)(path) for path in self.shared_paths(config) if _has(network, path)}
         # 2. Ports wherever other blocks would be, and taps where its own end.
-        shell: dict[str, nn.Module] = dict(modules)
+        within = tuple(f"{path}." for unit in range(cuts[-1]) for path in self.unit_paths(config, unit))
+        shell: dict[str, nn.Module] = {path: module for path, module in modules.items() if not path.startswith(within)}
         begin = ends[first - 1]
         for unit in range(cuts[-1]):
             path, *following = (path for path in self.unit_paths(config, unit) if _has(network, path))
             if path not in modules:
-                like = network.get_submodule(path)
-                shell[path] = Skipped(like, puts_in=unit == begin - 1, gives_tuples=self.gives_tuples)
+                shell[path] = self.skipped(network.get_submodule(path), unit == begin - 1, modules)
                 shell |= {other: StandIn("second", network.get_submodule(other), config) for other in following}
             elif unit + 1 in ends[first : last + 1]:
                 tapped = following[-1] if following else path
@@ -202,6 +202,16 @@ class DrivenFamily(Family):
             base.__dict__.update(dict.fromkeys(self.once, _unchanged))
         runner = hollow if is_end else base
         return DrivenSegment(first, last, runner, is_end, modules, _Origin(self, config, tuple(cuts), network))
+
+    def skipped(self, like: nn.Module, puts_in: bool, modules: Mapping[str, nn.Module]) -> Skipped:
+        """What stands for a layer of another segment.
+
+        Args:
+            like: The layer.
+            puts_in: Whether it is the one before the segment's first.
+            modules: The segment's own modules, by path.
+        """
+        return Skipped(like, puts_in=puts_in, gives_tuples=self.gives_tuples)
 
     def _in_base(self, path: str) -> str:
         return f"{self.base}.{path}"

@@ -7,7 +7,7 @@ model's size, state dict and devices are those of what is there.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
 from itertools import chain
@@ -30,6 +30,7 @@ from .placing import (
     as_parameter,
     assign,
     is_there,
+    keep_within,
     leave_meta,
     put,
     raise_incomplete,
@@ -235,6 +236,7 @@ class Blueprint:
         tensors: Mapping[str, torch.Tensor],
         device: torch.device,
         tied: Mapping[str, nn.Parameter] = MappingProxyType({}),
+        shared: Mapping[str, nn.Module] = MappingProxyType({}),
     ) -> dict[str, nn.Module]:
         """Build the modules of a block, or a shared one, over given tensors, without touching the network.
 
@@ -245,11 +247,14 @@ class Blueprint:
             tensors: In-memory name -> tensor, used and not copied, in their final dtype and on `device`.
             device: Where the rest goes.
             tied: Parameters that other blocks have as well, by the in-memory name of their first place.
+            shared: Shared modules that were made before and are not attached yet, by path.
 
         Returns:
             Path -> module, in eval mode, for `attach`.
         """
         modules = {path: self._spare_module(path) for path in self._places[section]}
+        for path, inner in self._within(modules):
+            put(modules[path], inner.removeprefix(f"{path}."), shared.get(inner, network.get_submodule(inner)))
         given: dict[str, torch.Tensor] = {**tensors, **tied}
         # One parameter at all its places, also within a block.
         given |= {name: as_parameter(given, first) for name, first in self._tied.items() if first in given}
@@ -268,7 +273,8 @@ class Blueprint:
 
     def attach(self, network: PreTrainedModel, modules: Mapping[str, nn.Module]) -> None:
         """Put modules that `make` built into their places."""
-        for path, module in modules.items():
+        kept = {inner: network.get_submodule(inner) for _, inner in self._within(modules) if inner not in modules}
+        for path, module in {**modules, **kept}.items():
             put(network, path, module)
         self._note_holes(network)
 
@@ -328,7 +334,19 @@ class Blueprint:
     def _vacate(self, network: PreTrainedModel, path: str) -> None:
         module = network.get_submodule(path)
         vacant = Vacant(self.role, self._block_of.get(path, 1), path, settings_of(module))
+        for _, inner in self._within([path]):
+            keep_within(vacant, module, inner.removeprefix(f"{path}."))
         put(network, path, vacant.train(module.training))
+
+    def _within(self, paths: Iterable[str]) -> Iterator[tuple[str, str]]:
+        """Shared modules that lie within modules at some paths: the outer path, and the shared module's."""
+        shared = self.family.shared_paths(self.config)
+        return (
+            (path, inner)
+            for path in paths
+            for inner in shared
+            if inner.startswith(f"{path}.") and inner in self._places
+        )
 
     def _note_holes(self, network: PreTrainedModel) -> None:
         """Refuse `save_pretrained` of a network with a block missing, before it writes a file."""

@@ -56,7 +56,7 @@ def load_network(
         return network
     if not isinstance(network, str | os.PathLike):
         raise TypeError(f"the {role} must be a model, a folder or a Hub id, got {type(network).__name__}")
-    model_type = PreTrainedConfig.get_config_dict(network, **_hub_arguments(kwargs))[0].get("model_type")
+    model_type = PreTrainedConfig.get_config_dict(network, **hub_arguments(kwargs))[0].get("model_type")
     auto_class: Any = getattr(transformers, task)
     if model_type not in FAMILIES:
         # Joining it is refused, and the error there says why.
@@ -217,6 +217,7 @@ def _floating(network: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
     return ((name, tensor) for name, tensor in network.state_dict().items() if tensor.is_floating_point())
 
 
-def _hub_arguments(kwargs: dict[str, Any]) -> dict[str, Any]:
+def hub_arguments(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the arguments of `from_pretrained` that say where on the Hub something is."""
     names = ("revision", "token", "cache_dir", "local_files_only", "force_download", "subfolder")
     return {name: kwargs[name] for name in names if name in kwargs}

@@ -179,7 +179,7 @@ class NetworkPart(Part):
             if parameter is not None:
                 tied[shared.name] = parameter
         own = {name.removeprefix(f"{self.network_role}."): tensor for name, tensor in tensors.items()}
-        modules = self.plan.make(network, self._section, own, device, tied)
+        modules = self.plan.make(network, self._section, own, device, tied, self._made_shared(made))
         return {f"{self.network_role}.{path}": module for path, module in modules.items()}
 
     def attach(self, made: Made) -> None:
@@ -195,6 +195,11 @@ class NetworkPart(Part):
 
     def difference(self) -> str | None:
         return self.plan.difference(self.networks.of(self.network_role), self._section)
+
+    def _made_shared(self, made: Mapping[Part, Made]) -> dict[str, nn.Module]:
+        """The shared modules of the network that were made and are not attached yet, by path."""
+        shared = (modules for part, modules in made.items() if part.role == self.role and part.blocks)
+        return {name.removeprefix(f"{self.network_role}."): m for modules in shared for name, m in modules.items()}
 
     @property
     def _paths(self) -> tuple[str, ...]:

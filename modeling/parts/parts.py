@@ -39,6 +39,7 @@ class Parts:
         discarded: Masks whose statistics in the repository are neither loaded nor saved again.
         compiling: How units are compiled, those that come later as well.
         joined_from: The folders of networks that were joined: they are not saved into.
+        processing: The files of what makes inputs for networks that were joined, by path.
 
     Args:
         model: The model whose children the networks and converters are.
@@ -56,6 +57,7 @@ class Parts:
         self.discarded: frozenset[str] = frozenset()
         self.compiling: Compiling | None = None
         self.joined_from: tuple[str, ...] = ()
+        self.processing: Mapping[str, str] = {}
         # Whether parameters of the teacher (True), or of the rest, require gradients, as last seen.
         self._trainable = {True: False, False: True}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
@@ -100,6 +101,19 @@ def put(network: nn.Module, path: str, module: nn.Module) -> None:
         network.get_submodule(parent)._parameters[name] = module.parameter
     else:
         network.get_submodule(parent)._modules[name] = module
+
+
+def keep_within(vacant: Vacant, module: nn.Module, path: str) -> None:
+    """Keep one module of a module that is released, within bare copies of what holds it."""
+    parent: nn.Module = vacant
+    *above, name = path.split(".")
+    for step in above:
+        module = module.get_submodule(step)
+        bare = copy.copy(module)
+        bare.__dict__.update(_parameters={}, _modules={})
+        parent._modules[step] = bare
+        parent = bare
+    parent._modules[name] = module.get_submodule(name)
 
 
 def take_out(network: nn.Module, name: str) -> None:

@@ -26,13 +26,14 @@ from ..plain import in_markdown, one_line
 from ..repository.files import write_text
 from ..repository.manifest import CONFIG_FILE, PROCESSOR_FILE, Manifest
 from ..repository.source import Repository
+from ..task_names import FIRST_TASK, TASKS, TOKENIZER_FILES, Task
 
 CARD_FILE = "README.md"
 _BEGIN, _END = "<!-- pwl-hf: generated from pwl_index.json, do not edit -->", "<!-- pwl-hf: end -->"
 # Innermost, so that markers which people moved or copied enclose none of their text.
 _GENERATED = re.compile(f"{re.escape(_BEGIN)}(?:(?!{re.escape(_BEGIN)}).)*?{re.escape(_END)}", re.DOTALL)
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", re.ASCII)
-_TAGS = ("progressive-weight-loading", "pwl", "image-classification", "knowledge-distillation", "model-stitching")
+_TAGS = ("progressive-weight-loading", "pwl", "knowledge-distillation", "model-stitching")
 
 
 def render_card(
@@ -58,17 +59,20 @@ def render_card(
         RepositoryError: If `config.json` is none of a PWL model.
     """
     config = _config(texts[CONFIG_FILE], repo_id)
-    generated = _generated(manifest, config, repo_id, has_processor=PROCESSOR_FILE in texts)
+    generated = _generated(
+        manifest, config, repo_id, has_processor=not {PROCESSOR_FILE, TOKENIZER_FILES[0]}.isdisjoint(texts)
+    )
     old = ModelCard(existing, ignore_metadata_errors=True) if existing else None
     data: dict[str, Any] = {"license": _teacher_license(config.get("base_model"), token)}
     data |= old.data.to_dict() if old else {}
     data |= _metadata(manifest, config)
-    data["tags"] = [*_TAGS, *(t for t in data.get("tags", []) if t not in _TAGS)]
+    tags = (*_TAGS[:2], _task(config).pipeline, *_TAGS[2:])
+    data["tags"] = [*tags, *(t for t in data.get("tags", []) if t not in tags)]
     for key, value in (card_data or {}).items():
         data[key] = [*data["tags"], *(t for t in value if t not in data["tags"])] if key == "tags" else value
     metadata = ModelCardData(
         model_name=repo_id.rpartition("/")[2],
-        eval_results=_eval_results(manifest) or None,
+        eval_results=_eval_results(manifest, _task(config).pipeline) or None,
         ignore_metadata_errors=True,
         **{key: value for key, value in data.items() if value is not None and key not in ("model-index", "model_name")},
     )
@@ -153,8 +157,8 @@ def write_card(
     root = Path(directory)
     repository = Repository.open(root)
     texts = {CONFIG_FILE: repository.fetch_text(CONFIG_FILE)}
-    if (root / PROCESSOR_FILE).is_file():
-        texts[PROCESSOR_FILE] = b""  # That it is there is all that the card says.
+    # That they are there is all that the card says.
+    texts |= {name: b"" for name in (PROCESSOR_FILE, TOKENIZER_FILES[0]) if (root / name).is_file()}
     card = root / CARD_FILE
     text = render_card(
         repository.manifest(),
@@ -218,6 +222,7 @@ def _generated(manifest: Manifest, config: Mapping[str, Any], repo_id: str, *, h
     text = environment.from_string(template).render(
         repo_id=repo_id,
         config=config,
+        task=_task(config),
         base_model=_hub_id(config.get("base_model")),
         rows=rows,
         num_blocks=manifest.num_blocks,
@@ -244,11 +249,16 @@ def _config(text: bytes, where: str) -> dict[str, Any]:
     return found
 
 
+def _task(config: Mapping[str, Any]) -> Task:
+    """The task of a model; of one that the library does not have, images stand for what it takes."""
+    return TASKS.get(str(config.get("task")), TASKS[FIRST_TASK])
+
+
 def _metadata(manifest: Manifest, config: Mapping[str, Any]) -> dict[str, Any]:
     datasets = {metric.dataset for stage in manifest.stages for metric in stage.metrics}
     return {
         "library_name": "pwl-hf",
-        "pipeline_tag": "image-classification",
+        "pipeline_tag": _task(config).pipeline,
         # Only what can be an id on the Hub: other names stand in the text.
         **({"base_model": base_model} if (base_model := _hub_id(config.get("base_model"))) else {}),
         **({"datasets": ids} if (ids := sorted(filter(None, map(_hub_id, datasets)))) else {}),
@@ -260,10 +270,10 @@ def _hub_id(name: Any) -> str | None:
     return name if isinstance(name, str) and _HUB_ID.fullmatch(name) else None
 
 
-def _eval_results(manifest: Manifest) -> list[EvalResult]:
+def _eval_results(manifest: Manifest, pipeline: str) -> list[EvalResult]:
     return [
         EvalResult(
-            task_type="image-classification",
+            task_type=pipeline,
             dataset_type=re.sub(r"[^\w./-]+", "-", metric.dataset),
             dataset_name=_in_metadata(metric.dataset),
             dataset_split=_in_metadata(metric.split),

@@ -31,9 +31,11 @@ from ..repository.manifest import (
     check_attachment,
     entry_of,
 )
+from ..repository.processing import processing_task
 from ..repository.retrying import RetryPolicy, is_passing
 from ..repository.source import Repository
 from ..repository.verification import check_file, git_hashes
+from ..task_names import FIRST_TASK, TOKENIZER_FILES
 from .endpoints import HANDLER_FILE, REQUIREMENTS_FILE, endpoint_files, is_our_handler
 from .model_card import CARD_FILE, card_of, own_words, read_card, render_card
 from .remote_code import STANDALONE, with_code
@@ -45,7 +47,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 # What travels in a folder besides weights, manifest and card.
-_TEXT_FILES = ("*.json", "*.py", "teacher/*.json", "teacher/*.py")
+_TEXT_FILES = tuple(path for name in ("*.json", "*.py", *TOKENIZER_FILES) for path in (name, f"teacher/{name}"))
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,8 @@ def push_model(parts: Parts, schedule: Schedule, target: Target) -> CommitInfo:
         huggingface_hub.errors.HfHubHTTPError: If the Hub refuses.
     """
     from ..parts.planning import plan_files
-    from .saving import fetch_attachments, new_manifest, stored_processor, text_files, write_tensors
+    from .processing import stored_processing
+    from .saving import fetch_attachments, new_manifest, text_files, write_tensors
 
     with tempfile.TemporaryDirectory() as folder:
         # What is published is of one stage; it is sent when the model may go on.
@@ -119,7 +122,7 @@ def push_model(parts: Parts, schedule: Schedule, target: Target) -> CommitInfo:
             attached = fetch_attachments(parts, planned_files)
             manifest = new_manifest(parts, schedule, entries, attached)
             written |= {attachment.path: local for attachment, local in attached.items()}
-            found = {**text_files(parts, manifest, target.code), **stored_processor(parts)}
+            found = {**text_files(parts, manifest, target.code), **stored_processing(parts)}
             texts = {path: text.encode() for path, text in found.items()}
         return _commit(target, manifest, written, texts, source)
 
@@ -214,7 +217,7 @@ def _card_beside(source: Repository, manifest: Manifest, there: Collection[str],
     if source.path_in_repo(CARD_FILE) not in there:
         return {}
     texts = {CONFIG_FILE: source.fetch_text(CONFIG_FILE)}
-    texts |= {path: b"" for path in (PROCESSOR_FILE,) if source.path_in_repo(path) in there}
+    texts |= {path: b"" for path in (PROCESSOR_FILE, TOKENIZER_FILES[0]) if source.path_in_repo(path) in there}
     existing = read_card(source.fetch_text(CARD_FILE), f"{source}: {CARD_FILE}")
     return {
         CARD_FILE: render_card(manifest, texts, repo_id=source.name, existing=existing, token=target.token).encode()
@@ -379,6 +382,12 @@ def _listed(known: Mapping[str, bytes]) -> set[str]:
 
 
 def _endpoint_contents(repo_id: str, target: Target, known: Mapping[str, bytes], there: set[str]) -> dict[str, bytes]:
+    task = processing_task(known[CONFIG_FILE])
+    if task.auto_class != FIRST_TASK:
+        raise ValueError(
+            f"the inference handler is for image classification, and {repo_id} is to be of {task.pipeline}: leave "
+            "inference_handler out"
+        )
     if PROCESSOR_FILE not in there:
         raise ValueError(
             f"the inference handler needs an image processor, and there is no {PROCESSOR_FILE}: save one into the "

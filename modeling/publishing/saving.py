@@ -6,25 +6,23 @@ import copy
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from transformers.utils import logging
 
 from ..configuration_pwl import PWLConfig
-from ..errors import FetchError, MissingFileError, RepositoryError, SaveError
+from ..errors import RepositoryError, SaveError
 from ..parts.parts import Parts
 from ..parts.planning import PlannedFile, plan_files
 from ..repository.files import copy_file, sha256_of, temporary_name, write_bytes, write_text
 from ..repository.manifest import (
     MANIFEST_FILE,
-    PROCESSOR_FILE,
     FileEntry,
     ListedFile,
     Manifest,
@@ -44,10 +42,8 @@ from ..repository.output_folder import (
 )
 from ..repository.source import Repository
 from ..schedule import Schedule
+from .processing import stored_processing
 from .remote_code import auto_map, chosen_code, code_of, code_paths, network_auto_map, set_auto_map
-
-if TYPE_CHECKING:
-    from transformers import BaseImageProcessor
 
 logger = logging.get_logger(__name__)
 
@@ -71,7 +67,7 @@ def save_repository(
         directory: The folder.
         state_dict: Tensors to take in place of the model's own, by full name.
         place: Asked first for each weight file: puts it into its place by itself and says what it is, or returns None.
-        texts: Further text files by path, such as those of an image processor (see `processor_files`).
+        texts: Further text files by path, such as those of a tokenizer (see `processing_files`).
         remote_code: What code it carries (see `remote_code.chosen_code`).
         overwrite: Write over files that are not a repository's.
 
@@ -88,7 +84,7 @@ def save_repository(
     code = code_paths(parts.config, chosen_code(parts.config, remote_code))
     planned_files = plan_files(parts, state_dict)
     attached = fetch_attachments(parts, planned_files)
-    texts = {**stored_processor(parts), **(texts or {})}
+    texts = {**stored_processing(parts), **(texts or {})}
     copied = [planned.path for planned in planned_files if planned.entry is not None]
     if store is not None:
         store.repository.check_links(copied)
@@ -159,14 +155,6 @@ def fetch_attachments(parts: Parts, planned: Collection[PlannedFile]) -> dict[Li
     return {attachment: files[attachment.path] for attachment in attachments}
 
 
-def processor_files(processor: BaseImageProcessor) -> dict[str, str]:
-    """The text files that an image processor is saved as, for a repository and for its teacher's folder."""
-    with tempfile.TemporaryDirectory() as folder:
-        processor.save_pretrained(folder)
-        found = {path.name: path.read_text(encoding="utf-8") for path in Path(folder).iterdir() if path.is_file()}
-    return found | {f"teacher/{name}": text for name, text in found.items()}
-
-
 def _inputs(parts: Parts) -> list[str]:
     """The folders that the networks of a model came from, unless it came from a repository itself."""
     if parts.store is not None:
@@ -213,7 +201,7 @@ def new_manifest(
 
 
 def text_files(parts: Parts, manifest: Manifest, remote_code: str | None = None) -> dict[str, str]:
-    """Everything besides weights, manifest and image processor: configs, the teacher's index, code if there is any."""
+    """Everything besides weights, manifest and tokenizer or processor: configs, the teacher's index, code if any."""
     chosen = chosen_code(parts.config, remote_code)
     config = _saved_config(parts, manifest, chosen)
     texts = {
@@ -222,31 +210,6 @@ def text_files(parts: Parts, manifest: Manifest, remote_code: str | None = None)
         TEACHER_INDEX_FILE: _teacher_index(parts, manifest),
     }
     return texts | code_of(config, chosen)
-
-
-def stored_processor(parts: Parts) -> dict[str, str]:
-    """The image processor of the repository that a model came from, by path, compared with what the Hub has.
-
-    Raises:
-        RepositoryError: If it is damaged each time, or a link out of its folder.
-    """
-    if parts.store is None:
-        return {}
-    repository = parts.store.repository
-    repository.check_links([PROCESSOR_FILE])
-    try:
-        text = repository.fetch_text(PROCESSOR_FILE).decode("utf-8")
-    except FetchError as error:
-        # Whether it has one cannot be known now; that must not keep the weights from being saved.
-        logger.warning("saved without %s: %s", PROCESSOR_FILE, error)
-        return {}
-    except MissingFileError:
-        return {}  # Neither will the new one.
-    except UnicodeDecodeError as error:
-        raise RepositoryError(
-            f"{repository}: {PROCESSOR_FILE} is not UTF-8 text and would not be saved: put a sound one in its place"
-        ) from error
-    return {PROCESSOR_FILE: text, f"teacher/{PROCESSOR_FILE}": text}
 
 
 def write_metrics(directory: str | os.PathLike[str], metrics: Mapping[int, list[Metric]]) -> Manifest:

@@ -21,6 +21,7 @@ from pathlib import Path, PurePosixPath
 from safetensors import SafetensorError
 
 from ..errors import OverwriteError, PWLError, RepositoryError, SaveError
+from ..task_names import TOKENIZER_FILES
 from .files import leads_out
 from .manifest import (
     ATTACHED,
@@ -48,7 +49,7 @@ _NOTE = (
 )
 _LOCK_SECONDS = 600.0
 
-_TEXTS = (".json", ".md", ".py", ".txt")
+_TEXTS = (".json", ".jinja", ".md", ".py", ".txt")
 _LISTED = (".safetensors", *ATTACHED)
 
 # Device, inode, size, and the time of the last change.
@@ -70,8 +71,7 @@ def paths_of_save(num_blocks: int) -> set[str]:
     """Every path that a save of a model with N blocks may write, except statistics of masks."""
     blocks, boundaries = range(1, num_blocks + 1), range(1, num_blocks)
     return text_paths() | {
-        PROCESSOR_FILE,
-        f"teacher/{PROCESSOR_FILE}",
+        *(path for name in (PROCESSOR_FILE, *TOKENIZER_FILES) for path in (name, f"teacher/{name}")),
         STUDENT_FILE,
         *(teacher_shard(block, num_blocks) for block in blocks),
         *(converter_file("encoder", boundary) for boundary in boundaries),

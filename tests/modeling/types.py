@@ -33,7 +33,7 @@ _WAVE = {
     "classifier_proj_size": 8,
     "mask_time_length": 2,
 }
-# What a type needs besides sizes.
+# What a type needs besides sizes; others are as BERT or wav2vec 2.0.
 _OWN: dict[str, dict[str, Any]] = {
     "electra": {"embedding_size": 8},
     "modernbert": {"local_attention": 4, "global_attn_every_n_layers": 2, **_ENDS},
@@ -44,12 +44,33 @@ _OWN: dict[str, dict[str, Any]] = {
     "gemma2": {"head_dim": 4, "sliding_window": 4},
     "gemma3_text": {"head_dim": 4, "sliding_window": 4},
     "qwen3": {"head_dim": 4},
-    "wav2vec2-bert": {"feature_projection_input_dim": 6, "conv_depthwise_kernel_size": 3, "position_embeddings_type": "relative_key"},
+    "wav2vec2-bert": {"feature_projection_input_dim": 6, "conv_depthwise_kernel_size": 3},
     "wav2vec2-conformer": {**_WAVE, "conv_depthwise_kernel_size": 3},
     "sew": {**_WAVE, "squeeze_factor": 2},
     "sew-d": {**_WAVE, "squeeze_factor": 2, **_RELATIVE, "max_position_embeddings": 40},
-    "audio-spectrogram-transformer": {"max_length": 24, "num_mel_bins": 8, "patch_size": 4, "frequency_stride": 4, "time_stride": 4},
-}  # fmt: skip
+    "audio-spectrogram-transformer": {
+        "max_length": 24,
+        "num_mel_bins": 8,
+        "patch_size": 4,
+        "frequency_stride": 4,
+        "time_stride": 4,
+    },
+    "whisper": {
+        "vocab_size": 10,
+        "pad_token_id": 0,
+        "num_mel_bins": 8,
+        "max_source_positions": 12,
+        "classifier_proj_size": 8,
+        "decoder_layers": 1,
+        "decoder_attention_heads": 1,
+    },
+}
+# The names of sizes, where they are others.
+_NAMES = {
+    "distilbert": ("dim", "hidden_dim", "n_heads", "n_layers"),
+    "opt": ("hidden_size", "ffn_dim", "num_attention_heads", "num_hidden_layers"),
+    "whisper": ("d_model", "encoder_ffn_dim", "encoder_attention_heads", "encoder_layers"),
+}
 
 
 def network_config(model_type: str, role: str, **others: Any) -> PreTrainedConfig:
@@ -61,28 +82,14 @@ def network_config(model_type: str, role: str, **others: Any) -> PreTrainedConfi
         others: Further fields.
     """
     size = _WIDE if role == "teacher" else _NARROW
-    own = _OWN.get(model_type, _WAVE if model_type in AUDIO else {})
-    if model_type in TEXT:
-        own = {**_TOKENS, **own}
-        heads = size["num_attention_heads"]
-        if AutoConfig.for_model(model_type).to_dict().get("num_key_value_heads") is not None:
-            own = {"num_key_value_heads": heads // 2, "bos_token_id": 1, "eos_token_id": 2, **own}
-    if model_type == "whisper":
-        size = {"d_model": size["hidden_size"], "encoder_layers": size["num_hidden_layers"],
-                "encoder_attention_heads": size["num_attention_heads"], "encoder_ffn_dim": size["intermediate_size"],
-                "decoder_layers": 1, "decoder_attention_heads": 1, "num_mel_bins": 8, "max_source_positions": 12,
-                "classifier_proj_size": 8, "pad_token_id": 0, "vocab_size": 10}  # fmt: skip
-        own = {}
-    if model_type == "distilbert":
-        size = {
-            "dim": size["hidden_size"],
-            "hidden_dim": size["intermediate_size"],
-            "n_heads": size["num_attention_heads"],
-            "n_layers": size["num_hidden_layers"],
-        }
+    own = {**_TOKENS, **_OWN.get(model_type, {})} if model_type in TEXT else _OWN.get(model_type, _WAVE)
+    if AutoConfig.for_model(model_type).to_dict().get("num_key_value_heads") is not None:
+        own = {"num_key_value_heads": size["num_attention_heads"] // 2, "bos_token_id": 1, "eos_token_id": 2, **own}
     if model_type == "opt":
-        own = {**own, "ffn_dim": size["intermediate_size"], "word_embed_proj_dim": 8 + size["hidden_size"]}
-    return AutoConfig.for_model(model_type, num_labels=NUM_LABELS, **{**size, **own, **others})
+        own = {**own, "word_embed_proj_dim": 8 + size["hidden_size"]}
+    names = dict(zip(_WIDE, _NAMES.get(model_type, tuple(_WIDE)), strict=True))
+    sizes = {names[name]: value for name, value in size.items()}
+    return AutoConfig.for_model(model_type, num_labels=NUM_LABELS, **{**sizes, **own, **others})
 
 
 def model_class(model_type: str) -> type[Any]:

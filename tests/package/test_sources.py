@@ -51,7 +51,10 @@ def imported_modules(path: Path) -> set[tuple[str, bool]]:
 
 # What a place may import besides itself: the layers of `modeling`, from the ground up.
 GROUND = {"errors", "plain", "bounds", "lazy", "sources", "schedule", "transformers_internals", "finite", "task_names"}
-BELOW: dict[str, set[str]] = {"repository": {"errors", "bounds", "sources", "schedule"}, "families": GROUND}
+BELOW: dict[str, set[str]] = {
+    "repository": {"errors", "bounds", "sources", "schedule", "task_names"},
+    "families": GROUND,
+}
 BELOW["graphs"] = {"errors", "bounds", "sources", "schedule", "repository"}
 BELOW["routes"] = GROUND | {"families"}
 BELOW["configuration_pwl"] = BELOW["routes"] | {"routes"}

@@ -24,7 +24,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
 from pwl_hf.modeling import PWLForImageClassification
 from pwl_hf.modeling.parts.planning import check_savable
-from pwl_hf.modeling.publishing.saving import processor_files
+from pwl_hf.modeling.publishing.processing import processing_files
 from pwl_hf.modeling.repository.output_folder import check_output, paths_of_save
 from pwl_hf.training.objective.distillation import Distillation
 from pwl_hf.training.trainer.checkpoints import CheckpointWriter, check_resumable, last_checkpoint, restore
@@ -300,7 +300,7 @@ class PWLTrainer(HubTrainer):
             return
         folder = output_dir if output_dir is not None else self._output_dir
         # The teacher's folder is a checkpoint of its own, with an image processor.
-        texts = processor_files(self.processing_class) if self.processing_class is not None else {}  # type: ignore[arg-type]
+        texts = processing_files(self.processing_class) if self.processing_class is not None else {}
         # A checkpoint of this run may overwrite what an earlier run left there.
         path = Path(folder)
         is_own = path.parent == Path(self._output_dir) and path.name.startswith(f"{PREFIX_CHECKPOINT_DIR}-")
