@@ -558,7 +558,7 @@ class PWLPreTrainedModel(StagedModel):
         """Fit every converter in closed form to the features of samples.
 
         For two **trained** networks; some hundred images do (SN-Net, arXiv 2302.06586). For an untrained
-        student it is harmful: its features say nothing yet.
+        student it is harmful: its features say nothing yet. What an `attention_mask` leaves out does not count.
 
         Args:
             inputs: A batch, or an iterable of batches. A batch is what `forward` would be called with, by name, or a

@@ -11,12 +11,12 @@ import torch
 from torch import nn
 
 from .driven import DrivenFamily
-from .ports import Skipped
+from .ports import Skipped, num_frames
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-    from .base import Boundary
+    from .base import Boundary, Inputs
 
 
 class Wav2Vec2Family(DrivenFamily):
@@ -31,12 +31,18 @@ class Wav2Vec2Family(DrivenFamily):
     def _moved(self, config: PreTrainedConfig) -> tuple[str, ...]:
         return (f"{self.base}.encoder.layer_norm",) if getattr(config, "do_stable_layer_norm", False) else ()
 
+    def not_padding(self, config: PreTrainedConfig, features: torch.Tensor, inputs: Inputs) -> torch.Tensor | None:
+        return _frames_of_sound(config, features, inputs)
+
 
 class SqueezedFamily(DrivenFamily):
     """Its layers see a sequence that was made shorter, and is made longer again after them."""
 
     def boundary(self, config: PreTrainedConfig, units: int) -> Boundary:
         return replace(super().boundary(config, units), geometry=f"a sequence squeezed {config.squeeze_factor} times")
+
+    def not_padding(self, config: PreTrainedConfig, features: torch.Tensor, inputs: Inputs) -> torch.Tensor | None:
+        return _frames_of_sound(config, features, inputs, config.squeeze_factor)
 
 
 class WavLMFamily(Wav2Vec2Family):
@@ -72,6 +78,18 @@ class _SkippedWithBias(Skipped):
             bias = self.attention.compute_bias(length, length)  # type: ignore[operator]
             position_bias = bias.unsqueeze(0).repeat(batch, 1, 1, 1).view(-1, length, length)
         return found, position_bias
+
+
+def _frames_of_sound(
+    config: PreTrainedConfig, features: torch.Tensor, inputs: Inputs, squeeze: int = 1
+) -> torch.Tensor | None:
+    """(B, frames): whether a frame is of sound, by a mask over the waveform, (B, samples)."""
+    mask = inputs.get("attention_mask")
+    if not isinstance(mask, torch.Tensor):
+        return None
+    length = num_frames(mask.sum(-1), config)
+    frames = torch.arange(features.shape[1], device=mask.device) * squeeze
+    return frames < length[:, None]
 
 
 def _wav2vec2(model_type: str, base: str, **others: Any) -> dict[str, Any]:
@@ -112,8 +130,8 @@ AUDIO_FAMILIES = (
     WavLMFamily(
         **_wav2vec2("wavlm", "wavlm", shared=("encoder.layers.0.attention.rel_attn_embed",), gives_tuples=True)
     ),
-    DrivenFamily(**_wav2vec2("data2vec-audio", "data2vec_audio")),
-    DrivenFamily(
+    Wav2Vec2Family(**_wav2vec2("data2vec-audio", "data2vec_audio")),
+    Wav2Vec2Family(
         **_wav2vec2(
             "wav2vec2-conformer",
             "wav2vec2_conformer",

@@ -196,6 +196,19 @@ class Family(ABC):
         """Fields of a config by which whole layers are skipped at random in training, with their rates above 0."""
         return {}
 
+    def not_padding(self, config: PreTrainedConfig, features: torch.Tensor, inputs: Inputs) -> torch.Tensor | None:
+        """Which features of a boundary are of samples, and not of padding.
+
+        Args:
+            config: The network's config.
+            features: (B, tokens, width).
+            inputs: What the model was called with.
+
+        Returns:
+            (B, tokens), bool; None if all are.
+        """
+        return None
+
     @abstractmethod
     def depths(self, config: PreTrainedConfig) -> tuple[int, ...]:
         """Units of each resolution level, a unit being the finest residual unit."""

@@ -115,6 +115,10 @@ class DrivenFamily(Family):
     def input_settings(self, config: PreTrainedConfig) -> dict[str, Any]:
         return {name: getattr(config, name, None) for name in self.equal}
 
+    def not_padding(self, config: PreTrainedConfig, features: torch.Tensor, inputs: Inputs) -> torch.Tensor | None:
+        mask = inputs.get("attention_mask")
+        return mask.bool() if isinstance(mask, torch.Tensor) and mask.shape == features.shape[:2] else None
+
     def depths(self, config: PreTrainedConfig) -> tuple[int, ...]:
         return (config.num_hidden_layers,)
 

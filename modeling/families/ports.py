@@ -129,10 +129,14 @@ def _as_given(features: torch.Tensor, config: Any, args: tuple[Any, ...]) -> Any
 
 def _frames(features: torch.Tensor, config: Any, args: tuple[Any, ...]) -> torch.Tensor:
     """(B, width, frames), as convolutions over waveforms (B, samples) give them."""
-    length = args[0].shape[-1]
+    return features.new_empty(features.shape[0], features.shape[-1], num_frames(args[0].shape[-1], config))
+
+
+def num_frames(length: Any, config: Any) -> Any:
+    """How many frames convolutions make of waveforms of some length, a number or a tensor of numbers."""
     for kernel, stride in zip(config.conv_kernel, config.conv_stride, strict=True):
         length = (length - kernel) // stride + 1
-    return features.new_empty(features.shape[0], features.shape[-1], length)
+    return length
 
 
 # By kind: from the features, the config and what the module was called with.

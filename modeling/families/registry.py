@@ -11,6 +11,15 @@ if TYPE_CHECKING:
 
 FAMILIES: dict[str, Family] = {}
 
+_TWO_STACKS = "it has two stacks of layers, one of which reads the other"
+_EXPERTS = "its experts are saved in other tensors than they are held in"
+# Types that people ask for and that cannot be cut, with the reason.
+_UNCUTTABLE = {
+    "albert": "its layers are one module, called again and again",
+    **dict.fromkeys(("bart", "mbart", "t5", "mt5", "umt5", "led", "plbart", "mvp"), _TWO_STACKS),
+    **dict.fromkeys(("mixtral", "qwen2_moe", "qwen3_moe"), _EXPERTS),
+}
+
 # Config classes that transformers' AutoConfig may not know, by `model_type`.
 OWN_CONFIGS: dict[str, type[PreTrainedConfig]] = {}
 
@@ -54,6 +63,8 @@ def family_of(config: PreTrainedConfig | str) -> Family:
         ValueError: If the `model_type` cannot be cut, with those that can.
     """
     model_type = config if isinstance(config, str) else config.model_type
+    if model_type not in FAMILIES and model_type in _UNCUTTABLE:
+        raise ValueError(f"model_type {model_type!r} cannot be cut into blocks: {_UNCUTTABLE[model_type]}")
     if model_type not in FAMILIES:
         raise ValueError(
             f"model_type {model_type!r} cannot be cut into blocks; the supported ones are "

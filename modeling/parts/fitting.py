@@ -46,11 +46,16 @@ def fit_converters(router: Router, batches: Iterable[Inputs], ridge: float) -> N
         for batch in batches:
             inputs = on_device(batch, model.device)
             outputs = {role: route(inputs).outputs for role, route in routes.items()}
+            first = outputs["teacher"][0].tensor
+            plan = parts.networks.blueprints["teacher"]
+            kept = plan.family.not_padding(plan.config, first, inputs)
             for part, fit in fits.items():
                 rows = {
                     role: channel_rows(found[part.number - 1].tensor, converters[part].channels_first)
                     for role, found in outputs.items()
                 }
+                if kept is not None:
+                    rows = {role: found[kept.flatten()] for role, found in rows.items()}
                 ends: tuple[Role, Role] = ("teacher", "student") if part.kind == "encoder" else ("student", "teacher")
                 fit.add(rows[ends[0]], rows[ends[1]])
         solved = {part: fit.solve(converters[part].weight.dtype) for part, fit in fits.items()}

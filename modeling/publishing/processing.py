@@ -115,12 +115,15 @@ def refuse_other_tokens(teacher: Any, student: Any) -> None:
                 f"teacher and student must have one tokenizer, but the token {token!r} is number {own.get(token)} for "
                 f"the teacher and {other.get(token)} for the student: {reason}"
             )
-    made = [list(tokenizer(_PROBE)["input_ids"]) for tokenizer in (teacher, student)]
-    if made[0] != made[1]:
-        raise ValueError(
-            f"teacher and student must have one tokenizer, but of the text {_PROBE!r} the teacher's makes {made[0]}, "
-            f"the student's {made[1]}: {reason}"
-        )
+    words = sorted(token for token in own if token.isalpha())
+    some = words[:: max(1, len(words) // 20)]
+    for text in (_PROBE, *(word for token in some for word in (token, token.capitalize()))):
+        made = [list(tokenizer(text)["input_ids"]) for tokenizer in (teacher, student)]
+        if made[0] != made[1]:
+            raise ValueError(
+                f"teacher and student must have one tokenizer, but of the text {text!r} the teacher's makes {made[0]}, "
+                f"the student's {made[1]}: {reason}"
+            )
 
 
 def _both_places(found: Mapping[str, str]) -> dict[str, str]:

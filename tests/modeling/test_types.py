@@ -11,6 +11,7 @@ import transformers
 from torch import nn
 
 from pwl_hf import Sources
+from pwl_hf.modeling.families.registry import family_of
 from tests.modeling.types import AUDIO, TEXT, batch, model_class, network_config
 
 # One of each mechanism; the others are slow together.
@@ -165,3 +166,25 @@ def test_it_grows_from_a_pushed_repository(tmp_path: Path, hub: Any, repo_id: st
         model.set_stage(stage)
         assert torch.equal(model(**inputs).logits, whole(**inputs, sources=model.sources).logits)
     assert torch.equal(model(**inputs).logits, networks(model_type)[0](**inputs).logits)
+
+
+# --- The table of the docs --------------------------------------------------------------------------------------
+
+
+def docs_table() -> str:
+    """The table of docs/tasks.md, from what the types are here."""
+    lines = ["| `model_type` | takes | tokens | attention | bfloat16 |", "|---|---|---|---|---|"]
+    for model_type in (*TEXT, *AUDIO):
+        config = network_config(model_type, "teacher")
+        tokens = "yes" if type(config) in transformers.AutoModelForTokenClassification._model_mapping else ""
+        bfloat16 = "transformers' own code fails" if model_type in WITHOUT_BFLOAT16 else "yes"
+        takes = family_of(model_type).takes
+        lines.append(f"| {model_type} | {takes} | {tokens} | {', '.join(attentions(model_type))} | {bfloat16} |")
+    return "\n".join(lines)
+
+
+def test_the_docs_have_every_type() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "tasks.md").read_text(encoding="utf-8")
+    table = docs_table()
+    assert table in text, f"docs/tasks.md should have this table:\n{table}"
+    assert f"{len(TEXT)} types of text and {len(AUDIO)} of sound" in text
