@@ -142,7 +142,8 @@ class DrivenFamily(Family):
         return tuple(self._in_base(name) for name in self.loose)
 
     def classifier_paths(self, config: PreTrainedConfig) -> tuple[str, ...]:
-        return self.heads
+        # A checkpoint of another task may have no pooler either.
+        return (*self.heads, *(self._in_base(path) for path in self.after if path.endswith("pooler")))
 
     def embedder(self, config: PreTrainedConfig, get: GetModule) -> Callable[[Inputs], Features]:
         """Not called alone.

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from ..errors import MissingFileError, OverwriteError, RepositoryError, SaveError, StageError
 from ..repository.manifest import MANIFEST_FILE
 from ..repository.source import Repository
-from .blueprint import Vacant
+from .placing import Vacant
 from .weights import same_bits
 
 if TYPE_CHECKING:

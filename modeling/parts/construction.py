@@ -134,7 +134,7 @@ def _check_loaded(
 def _lost(network: PreTrainedModel, unexpected: Iterable[str]) -> set[str]:
     """Tensors of a checkpoint that belong into parts that the network has: an adapter's, scales, further layers."""
     family, config = family_of(network.config), network.config
-    parts = {*family.embedder_paths(config), *family.head_paths(config)}
+    parts = {*family.embedder_paths(config), *family.head_paths(config)} & {name for name, _ in network.named_modules()}
     parts |= {path for path, module in network.named_modules() if isinstance(module, nn.ModuleList | nn.Sequential)}
     # What a network makes by itself was saved by older releases; a mask token is for pretraining alone.
     made = {name for name, _ in network.named_buffers()}

@@ -22,7 +22,7 @@ from ..configuration_pwl import PWLConfig
 from ..errors import RepositoryError
 from ..families.built_in import FAMILIES, OWN_CONFIGS
 from ..repository.manifest import CONFIG_FILE
-from ..task_names import TASKS
+from ..task_names import FIRST_TASK, TASKS
 from .joining import join
 
 if TYPE_CHECKING:
@@ -88,14 +88,14 @@ def set_auto_map(config: PreTrainedConfig, found: dict[str, str] | None) -> None
         del config.auto_map
 
 
-def auto_map(remote_code: str, task: str) -> dict[str, str] | None:
+def auto_map(remote_code: str, task: str | None) -> dict[str, str] | None:
     """The `auto_map` of a repository's config.
 
     Args:
         remote_code: As `chosen_code` gives it.
         task: The task of its model.
     """
-    if remote_code == NONE:
+    if remote_code == NONE or task is None:
         return None
     module = Path(STANDALONE_FILE).stem
     return {"AutoConfig": f"{module}.PWLConfig", task: f"{module}.{TASKS[task].class_name}"}
@@ -136,7 +136,7 @@ def _code(config: PWLConfig, path: str) -> str:
         return join(f"families.{Path(path).stem}", _read, header=_header(_NETWORK_HEADER), absent=_ABSENT)
     registry = _registry(_model_types(config))
     return join(
-        TASKS[config.task].module,
+        TASKS[config.task or FIRST_TASK].module,
         lambda name: registry if name == _REGISTRY else _read(name),
         also=_ON_DEMAND,
         header=_header(_STANDALONE_HEADER),

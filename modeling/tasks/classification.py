@@ -6,7 +6,6 @@ import copy
 from typing import Any, ClassVar
 
 import torch
-from transformers.utils import ModelOutput
 
 from ..configuration_pwl import PWLConfig
 from ..families.base import Inputs
@@ -26,7 +25,8 @@ class Classifier(PWLPreTrainedModel):
         vacant: Build it with nothing in it, to be filled from a repository.
     """
 
-    output_class: ClassVar[type[ModelOutput]]
+    # Of transformers' own.
+    output_class: ClassVar[type[Any]]
 
     def classify(
         self,
