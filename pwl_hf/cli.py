@@ -184,22 +184,24 @@ def download(
 def evaluate(
     repo: Repo,
     dataset: Annotated[
-        str, typer.Option(help="'digits', an id on the Hub, a folder of images, or parquet files.", show_default=False)
+        str, typer.Option(help="'digits', an id on the Hub, a folder of images, or files.", show_default=False)
     ],
     config: Annotated[str | None, typer.Option(help="The dataset's configuration.")] = None,
     split: Annotated[str, typer.Option(help="The dataset's split.")] = "test",
     dataset_revision: Annotated[str | None, typer.Option(help="The dataset's branch, tag or commit.")] = None,
     image_column: Annotated[str | None, typer.Option(help="The column of the images, if it is not found.")] = None,
+    text_column: Annotated[str | None, typer.Option(help="The column of the texts, if it is not found.")] = None,
+    text_pair_column: Annotated[str | None, typer.Option(help="The column of second texts, of pairs.")] = None,
     label_column: Annotated[str | None, typer.Option(help="The column of the labels, if it is not found.")] = None,
     label_names: Annotated[
         list[str] | None, typer.Option(help="The labels' names in the order of their numbers, once for each label.")
     ] = None,
     streaming: Annotated[bool, typer.Option("--streaming", help="Read the dataset as it comes.")] = False,
-    max_samples: Annotated[int | None, typer.Option(min=1, help="Take so many images, always the same.")] = None,
+    max_samples: Annotated[int | None, typer.Option(min=1, help="Take so many samples, always the same.")] = None,
     orders: Annotated[
         str, typer.Option(help="Which masks: prefix (the stages), suffix, contiguous or all.")
     ] = "prefix",
-    batch_size: Annotated[int, typer.Option(min=1, help="How many images run at once.")] = 64,
+    batch_size: Annotated[int, typer.Option(min=1, help="How many samples run at once.")] = 64,
     num_workers: Annotated[int, typer.Option(min=0, help="Processes that read images.")] = 0,
     device: Annotated[str | None, typer.Option(help="Where it runs; a GPU if there is one.")] = None,
     dtype: Annotated[str | None, typer.Option(help="The dtype of the weights; the stored one by default.")] = None,
@@ -221,6 +223,8 @@ def evaluate(
         config=config,
         revision=dataset_revision,
         image_column=image_column,
+        text_column=text_column,
+        text_pair_column=text_pair_column,
         label_column=label_column,
         label_names=label_names or None,
         streaming=streaming,

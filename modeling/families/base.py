@@ -188,6 +188,10 @@ class Family(ABC):
         """Paths of modules with tensors that every block needs, such as one bias table for all layers."""
         return ()
 
+    def max_tokens(self, config: PreTrainedConfig) -> int | None:
+        """The most tokens that a text may have, by the config; None if it sets no limit."""
+        return None
+
     def loose_parameters(self, config: PreTrainedConfig) -> tuple[str, ...]:
         """Names of parameters that no module of a block has, but one that holds them; they go with the first block."""
         return ()

@@ -62,6 +62,7 @@ class DrivenFamily(Family):
             `ports.STAND_INS`.
         follows: Paths in the base of what runs right after a layer, by the layer's number (from 0).
         once: Names of the base's methods that change features, and so run in the first segment alone.
+        counts_after_padding: Whether positions of tokens are counted from behind that of the padding token.
 
     Example:
 
@@ -86,6 +87,7 @@ class DrivenFamily(Family):
     stand_ins: Mapping[str, str] = field(default_factory=dict)
     follows: Mapping[int, str] = field(default_factory=dict)
     once: tuple[str, ...] = ()
+    counts_after_padding: bool = False
 
     # A pooler is there for some tasks, one head or another.
     has_optional_paths = True
@@ -111,6 +113,12 @@ class DrivenFamily(Family):
 
     def layer_skipping(self, config: PreTrainedConfig) -> dict[str, float]:
         return {name: rate for name in _SKIPPING if (rate := getattr(config, name, None) or 0.0) > 0}
+
+    def max_tokens(self, config: PreTrainedConfig) -> int | None:
+        positions = getattr(config, "max_position_embeddings", None)
+        if self.takes != "token ids" or not isinstance(positions, int):
+            return None
+        return positions - ((config.pad_token_id or 0) + 1 if self.counts_after_padding else 0)
 
     def input_settings(self, config: PreTrainedConfig) -> dict[str, Any]:
         return {name: getattr(config, name, None) for name in self.equal}

@@ -26,15 +26,15 @@ def _llama(model_type: str, **others: Any) -> DrivenFamily:
 TEXT_FAMILIES = (
     # Encoders.
     _bert("bert", "bert"),
-    _bert("roberta", "roberta"),
-    _bert("xlm-roberta", "roberta"),
-    _bert("camembert", "roberta"),
-    _bert("data2vec-text", "data2vec_text"),
+    _bert("roberta", "roberta", counts_after_padding=True),
+    _bert("xlm-roberta", "roberta", counts_after_padding=True),
+    _bert("camembert", "roberta", counts_after_padding=True),
+    _bert("data2vec-text", "data2vec_text", counts_after_padding=True),
     _bert("ernie", "ernie"),
     _bert("electra", "electra", before=("embeddings", "embeddings_project")),
-    _bert("mpnet", "mpnet", shared=("encoder.relative_attention_bias",), gives_tuples=True),
-    _bert("roberta-prelayernorm", "roberta_prelayernorm", after=("LayerNorm", "pooler")),
-    _bert("xlm-roberta-xl", "roberta", after=("encoder.LayerNorm", "pooler")),
+    _bert("mpnet", "mpnet", shared=("encoder.relative_attention_bias",), gives_tuples=True, counts_after_padding=True),
+    _bert("roberta-prelayernorm", "roberta_prelayernorm", after=("LayerNorm", "pooler"), counts_after_padding=True),
+    _bert("xlm-roberta-xl", "roberta", after=("encoder.LayerNorm", "pooler"), counts_after_padding=True),
     _bert(
         "deberta-v2",
         "deberta",

@@ -1,9 +1,12 @@
-"""Labelled images, from wherever they lie, as networks take them.
+"""Labelled images and texts, from wherever they lie, as networks take them.
 
 from pwl_hf.data import DataSource, open_split
 
 split = open_split(DataSource("uoft-cs/cifar10", max_samples=2000), "test")
 dataset = split.pixels(processor)  # pixel_values, labels and sample_ids of each image
+
+split = open_split(DataSource("PolyAI/banking77"), "test", "texts")
+dataset = split.tokenized(tokenizer)  # input_ids and so on; dataset.collate pads a batch
 """
 
 from __future__ import annotations
@@ -17,10 +20,17 @@ if TYPE_CHECKING:
     from pwl_hf.data.opening import open_split
     from pwl_hf.data.source import DataSource
     from pwl_hf.data.split import ImageSplit
+    from pwl_hf.data.tokens import TextSplit
 
 # Lazy, for a command line that names a source must not wait for torch.
-_EXPORTS = {"DataError": "errors", "DataSource": "source", "ImageSplit": "split", "open_split": "opening"}
+_EXPORTS = {
+    "DataError": "errors",
+    "DataSource": "source",
+    "ImageSplit": "split",
+    "TextSplit": "tokens",
+    "open_split": "opening",
+}
 
-__all__ = ["DataError", "DataSource", "ImageSplit", "open_split"]
+__all__ = ["DataError", "DataSource", "ImageSplit", "TextSplit", "open_split"]
 
 __getattr__, __dir__ = lazy(__name__, _EXPORTS)

@@ -1,4 +1,4 @@
-"""Which column holds the images, which the labels, and what the labels are called."""
+"""Which column holds the images or texts, which the labels, and what the labels are called."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pwl_hf.data.errors import DataError
 from pwl_hf.data.names import in_order
 
 _IMAGE_NAMES = ("image", "img")
+_TEXT_NAMES = ("text", "sentence", "content", "review", "utterance", "question")
 _LABEL_NAMES = ("label", "labels", "fine_label", "class")
 
 
@@ -41,14 +42,40 @@ def find_image_column(features: Features, given: str | None, where: str) -> str:
     return _only(found, _IMAGE_NAMES, "images", "image_column", features, where)
 
 
-def find_label_column(features: Features, image_column: str, given: str | None, where: str) -> str | None:
+def find_text_column(features: Features, given: str | None, taken: Sequence[str | None], where: str) -> str:
+    """The column of the texts.
+
+    The one given; else the only column of strings that is not taken and has no usual name of labels; else, of several,
+    the only one with a usual name (text, sentence, content, review, utterance, question).
+
+    Args:
+        features: The columns and their types.
+        given: A name, or None to find it.
+        taken: Columns that were named for something else.
+        where: What an error calls the data.
+
+    Raises:
+        DataError: If there is none, or several.
+    """
+    if given is not None:
+        if given not in features:
+            raise DataError(f"{where} has no column {given!r}; it has {_columns(features)}")
+        if not _is_text(features[given]):
+            raise DataError(f"the column {given!r} of {where} holds no texts; its type is {features[given]}")
+        return given
+    others = (*taken, *_LABEL_NAMES)
+    found = [name for name, feature in features.items() if name not in others and _is_text(feature)]
+    return _only(found, _TEXT_NAMES, "texts", "text_column", features, where)
+
+
+def find_label_column(features: Features, sample_column: str, given: str | None, where: str) -> str | None:
     """The column of the labels.
 
     The one given; else the only `ClassLabel`; else, of several, the only one with a usual name (label, labels,
     fine_label, class); else the only column of numbers or strings with such a name.
 
     Returns:
-        The name, or None if there is nothing beside the images that could be a label.
+        The name, or None if there is nothing else that could be a label.
 
     Raises:
         DataError: If several could be meant, or if there are columns of numbers or strings and none is known as
@@ -66,11 +93,11 @@ def find_label_column(features: Features, image_column: str, given: str | None, 
     classes = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
     if classes:
         return _only(classes, _LABEL_NAMES, "labels", "label_column", features, where)
-    others = [name for name, feature in features.items() if name != image_column and _is_label(feature)]
+    others = [name for name, feature in features.items() if name != sample_column and _is_label(feature)]
     if not others:
         return None
     named = [name for name in others if name in _LABEL_NAMES]
-    return _only(named, _LABEL_NAMES, "labels", "label_column", features, where, "; for the images alone, unlabelled")
+    return _only(named, _LABEL_NAMES, "labels", "label_column", features, where, "; without labels, unlabelled")
 
 
 def _only(
@@ -95,6 +122,10 @@ def _is_encoded(feature: Any) -> bool:
     if isinstance(feature, dict):
         feature = feature.get("bytes")
     return isinstance(feature, Value) and feature.dtype in ("binary", "large_binary")
+
+
+def _is_text(feature: Any) -> bool:
+    return isinstance(feature, Value) and feature.dtype in ("string", "large_string")
 
 
 def _is_label(feature: Any) -> bool:
@@ -133,7 +164,7 @@ class LabelEncoding:
         if number is None or number < 0:
             raise DataError(
                 f"row {row} of {where} has the label {value!r}, which is {_none_of(self)}; "
-                "give other label_names, or take the images alone with unlabelled"
+                "give other label_names, or take the data without labels, unlabelled"
             )
         return int(number)
 

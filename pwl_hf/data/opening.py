@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 import numpy as np
 import torch
@@ -12,24 +12,34 @@ import torch
 from pwl_hf.data.loading import Splits, choose, load_source  # isort: skip
 import datasets
 
-from pwl_hf.data.columns import find_image_column, find_label_column, label_encoding
+from pwl_hf.data.columns import find_image_column, find_label_column, find_text_column, label_encoding
 from pwl_hf.data.errors import DataError
 from pwl_hf.data.source import TRAIN, VALIDATION, DataSource
 from pwl_hf.data.split import ImageSplit
+from pwl_hf.data.tokens import TextSplit
 
 # What is drawn belongs to the data, not to a run: runs of all seeds train and are measured on the same images.
 _SEED = 0
 
 
-def open_split(source: DataSource, split: str) -> ImageSplit:
-    """Open a split of labelled images.
+@overload
+def open_split(source: DataSource, split: str, samples: Literal["images"] = "images") -> ImageSplit: ...
+
+
+@overload
+def open_split(source: DataSource, split: str, samples: Literal["texts"]) -> TextSplit: ...
+
+
+def open_split(source: DataSource, split: str, samples: str = "images") -> ImageSplit | TextSplit:
+    """Open a split of labelled images or texts.
 
     `datasets` downloads a data set whole, with all its splits, and keeps it; one that is streamed, not at all.
 
     Args:
-        source: Where the images lie.
+        source: Where they lie.
         split: A split's name; of a source that is not streamed also a part or a sum in the notation of `datasets`
             (`"train[:90%]"`, `"train+test"`). A part is one of what a holdout leaves.
+        samples: What is labelled, `"images"` or `"texts"`.
 
     Raises:
         DataError: If the data or the split is not there, or a column cannot be told from the others.
@@ -43,12 +53,12 @@ def open_split(source: DataSource, split: str) -> ImageSplit:
         data = choose(splits, split, where)
     else:
         if source.holdout is not None:
-            splits = _hold_out(splits, source, where)
+            splits = _hold_out(splits, source, where, samples)
         data = _part(splits, split, where)
     title = f"split {split!r} of {where}"
     features = data.features or datasets.Dataset.from_list(list(data.take(1))).features
     try:
-        image_column, label_column = _columns(features, source, title)
+        column, label_column = _columns(features, source, title, samples)
     except DataError as error:
         # `datasets` takes no labels from folders where a metadata file stands beside them.
         if source.label_column is None and (metadata := _metadata_file(source.name)) is not None:
@@ -59,9 +69,13 @@ def open_split(source: DataSource, split: str) -> ImageSplit:
         raise
     if source.streaming:
         data = data.decode(False) if data.features else data.cast(features)
-    # Decoded by us, so that an error can name the row.
-    data = data.cast_column(image_column, datasets.Image(decode=False))
-    data = data.select_columns([image_column, *([label_column] if label_column is not None else [])])
+    pair_column = source.text_pair_column if samples == "texts" else None
+    if pair_column is not None:
+        find_text_column(features, pair_column, (), title)
+    if samples == "images":
+        # Decoded by us, so that an error can name the row.
+        data = data.cast_column(column, datasets.Image(decode=False))
+    data = data.select_columns([name for name in (column, pair_column, label_column) if name is not None])
     encoding, labels = None, None
     if label_column is not None:
         values = None if source.streaming else _values(data, label_column)
@@ -75,14 +89,17 @@ def open_split(source: DataSource, split: str) -> ImageSplit:
         data = data.select(rows)
         labels = None if labels is None else labels[rows]
     tokens = {} if source.token is None else {source.name: source.token}
-    return ImageSplit(title, data, image_column, label_column, encoding, labels, source.max_samples, tokens)
+    opened = (title, data, column, label_column, encoding, labels, source.max_samples, tokens)
+    return ImageSplit(*opened) if samples == "images" else TextSplit(*opened, pair_column)
 
 
-def _columns(features: datasets.Features, source: DataSource, where: str) -> tuple[str, str | None]:
-    image_column = find_image_column(features, source.image_column, where)
-    if source.unlabelled:
-        return image_column, None
-    return image_column, find_label_column(features, image_column, source.label_column, where)
+def _columns(features: datasets.Features, source: DataSource, where: str, samples: str) -> tuple[str, str | None]:
+    if samples == "texts":
+        taken = (source.label_column, source.text_pair_column)
+        column = find_text_column(features, source.text_column, taken, where)
+    else:
+        column = find_image_column(features, source.image_column, where)
+    return column, None if source.unlabelled else find_label_column(features, column, source.label_column, where)
 
 
 def _metadata_file(name: str) -> Path | None:
@@ -114,11 +131,11 @@ def _part(splits: Splits, split: str, where: str) -> datasets.Dataset:
     return data
 
 
-def _hold_out(splits: Splits, source: DataSource, where: str) -> Splits:
+def _hold_out(splits: Splits, source: DataSource, where: str, samples: str) -> Splits:
     if VALIDATION in splits:
         raise DataError(f"{where} has a split {VALIDATION!r} of its own: leave out holdout")
     train = choose(splits, TRAIN, where)
-    _, label_column = _columns(train.features, source, where)
+    _, label_column = _columns(train.features, source, where, samples)
     # Without labels all rows are of one stratum.
     strata = np.zeros(len(train), int) if label_column is None else _strata(_values(train, label_column))
     order = _permutation(len(train))

@@ -112,7 +112,7 @@ class PixelDataset(Dataset[Item]):
         """The items of several rows, with one call of the processor."""
         rows = [int(row) for row in rows]
         split = self.split
-        encoded = split.data[rows][split.image_column]
+        encoded = split.data[rows][split.column]
         labels = None if split.labels is None else split.labels[rows].tolist()
         return read_items(split, encoded, rows, labels, self.processor, self.num_channels)
 

@@ -1,4 +1,4 @@
-"""Rows of labelled images, still encoded."""
+"""Rows of labelled images or texts, as they lie."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class LabelledRows:
 
     Args:
         title: What errors and logs call it: the split and the source.
-        data: The rows, their images still encoded.
-        image_column: The column of the images.
+        data: The rows, images still encoded.
+        column: The column of the images or texts.
         label_column: The column of the labels, or None if there are none.
         encoding: The numbers of the labels, or None if there are none.
         labels: The labels, (rows,) int64. None if there are none, and for a stream.
@@ -29,7 +29,7 @@ class LabelledRows:
 
     title: str
     data: datasets.Dataset | datasets.IterableDataset
-    image_column: str
+    column: str
     label_column: str | None
     encoding: LabelEncoding | None
     labels: torch.Tensor | None
@@ -43,7 +43,7 @@ class LabelledRows:
 
     @property
     def num_rows(self) -> int | None:
-        """How many images there are; None for a stream."""
+        """How many rows there are; None for a stream."""
         return None if self.streaming else len(self.data)
 
     @property

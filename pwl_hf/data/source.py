@@ -1,4 +1,4 @@
-"""Where images come from, in words: nothing is opened here."""
+"""Where images and texts come from, in words: nothing is opened here."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TRAIN, VALIDATION = "train", "validation"
 
 @dataclass(frozen=True)
 class DataSource:
-    """Labelled images: where they lie, which columns they are, and how many are used.
+    """Labelled images or texts: where they lie, which columns they are, and how many are used.
 
     Args:
         name: `"digits"` (scikit-learn's handwritten digits, which need no download), a folder of images or of any
@@ -23,13 +23,15 @@ class DataSource:
         config: The configuration of a data set on the Hub.
         revision: Its branch, tag or commit.
         image_column: The column of the images; found from the features by default.
+        text_column: The column of the texts; found from the features by default.
+        text_pair_column: The column of second texts, where two are classified together.
         label_column: The column of the labels; found from the features by default.
         label_names: The names of the labels in the order of their numbers. By default those of the features, the
             sorted values of a column of strings, or the numbers themselves; class folders and strings that are all
             numbers are in the order of their values. Names that are those of the features in another order number the
             labels by that order, so that they can be brought into a model's own. Two labels may have one name, except
             those of a column of strings.
-        unlabelled: Take the images alone, whatever other columns there are.
+        unlabelled: Take the images or texts alone, whatever other columns there are.
         streaming: Read rows as they are needed, without a copy on disk.
         max_samples: Use this many rows of a split: a random choice that is the same in every run, and a part of what
             a greater number would choose. Of a stream, the first rows.
@@ -45,6 +47,8 @@ class DataSource:
     config: str | None = None
     revision: str | None = None
     image_column: str | None = None
+    text_column: str | None = None
+    text_pair_column: str | None = None
     label_column: str | None = None
     label_names: Sequence[str] | None = None
     unlabelled: bool = False

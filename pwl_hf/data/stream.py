@@ -69,7 +69,7 @@ class PixelStream(IterableDataset[Item]):
         while chunk := list(islice(rows, _CHUNK)):
             numbers = [number for number, _ in chunk]
             labels = [label for number, row in chunk if (label := self.split.encode(row, number)) is not None]
-            encoded = [row[self.split.image_column] for _, row in chunk]
+            encoded = [row[self.split.column] for _, row in chunk]
             yield from read_items(self.split, encoded, numbers, labels or None, self.processor, self.num_channels)
 
     def _rows(self, worker: int, workers: int) -> Iterator[_Row]:

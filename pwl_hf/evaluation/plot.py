@@ -59,7 +59,9 @@ def plot_report(report: Report, path: str | Path) -> Path:
     (_draw_stages if in_steps else _draw_masks)(axes, report)
     axes.grid(alpha=0.3)
     dataset = report.dataset
-    axes.set_title(f"{Path(dataset.name).name}, split {dataset.split}, {dataset.n:,} images", fontsize="medium")
+    axes.set_title(
+        f"{Path(dataset.name).name}, split {dataset.split}, {dataset.n:,} {dataset.samples}", fontsize="medium"
+    )
     with atomic_write(Path(path)) as temporary:
         figure.savefig(temporary, format=Path(path).suffix[1:].lower(), dpi=150)
     return Path(path)

@@ -44,6 +44,7 @@ class DatasetEvaluated:
         split: The split.
         max_samples: At most so many images were taken of it; None for all.
         n: How many images there were.
+        samples: What they are, `"images"` or `"texts"`.
     """
 
     name: str
@@ -52,6 +53,7 @@ class DatasetEvaluated:
     split: str
     max_samples: int | None
     n: int
+    samples: str = "images"
 
 
 @dataclass(frozen=True)

@@ -11,28 +11,35 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils.data import Dataset
-from transformers import AutoImageProcessor, BaseImageProcessor
+from transformers import AutoImageProcessor, AutoTokenizer, BaseImageProcessor, PreTrainedTokenizerBase
 
-from pwl_hf.data import DataSource, open_split
+from pwl_hf.data import DataSource, TextSplit, open_split
 from pwl_hf.data.processing import check_channels
 from pwl_hf.data.source import DIGITS
 from pwl_hf.evaluation.labels import check_one_label, class_numbers
 from pwl_hf.evaluation.orders import ORDERS, masks_of
 from pwl_hf.evaluation.report import DatasetEvaluated, Report, RepositoryEvaluated, Settings
 from pwl_hf.evaluation.running import evaluate_masks, evaluate_stages
-from pwl_hf.modeling import PWLForImageClassification
+from pwl_hf.modeling import PWLConfig, PWLPreTrainedModel
 from pwl_hf.modeling.errors import InputError, MissingFileError, OverwriteError, RepositoryError
+from pwl_hf.modeling.families.registry import family_of
 from pwl_hf.modeling.loading import read_config
 from pwl_hf.modeling.plain import one_line
 from pwl_hf.modeling.publishing.model_card import CARD_FILE, stage_rows, write_card
 from pwl_hf.modeling.publishing.saving import write_metrics
 from pwl_hf.modeling.repository.manifest import PROCESSOR_FILE, Manifest, Metric
 from pwl_hf.modeling.repository.output_folder import Contents, text_paths
+from pwl_hf.modeling.repository.processing import fetch_those_there
 from pwl_hf.modeling.repository.source import Repository
+from pwl_hf.modeling.task_names import FIRST_TASK, TASKS, TOKENIZER_FILES
+from pwl_hf.opening import class_of
 
 if TYPE_CHECKING:
     from pwl_hf.data import ImageSplit
     from pwl_hf.data.pixels import Item
+
+# The tasks whose answers are counted.
+_MEASURED = (FIRST_TASK, "AutoModelForSequenceClassification")
 
 # Images of a split are kept as tensors for all stages if they take no more than this.
 _KEPT_BYTES = 2**31
@@ -56,12 +63,13 @@ def evaluate_repository(
     """Evaluate the masks of an order on a split of a data set.
 
     The stages are stepped through as a server would, from the first file on; images that fit into memory are
-    decoded once for all of them. For the other orders, and for a stream, everything is loaded, and one pass over
-    the data serves all masks. The data's labels are brought into the model's order (see `class_numbers`).
+    decoded once for all of them, as texts are made into tokens. For the other orders, and for a stream, everything is
+    loaded, and one pass over the data serves all masks. The data's labels are brought into the model's order (see
+    `class_numbers`).
 
     Args:
-        repo: A folder or a Hub id; its image processor makes tensors of the images.
-        source: Where the images lie.
+        repo: A folder or a Hub id; its image processor or tokenizer makes tensors of the images or texts.
+        source: Where these lie.
         split: The split.
         orders: Which masks (see `masks_of`).
         batch_size: How many images run at once.
@@ -74,11 +82,11 @@ def evaluate_repository(
         progress: Show progress bars.
 
     Raises:
-        InputError: For a device that is not there.
+        InputError: For a device that is not there, or a task that is not measured.
         ValueError: For another order, a model that does not choose one label of several, or data that does not fit the
             model (see `evaluate_masks`).
         DataError: If the data cannot be read.
-        RepositoryError: If the repository is malformed, or has no image processor.
+        RepositoryError: If the repository is malformed, or has no image processor or tokenizer.
 
     Example:
 
@@ -94,13 +102,18 @@ def evaluate_repository(
     opened = Repository.open(repo, revision=revision, subfolder=subfolder, token=token)
     manifest = opened.manifest()
     # What cannot be measured is refused before data and weights are loaded.
-    config: Any = read_config(opened, PWLForImageClassification.config_class, {})
+    config: Any = read_config(opened, PWLConfig, {})
+    model_class = class_of(config, str(opened))
     check_one_label(config, str(opened))
-    check_channels(config.num_channels)
-    data = open_split(source, split)
+    if config.task not in _MEASURED:
+        raise InputError(f"{opened} is of {TASKS[config.task].pipeline}: answers are counted of images and of texts")
+    samples = TASKS[config.task].samples
+    if samples == "images":
+        check_channels(config.num_channels)
+    data = open_split(source, split, "texts") if samples == "texts" else open_split(source, split)
     data = data.renumbered(class_numbers(data.label_names, config.id2label, data=data.title, model=str(opened)))
     in_steps = orders == "prefix" and not data.streaming
-    model: PWLForImageClassification = PWLForImageClassification.from_pretrained(
+    model: PWLPreTrainedModel = model_class.from_pretrained(
         repo,
         keep_all=not in_steps,
         dtype=dtype,
@@ -109,19 +122,24 @@ def evaluate_repository(
         subfolder=subfolder,
         token=token,
     )
-    images = _images(data, _processor(opened), config.num_channels, keep=in_steps)
+    if isinstance(data, TextSplit):
+        inputs: Dataset[Item] = data.tokenized(_tokenizer(opened), max_length=_max_tokens(config))
+    else:
+        inputs = _images(data, _processor(opened), config.num_channels, keep=in_steps)
     masks = model.schedule if orders == "prefix" else masks_of(orders, model.num_blocks)
     measure = evaluate_stages if in_steps else partial(evaluate_masks, masks=masks)
     evaluation = measure(
         model,
-        images,
+        inputs,
         batch_size=batch_size,
         num_workers=num_workers,
         progress=progress,
     )
     return Report(
         RepositoryEvaluated(os.fspath(repo), subfolder, opened.commit, manifest.fingerprint),
-        DatasetEvaluated(source.name, source.config, source.revision, split, source.max_samples, evaluation.total),
+        DatasetEvaluated(
+            source.name, source.config, source.revision, split, source.max_samples, evaluation.total, samples
+        ),
         Settings(_device_name(model.device), str(model.dtype).removeprefix("torch."), batch_size),
         orders,
         evaluation,
@@ -233,6 +251,25 @@ def _processor(opened: Repository) -> BaseImageProcessor:
         ) from error
     processor: BaseImageProcessor = AutoImageProcessor.from_pretrained(local.parent)  # type: ignore[no-untyped-call]
     return processor
+
+
+def _tokenizer(opened: Repository) -> PreTrainedTokenizerBase:
+    # Compared with what the Hub has, as an image processor.
+    found = fetch_those_there(TOKENIZER_FILES, opened.fetch_text)
+    if not found:
+        raise RepositoryError(
+            f"{opened} has no tokenizer ({TOKENIZER_FILES[0]}), so texts cannot be read for it: save the teacher's "
+            "into it"
+        )
+    folder = opened.fetch(TOKENIZER_FILES[0]).parent
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
+    return tokenizer
+
+
+def _max_tokens(config: PWLConfig) -> int | None:
+    """The longest text, in tokens, that both networks take."""
+    both = (config.teacher_config, config.student_config)
+    return min((n for network in both if (n := family_of(network).max_tokens(network)) is not None), default=None)
 
 
 def _images(split: ImageSplit, processor: BaseImageProcessor, num_channels: int, *, keep: bool) -> Dataset[Item]:

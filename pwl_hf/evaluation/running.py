@@ -20,8 +20,9 @@ from tqdm.auto import tqdm
 from pwl_hf.evaluation.labels import check_one_label, class_numbers
 from pwl_hf.evaluation.results import Evaluation
 from pwl_hf.evaluation.tally import Tally
-from pwl_hf.modeling import PWLForImageClassification as Model
+from pwl_hf.modeling import PWLPreTrainedModel as Model
 from pwl_hf.modeling import Sources
+from pwl_hf.opening import open_model
 
 # Masks that share blocks at once: the features of all are in memory. Sorted masks begin alike.
 _SHARING = 16
@@ -44,7 +45,8 @@ def evaluate_masks(
 
     Args:
         model: A model with everything in memory, loaded with `keep_all=True` or made of two networks.
-        data: Items with `pixel_values` (C, H, W) and `labels`, such as `ImageSplit.pixels` gives.
+        data: Items with the model's inputs, such as `pixel_values` (C, H, W), and `labels`, as `ImageSplit.pixels` and
+            `TextSplit.tokenized` give them; it may have a `collate` that makes a batch of some.
         masks: The masks, each once.
         label_names: The names of the data's labels, to be brought into the model's order (see `class_numbers`).
         batch_size: How many images run at once.
@@ -79,7 +81,7 @@ def evaluate_masks(
             waiting = iter(sorted(found))
             while together := list(islice(waiting, _SHARING)):
                 paths = model.shared_paths(inputs)
-                with _naming(inputs[model.main_input_name]):
+                with _naming(inputs):
                     right |= {mask: _is_right(paths(mask).logits, labels) for mask in together}
             tally.add(torch.stack([right[mask] for mask in found]).cpu())
     return tally.result()
@@ -116,7 +118,7 @@ def evaluate_stages(
         StageError: If stages are being streamed, or a block was changed that a change of stage would release.
         RepositoryError: If a file is not what the manifest says.
     """
-    opened: Model = model if isinstance(model, Model) else Model.from_pretrained(model)
+    opened = model if isinstance(model, Model) else open_model(model)
     if opened.parts.is_whole:
         return evaluate_masks(
             opened,
@@ -159,7 +161,7 @@ def _right_and_labels(
     """Which images are right along the current path, and their labels: both (images,), on the CPU."""
     right, seen = [torch.empty(0, dtype=torch.bool)], [torch.empty(0, dtype=torch.int64)]
     for inputs, labels in batches:
-        with _naming(inputs[model.main_input_name]):
+        with _naming(inputs):
             right.append(_is_right(model(**inputs, return_dict=True).logits, labels).cpu())
         seen.append(labels.cpu())
     return torch.cat(right), torch.cat(seen)
@@ -202,7 +204,12 @@ class _Reader:
         """Inputs by name, floating ones of the model's dtype, and labels (B,) as the model numbers them."""
         # Without its own generator the loader would draw from the global one, amid training.
         loader: DataLoader[Any] = DataLoader(
-            self.data, self.batch_size, num_workers=self.num_workers, generator=torch.Generator()
+            self.data,
+            self.batch_size,
+            num_workers=self.num_workers,
+            generator=torch.Generator(),
+            # Of texts, each of its own length.
+            collate_fn=getattr(self.data, "collate", None),
         )
         device, dtype, main = model.device, model.dtype, model.main_input_name
         # Items may have more columns: the model is called with those that it takes.
@@ -224,12 +231,14 @@ class _Reader:
 
 
 @contextmanager
-def _naming(pixel_values: torch.Tensor) -> Iterator[None]:
+def _naming(inputs: dict[str, torch.Tensor]) -> Iterator[None]:
     """Name the shape of images that a model refuses."""
     try:
         yield
     except ValueError as error:
+        if "pixel_values" not in inputs:
+            raise
         raise ValueError(
-            f"images of shape {tuple(pixel_values.shape[1:])} do not fit the model ({error}): the image processor must "
-            "give the size that it was trained on"
+            f"images of shape {tuple(inputs['pixel_values'].shape[1:])} do not fit the model ({error}): the image "
+            "processor must give the size that it was trained on"
         ) from error

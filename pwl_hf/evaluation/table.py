@@ -43,7 +43,8 @@ def _interval(found: Interval) -> str:
 
 def _remarks(report: Report) -> list[str]:
     dataset, evaluation = report.dataset, report.evaluation
-    lines = [f"{evaluation.total:,} images: {dataset.name}, split {dataset.split}. Intervals are in percent, at 95 %."]
+    measured = f"{evaluation.total:,} {dataset.samples}: {dataset.name}, split {dataset.split}"
+    lines = [f"{measured}. Intervals are in percent, at 95 %."]
     if below := evaluation.below_student:
         surely = [m.sources for m in below if m.over_student is not None and m.over_student.interval.high < 0]
         lines.append(

@@ -72,7 +72,7 @@ def test_digits_are_a_source_with_their_own_split():
 @pytest.mark.parametrize("name", ["", "*.parquet", "test.parquet"])
 def test_parquet_folder_glob_and_file(parquet_folder, name):
     split = open_split(DataSource(str(parquet_folder / name)), "test")
-    assert (split.label_names, split.image_column, split.label_column) == (NAMES, "image", "label")
+    assert (split.label_names, split.column, split.label_column) == (NAMES, "image", "label")
     assert split.labels.tolist() == [2, 0, 1, 2]
     assert numbers(split) == [20, 21, 22, 23]
 
