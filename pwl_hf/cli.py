@@ -58,7 +58,11 @@ def convert(
         Path | None,
         typer.Option(help="A folder of images to fit the converters to, if both networks are trained.", exists=True),
     ] = None,
-    max_images: Annotated[int, typer.Option(min=1, help="How many of them.")] = 256,
+    texts: Annotated[
+        Path | None,
+        typer.Option(help="The same for networks of texts: a file with a text on each line.", exists=True),
+    ] = None,
+    max_images: Annotated[int, typer.Option("--max-images", "--max-texts", min=1, help="How many of them.")] = 256,
     dtype: Annotated[str | None, typer.Option(help="The dtype to save; needed if the networks' differ.")] = None,
     allow_new_head: Annotated[
         bool,
@@ -90,6 +94,7 @@ def convert(
         output,
         num_blocks=num_blocks,
         images=images,
+        texts=texts,
         max_images=max_images,
         dtype=dtype,
         allow_new_head=allow_new_head,

@@ -13,7 +13,7 @@ from transformers import AutoConfig, BaseImageProcessor
 from pwl_hf import modeling
 from pwl_hf.data.errors import DataError
 from pwl_hf.data.processing import check_channels, process, upright
-from pwl_hf.modeling import PWLForImageClassification, PWLPreTrainedModel
+from pwl_hf.modeling import PWLConfig, PWLPreTrainedModel
 from pwl_hf.modeling.errors import InputError
 from pwl_hf.modeling.plain import one_line
 from pwl_hf.modeling.publishing.model_card import card_of, write_card
@@ -23,6 +23,7 @@ from pwl_hf.modeling.repository.output_folder import check_output, paths_of_save
 from pwl_hf.modeling.schedule import Schedule
 from pwl_hf.modeling.task_names import FIRST_TASK, TASKS
 from pwl_hf.modeling.transformers_internals import tasks_of
+from pwl_hf.opening import max_tokens
 
 _IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff")
 
@@ -35,6 +36,7 @@ def convert_pair(
     num_blocks: int | None = None,
     num_stages: int | None = None,
     images: str | Path | None = None,
+    texts: str | Path | None = None,
     max_images: int = 256,
     batch_size: int = 16,
     dtype: str | None = None,
@@ -48,9 +50,9 @@ def convert_pair(
 ) -> PWLPreTrainedModel:
     """Join a teacher and a student, and save them as a PWL repository with the teacher's tokenizer or processor.
 
-    Without images the converters are random, and the stages between student and teacher have still to be
-    trained. With images, they are fitted in closed form, which is right for two trained networks, and
-    BatchNorm statistics are re-estimated for every stage.
+    Without images or texts the converters are random, and the stages between student and teacher have still to be
+    trained. With them, they are fitted in closed form, which is right for two trained networks, and BatchNorm
+    statistics are re-estimated for every stage.
 
     Args:
         teacher: A folder or a Hub id.
@@ -59,8 +61,9 @@ def convert_pair(
         num_blocks: The number of blocks N; 4 by default.
         num_stages: The same.
         images: A folder of images, searched in depth.
-        max_images: How many of them to use.
-        batch_size: Images a batch.
+        texts: For networks of texts, a file with a text on each line.
+        max_images: How many images, or texts, to use.
+        batch_size: Images, or texts, a batch.
         dtype: The dtype to save; needed if the networks' differ.
         allow_new_head: Save a head drawn at random, to be trained, where a checkpoint has none or one of another shape.
         problem_type: As in transformers' configs; the teacher's by default, needed if the student's is another.
@@ -80,10 +83,10 @@ def convert_pair(
         huggingface_hub.errors.StrictDataclassError: If the two cannot be joined, with the reason.
         RepositoryError: If a checkpoint lacks tensors of its network, or holds others or NaN, or `output` has a card
             that cannot be kept; nothing is saved.
-        ValueError: If `images` holds no images, or they cannot be made into what the networks take: the teacher has no
-            image processor, or one of other channels.
+        ValueError: If there are no images or texts, or they cannot be made into what the networks take: the teacher
+            has no image processor or tokenizer, or one of other channels.
         InputError: If the networks cannot be joined, or the task is not known.
-        DataError: If an image cannot be read, with its file.
+        DataError: If an image, or the file of texts, cannot be read.
     """
     if num_blocks is not None and num_stages is not None:
         raise TypeError("num_blocks and num_stages are one thing: give num_blocks")
@@ -92,6 +95,9 @@ def convert_pair(
     card_of(output)
     check_output(output, paths_of_save(num_blocks), inputs=[teacher, student], overwrite=overwrite)
     model_class = _class_of(teacher, task, token)
+    for given, samples in ((images, "images"), (texts, "texts")):
+        if given is not None and TASKS[model_class.task].samples != samples:
+            raise InputError(f"{samples} are given, and {teacher} takes none: leave {samples} out")
     try:
         model = model_class.from_teacher_student(
             teacher,
@@ -109,14 +115,16 @@ def convert_pair(
             "one family or of two that take the same"
         ) from error
     model.eval()
-    if images is not None:
-        processor = load_processing(teacher, model_class.task, token=token)
-        if not isinstance(model, PWLForImageClassification):
-            raise InputError(f"images are given, and {teacher} is no image classifier: leave images out")
-        if processor is None:
-            raise ValueError(f"{teacher} has no image processor, so images cannot be read for it: leave images out")
-        channels = model.config.num_channels
-        batches = list(_batches(Path(images), processor, channels, max_images, batch_size))
+    if images is not None or texts is not None:
+        processing = load_processing(teacher, model_class.task, token=token)
+        if processing is None:
+            kind, what = ("image processor", "images") if images is not None else ("tokenizer", "texts")
+            raise ValueError(f"{teacher} has no {kind}, so {what} cannot be read for it: leave {what} out")
+        batches: list[Any]
+        if images is not None:
+            batches = list(_batches(Path(images), processing, model.config.num_channels, max_images, batch_size))
+        else:
+            batches = list(_batches_of_texts(Path(str(texts)), processing, model.config, max_images, batch_size))
         model.fit_converters(batches)
         model.estimate_statistics(batches, model.schedule[1:-1])
     save_repository(model.parts, Schedule.of(model.schedule), output, remote_code=remote_code, overwrite=overwrite)
@@ -154,6 +162,22 @@ def _batches(
     for start in range(0, len(paths), batch_size):
         opened = [_open(path, num_channels) for path in paths[start : start + batch_size]]
         yield process(opened, processor, num_channels)
+
+
+def _batches_of_texts(
+    path: Path, tokenizer: Any, config: PWLConfig, limit: int, batch_size: int
+) -> Iterator[dict[str, Any]]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise DataError(f"the texts {path} cannot be read: {error}") from error
+    found = [line for line in lines if line.strip()][:limit]
+    if not found:
+        raise DataError(f"{path} holds no texts, one on each line")
+    longest = min(tokenizer.model_max_length, max_tokens(config) or tokenizer.model_max_length)
+    for start in range(0, len(found), batch_size):
+        texts = found[start : start + batch_size]
+        yield dict(tokenizer(texts, padding=True, truncation=True, max_length=longest, return_tensors="pt"))
 
 
 def _open(path: Path, num_channels: int) -> Image.Image:

@@ -1,4 +1,4 @@
-"""Opening a repository whatever its task."""
+"""Opening a repository whatever its task, and what its config tells of inputs."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 from pwl_hf import modeling
 from pwl_hf.modeling import PWLConfig, PWLPreTrainedModel
 from pwl_hf.modeling.errors import InputError
+from pwl_hf.modeling.families.registry import family_of
 from pwl_hf.modeling.loading import read_config
 from pwl_hf.modeling.repository.source import Repository
 from pwl_hf.modeling.task_names import TASKS
@@ -27,6 +28,12 @@ def class_of(config: PWLConfig, where: str = "the model") -> type[Any]:
         raise InputError(f"{where} is of task {config.task!r:.100}, which the library does not have")
     found: type[Any] = getattr(modeling, TASKS[config.task].class_name)
     return found
+
+
+def max_tokens(config: PWLConfig) -> int | None:
+    """The most tokens of a text that both networks of a config take; None if neither sets a limit."""
+    both = (config.teacher_config, config.student_config)
+    return min((n for network in both if (n := family_of(network).max_tokens(network)) is not None), default=None)
 
 
 def open_model(name: str | os.PathLike[str], **options: Any) -> PWLPreTrainedModel:

@@ -9,15 +9,29 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from transformers import PreTrainedConfig, ViTImageProcessorPil
+from transformers import (
+    AutoModel,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedConfig,
+    ViTImageProcessorPil,
+)
 
-from pwl_hf import PWLForImageClassification, RepositoryError
+from pwl_hf import (
+    PWLForImageClassification,
+    PWLForSequenceClassification,
+    PWLForTokenClassification,
+    RepositoryError,
+)
 from pwl_hf.cli import main
 from pwl_hf.conversion import convert_pair
 from pwl_hf.data import DataError
 from pwl_hf.data.processing import upright
+from pwl_hf.modeling.errors import InputError
 from pwl_hf.modeling.families.registry import family_of
 from tests.data.odd_pictures import ODD, turned
+from tests.modeling.texts import bert_tokenizer
+from tests.modeling.types import network_config
 from tests.tiny import tiny_pair
 
 SUFFIXES = {b"\xff\xd8": ".jpg", b"\x89P": ".png", b"RI": ".webp", b"GI": ".gif", b"II": ".tif"}
@@ -131,3 +145,62 @@ def test_a_card_that_could_not_be_kept_is_refused_before_anything_is_written(con
     with pytest.raises(RepositoryError, match=r"README.md.*move it away"):
         convert_pair("no/teacher", "no/student", tmp_path / "out")
     assert [path.name for path in card.parent.iterdir()] == ["README.md"]
+
+
+# --- Texts ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def texts_pair(tmp_path: Path) -> list[str]:
+    """A BERT and a DistilBERT, with a tokenizer."""
+    folders = []
+    for role, model_type in (("teacher", "bert"), ("student", "distilbert")):
+        torch.manual_seed(len(folders))
+        network = AutoModelForSequenceClassification.from_config(network_config(model_type, role))
+        network.save_pretrained(tmp_path / role)
+        bert_tokenizer(tmp_path / "words").save_pretrained(tmp_path / role)
+        folders.append(str(tmp_path / role))
+    return folders
+
+
+@torch.no_grad()
+def test_texts_are_joined_fitted_and_carry_their_tokenizer(texts_pair, tmp_path):
+    lines = ["a very good film", "bad", "", "film film bad w1", "w2 w3 w4 w5 w6 w7 " * 9]
+    (tmp_path / "lines.txt").write_text("\n".join(lines), encoding="utf-8")
+    convert_pair(*texts_pair, tmp_path / "pwl", num_blocks=3, texts=tmp_path / "lines.txt", batch_size=3)
+    model = PWLForSequenceClassification.from_pretrained(tmp_path / "pwl", keep_all=True)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "pwl")
+    own = PWLForSequenceClassification.from_teacher_student(*texts_pair, num_blocks=3).eval()
+    rows = [line for line in lines if line]
+    batches = [rows[:3], rows[3:]]
+    options = {"padding": True, "truncation": True, "max_length": 32, "return_tensors": "pt"}
+    own.fit_converters([dict(tokenizer(batch, **options)) for batch in batches])
+    for boundary in ("1", "2"):
+        assert torch.equal(model.encoders[boundary].weight, own.encoders[boundary].weight)
+        assert torch.equal(model.decoders[boundary].weight, own.decoders[boundary].weight)
+
+
+def test_what_is_not_of_the_task_is_refused(texts_pair, pair, tmp_path):
+    (tmp_path / "lines.txt").write_text("good", encoding="utf-8")
+    with pytest.raises(InputError, match=r"images are given, and .* takes none: leave images out"):
+        convert_pair(*texts_pair, tmp_path / "pwl", images=tmp_path)
+    (tmp_path / "lines.txt").write_text("\n \n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"lines.txt holds no texts, one on each line"):
+        convert_pair(*texts_pair, tmp_path / "pwl", num_blocks=3, texts=tmp_path / "lines.txt")
+    assert not (tmp_path / "pwl").exists()
+    # Into the same folders.
+    images = pair({}, {})
+    with pytest.raises(InputError, match=r"texts are given, and .* takes none: leave texts out"):
+        convert_pair(*images, tmp_path / "pwl", texts=tmp_path / "lines.txt")
+
+
+def test_a_task_that_the_config_does_not_tell_is_asked_for(texts_pair, tmp_path):
+    for folder in texts_pair:
+        network = AutoModel.from_pretrained(folder)
+        network.save_pretrained(folder)
+    with pytest.raises(InputError, match=r"of several tasks: .* one of text-classification, token-classification"):
+        convert_pair(*texts_pair, tmp_path / "pwl", num_blocks=3, allow_new_head=True)
+    with pytest.raises(InputError, match="there is no task 'tagging'"):
+        convert_pair(*texts_pair, tmp_path / "pwl", num_blocks=3, task="tagging")
+    model = convert_pair(*texts_pair, tmp_path / "pwl", num_blocks=3, allow_new_head=True, task="token-classification")
+    assert type(model) is PWLForTokenClassification

@@ -58,8 +58,8 @@ class DrivenFamily(Family):
         takes: What its networks take: those of several families join if it is one thing, in networks of equal settings.
         equal: Names in the config of these settings.
         gives_tuples: Whether a layer returns a tuple, the features first.
-        stand_ins: What an absent module gives, by its path in the base, if not something like the features: a kind of
-            `ports.STAND_INS`.
+        stand_ins: What an absent module gives, by its path in the base, if not something like the features, or, of one
+            that follows a layer, the second of what it is given: a kind of `ports.STAND_INS`.
         follows: Paths in the base of what runs right after a layer, by the layer's number (from 0).
         once: Names of the base's methods that change features, and so run in the first segment alone.
         counts_after_padding: Whether positions of tokens are counted from behind that of the padding token.
@@ -191,7 +191,9 @@ class DrivenFamily(Family):
             path, *following = (path for path in self.unit_paths(config, unit) if _has(network, path))
             if path not in modules:
                 shell[path] = self.skipped(network.get_submodule(path), unit == begin - 1, modules)
-                shell |= {other: StandIn("second", network.get_submodule(other), config) for other in following}
+                for other in following:
+                    kind = self.stand_ins.get(other.removeprefix(f"{self.base}."), "second")
+                    shell[other] = StandIn(kind, network.get_submodule(other), config)
             elif unit + 1 in ends[first : last + 1]:
                 tapped = following[-1] if following else path
                 shell[tapped] = Tap(modules[tapped])

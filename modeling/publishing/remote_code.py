@@ -14,7 +14,6 @@ from contextlib import suppress
 from dataclasses import is_dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from transformers import PreTrainedConfig
 
@@ -24,9 +23,6 @@ from ..families.built_in import FAMILIES, OWN_CONFIGS
 from ..repository.manifest import CONFIG_FILE
 from ..task_names import FIRST_TASK, TASKS
 from .joining import join
-
-if TYPE_CHECKING:
-    from ..families.base import Family
 
 STANDALONE = "standalone"
 NONE = "none"
@@ -66,7 +62,7 @@ def chosen_code(config: PWLConfig, remote_code: str | None) -> str:
         raise ValueError(
             f"remote_code='standalone' holds tasks of the library alone, and {config.task!r} is none of them"
         )
-    own = [t for t in _model_types(config) if not _is_built_in(FAMILIES[t])]
+    own = [t for t in _model_types(config) if not _is_whole(t)]
     if chosen == STANDALONE and own:
         raise ValueError(
             f"remote_code='standalone' holds families of the library alone, and {own[0]!r} was registered by yours: "
@@ -213,8 +209,11 @@ def _import(of: type) -> str:
     return f"from .{of.__module__.rpartition('.')[2]} import {of.__name__}"
 
 
-def _is_built_in(family: Family) -> bool:
-    return type(family).__module__.startswith(f"{_PACKAGE}.")
+def _is_whole(model_type: str) -> bool:
+    """Whether the file has all that a family needs: code of the library alone, and a config that transformers has."""
+    family = FAMILIES[model_type]
+    knows_config = model_type not in OWN_CONFIGS or family.code_module is not None
+    return knows_config and type(family).__module__.startswith(f"{_PACKAGE}.")
 
 
 def _model_types(config: PWLConfig) -> list[str]:

@@ -22,7 +22,6 @@ from pwl_hf.evaluation.report import DatasetEvaluated, Report, RepositoryEvaluat
 from pwl_hf.evaluation.running import evaluate_masks, evaluate_stages
 from pwl_hf.modeling import PWLConfig, PWLPreTrainedModel
 from pwl_hf.modeling.errors import InputError, MissingFileError, OverwriteError, RepositoryError
-from pwl_hf.modeling.families.registry import family_of
 from pwl_hf.modeling.loading import read_config
 from pwl_hf.modeling.plain import one_line
 from pwl_hf.modeling.publishing.model_card import CARD_FILE, stage_rows, write_card
@@ -32,7 +31,7 @@ from pwl_hf.modeling.repository.output_folder import Contents, text_paths
 from pwl_hf.modeling.repository.processing import fetch_those_there
 from pwl_hf.modeling.repository.source import Repository
 from pwl_hf.modeling.task_names import FIRST_TASK, TASKS, TOKENIZER_FILES
-from pwl_hf.opening import class_of
+from pwl_hf.opening import class_of, max_tokens
 
 if TYPE_CHECKING:
     from pwl_hf.data import ImageSplit
@@ -123,7 +122,7 @@ def evaluate_repository(
         token=token,
     )
     if isinstance(data, TextSplit):
-        inputs: Dataset[Item] = data.tokenized(_tokenizer(opened), max_length=_max_tokens(config))
+        inputs: Dataset[Item] = data.tokenized(_tokenizer(opened), max_length=max_tokens(config))
     else:
         inputs = _images(data, _processor(opened), config.num_channels, keep=in_steps)
     masks = model.schedule if orders == "prefix" else masks_of(orders, model.num_blocks)
@@ -264,12 +263,6 @@ def _tokenizer(opened: Repository) -> PreTrainedTokenizerBase:
     folder = opened.fetch(TOKENIZER_FILES[0]).parent
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
     return tokenizer
-
-
-def _max_tokens(config: PWLConfig) -> int | None:
-    """The longest text, in tokens, that both networks take."""
-    both = (config.teacher_config, config.student_config)
-    return min((n for network in both if (n := family_of(network).max_tokens(network)) is not None), default=None)
 
 
 def _images(split: ImageSplit, processor: BaseImageProcessor, num_channels: int, *, keep: bool) -> Dataset[Item]:

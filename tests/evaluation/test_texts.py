@@ -47,8 +47,11 @@ def repo(tmp_path: Path) -> Path:
         tokenizer = bert_tokenizer(tmp_path / "words")
         model = PWLForSequenceClassification.from_teacher_student(*networks, num_blocks=3, processing_class=tokenizer)
         with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.add_(torch.randn_like(parameter))
+            for name, parameter in model.named_parameters():
+                if "word_embeddings" in name or "classifier.weight" in name:
+                    parameter.normal_(0, 3)
+                elif parameter.ndim > 1:
+                    parameter.normal_(0, 0.3)
     model.save_pretrained(tmp_path / "repo")
     return tmp_path / "repo"
 

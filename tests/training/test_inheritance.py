@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -18,7 +17,7 @@ from pwl_hf.training.networks.building import derived_config, fresh, new_student
 from pwl_hf.training.networks.inheritance import inherit
 from pwl_hf.training.networks.network_arguments import NetworkArguments
 from pwl_hf.training.networks.presets import PRESETS
-from tests.modeling.driven import LanguageModel, config_of, driven_model, registered, texts
+from tests.modeling.driven import LanguageModel, config_of, driven_model, texts
 from tests.tiny import FAMILIES, WITH_BATCH_NORM, tiny_images, tiny_model, tiny_pair
 
 _ATTENTION = ({"hidden_size": 32, "num_attention_heads": 4}, {"hidden_size": 16, "num_attention_heads": 2})
@@ -329,14 +328,7 @@ def test_a_teacher_in_training_goes_on_in_it_and_its_statistics_stay():
 # Networks of text, whose families are data.
 
 
-@pytest.fixture
-def text_families() -> Iterator[None]:
-    with registered():
-        yield
-
-
 @torch.no_grad()
-@pytest.mark.usefixtures("text_families")
 @pytest.mark.parametrize(
     ("model_type", "options", "turned"),
     [
@@ -360,7 +352,6 @@ def test_text_and_language_models_are_sliced_too(model_type, options, turned):
 
 
 @torch.no_grad()
-@pytest.mark.usefixtures("text_families")
 def test_a_turned_language_model_in_as_few_directions_is_the_teacher():
     """RMSNorm subtracts no mean: as many directions as the student is wide. Two queries share a key in the teacher."""
     configs = config_of("llama", "teacher"), config_of("llama", "student")
@@ -452,12 +443,9 @@ def test_features_that_are_not_finite_are_refused():
 def test_heads_that_rotate_by_position_keep_their_width():
     networks = [LlamaForCausalLM(config_of("llama", role)) for role in ("teacher", "student")]
     networks[1] = LlamaForCausalLM(derived_config(networks[1].config, {"head_dim": 2}))
-    with registered():
-        model = LanguageModel.from_teacher_student(*networks, num_blocks=3)
-        with pytest.raises(
-            ValueError, match="heads of 4 channels whose positions are rotations cannot begin those of 2"
-        ):
-            inherit(model, batches=[texts()])
+    model = LanguageModel.from_teacher_student(*networks, num_blocks=3)
+    with pytest.raises(ValueError, match="heads of 4 channels whose positions are rotations cannot begin those of 2"):
+        inherit(model, batches=[texts()])
 
 
 def test_unknown_choice_is_refused():
