@@ -27,7 +27,7 @@ _EXPORTS = {
     "DataError": "errors",
     "DataSource": "source",
     "ImageSplit": "split",
-    "TextSplit": "tokens",
+    "TextSplit": "opening",
     "open_split": "opening",
 }
 

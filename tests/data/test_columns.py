@@ -83,7 +83,7 @@ def test_label_column_is_found(columns, expected):
         ({"breed": CLASSES, "colour": CLASSES}, "several columns of labels, 'breed', 'colour'.*: give label_column"),
         ({"label": Value("int64"), "class": Value("string")}, "several columns of labels, 'label', 'class'"),
         # A caption or a label? To train without labels has to be meant.
-        ({"target": Value("int64")}, "no column known to hold labels.*give label_column; for the images alone, unl"),
+        ({"target": Value("int64")}, "no column known to hold labels.*give label_column; without labels, unl"),
     ],
 )
 def test_label_column_not_to_be_told_raises(columns, message):

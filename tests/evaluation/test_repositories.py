@@ -131,6 +131,7 @@ def test_json_says_what_how_and_with_what(saved):
         "split": "test",
         "max_samples": 60,
         "n": 60,
+        "samples": "images",
     }
     assert data["settings"] == {"device": "cpu", "dtype": "float32", "batch_size": 16}
     assert data["versions"]["torch"] == version("torch")

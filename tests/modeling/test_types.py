@@ -168,6 +168,17 @@ def test_it_grows_from_a_pushed_repository(tmp_path: Path, hub: Any, repo_id: st
     assert torch.equal(model(**inputs).logits, networks(model_type)[0](**inputs).logits)
 
 
+@pytest.mark.parametrize("model_type", ["bert", "roberta", "mpnet", "distilbert", "electra", "gpt2", "opt"])
+@torch.no_grad()
+def test_the_longest_text_is_as_long_as_positions_reach(model_type: str) -> None:
+    config = network_config(model_type, "teacher", pad_token_id=1)
+    network = transformers.AutoModelForSequenceClassification.from_config(config).eval()
+    longest = family_of(model_type).max_tokens(config)
+    network(input_ids=torch.full((1, longest), 7))
+    with pytest.raises((IndexError, RuntimeError)):
+        network(input_ids=torch.full((1, longest + 1), 7))
+
+
 # --- The table of the docs --------------------------------------------------------------------------------------
 
 

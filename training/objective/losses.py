@@ -58,7 +58,9 @@ def distillation_loss(
     return loss
 
 
-def feature_distance(features: torch.Tensor, target: torch.Tensor, normalize: bool = False) -> torch.Tensor:
+def feature_distance(
+    features: torch.Tensor, target: torch.Tensor, normalize: bool = False, kept: torch.Tensor | None = None
+) -> torch.Tensor:
     """D(a, b) = MSE(a, b) + 1 - cosine(a, b), the cosine over each image's features as one vector.
 
     The feature distance of Progressive Weight Loading (arXiv 2509.22319, the authors' code).
@@ -68,9 +70,15 @@ def feature_distance(features: torch.Tensor, target: torch.Tensor, normalize: bo
         target: The same shape; no gradient flows into it unless it requires one.
         normalize: Divide the squared error by the target's mean square (without gradient), so that layers of great
             features weigh no more than others. Ours.
+        kept: (B, tokens), bool: the tokens that are no padding, which alone count; None for all.
     """
+    if kept is not None:
+        # Zeros add nothing to a cosine, and to a mean no more than its count.
+        features, target = (states * kept[..., None] for states in (features, target))
     cosine = functional.cosine_similarity(features.flatten(1), target.flatten(1), dim=1)
     error = functional.mse_loss(features, target)
     if normalize:
         error = error / target.detach().square().mean().clamp_min(torch.finfo(target.dtype).tiny)
+    elif kept is not None:
+        error = error * (kept.numel() / kept.sum())
     return error + 1 - cosine.mean()

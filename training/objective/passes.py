@@ -29,12 +29,14 @@ class Boundary:
         student: s, what the student has there.
         encode: e, the encoder: to the student's width.
         decode: d, the decoder: to the teacher's width.
+        kept: (B, tokens), bool: the tokens that are no padding; None for all.
     """
 
     teacher: torch.Tensor
     student: torch.Tensor
     encode: Callable[[torch.Tensor], torch.Tensor]
     decode: Callable[[torch.Tensor], torch.Tensor]
+    kept: torch.Tensor | None = None
 
     @cached_property
     def encoded(self) -> torch.Tensor:
@@ -105,10 +107,16 @@ class Passes:
     def boundaries(self, share: int = 1) -> list[Boundary]:
         """The boundaries 1 to N-1, for every n-th sample."""
         if share not in self._boundaries:
-            rows = self.part(share)
+            rows, kept = self.part(share), self._kept
             features = zip(self.teacher.hidden_states[:-1], self.student.hidden_states[:-1], strict=True)
             self._boundaries[share] = [
-                Boundary(teacher[rows], student[rows], self.model.encoders[str(i)], self.model.decoders[str(i)])
+                Boundary(
+                    teacher[rows],
+                    student[rows],
+                    self.model.encoders[str(i)],
+                    self.model.decoders[str(i)],
+                    None if kept is None else kept[rows],
+                )
                 for i, (teacher, student) in enumerate(features, start=1)
             ]
         return self._boundaries[share]
@@ -122,6 +130,12 @@ class Passes:
         if rows == ALL or not self.shared:
             return self.path(mask).logits[rows]
         return self._paths.logits_of(mask, rows)
+
+    @cached_property
+    def _kept(self) -> torch.Tensor | None:
+        """Which features are no padding: those of all boundaries are of the same tokens."""
+        plan = self.model.parts.networks.blueprints["teacher"]
+        return plan.family.not_padding(plan.config, self.teacher.hidden_states[0], self._named)
 
     @cached_property
     def _paths(self) -> SharedPaths:

@@ -151,8 +151,8 @@ class Synchronisation:
     def __call__(self, passes: Passes) -> torch.Tensor | None:
         """The term; None if there is one block."""
         return _mean(
-            feature_distance(at.encoded, at.student, self.normalize)
-            + feature_distance(at.decoded, at.teacher, self.normalize)
+            feature_distance(at.encoded, at.student, self.normalize, at.kept)
+            + feature_distance(at.decoded, at.teacher, self.normalize, at.kept)
             for at in passes.boundaries(self.share)
         )
 
@@ -173,8 +173,8 @@ class Reconstruction:
     def __call__(self, passes: Passes) -> torch.Tensor | None:
         """The term; None if there is one block."""
         return _mean(
-            feature_distance(at.decode(at.encoded), at.teacher, self.normalize)
-            + feature_distance(at.encode(at.decoded), at.student, self.normalize)
+            feature_distance(at.decode(at.encoded), at.teacher, self.normalize, at.kept)
+            + feature_distance(at.encode(at.decoded), at.student, self.normalize, at.kept)
             for at in passes.boundaries(self.share)
         )
 
