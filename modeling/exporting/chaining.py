@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 import onnx
 
 from ..graphs.index import FEATURES_IN, LOGITS, initialiser
-from ..graphs.tensors import Place
+from ..arrays.mapped import Place
 from .tracing import FEATURES, OPSET, Template
 
 # The newest that opset 20 needs: older runtimes can read it.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ..errors import RepositoryError
 from .index import FEATURES_IN, Graph, initialiser
-from .tensors import MappedFile
+from ..arrays.mapped import TensorFile
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -48,7 +48,7 @@ class GraphSession:
         self,
         graph: Graph,
         content: bytes,
-        files: Mapping[str, MappedFile],
+        files: Mapping[str, TensorFile],
         options: Options,
         providers: Sequence[Any] = CPU,
     ) -> None:
