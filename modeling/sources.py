@@ -1,7 +1,7 @@
 """Masks over {S, Q, T}^N: which network each block of a path comes from (pure Python).
 
-Notation: N blocks; boundary i (1 <= i < N) lies after block i. `S` is the student, `T` the teacher, `Q` the teacher in low
-precision.
+Notation: N blocks; boundary i (1 <= i < N) lies after block i. `S` is the student, `T` the teacher, `Q` the teacher in
+low precision.
 """
 
 from __future__ import annotations
@@ -151,8 +151,8 @@ class Sources:
     @cached_property
     def part_ids(self) -> frozenset[PartId]:
         """Everything that the path of this mask runs through."""
-        kinds = (role if letter != "Q" else "quantised" for letter, role in zip(self.mask, self.roles, strict=True))
-        blocks = (PartId(kind, i) for i, kind in enumerate(kinds, start=1))
+        low = self.low_blocks
+        blocks = (PartId("quantised" if i in low else role, i) for i, role in enumerate(self.roles, start=1))
         converters = (PartId(direction, i) for i, direction in self.changes)
         return frozenset((*blocks, *converters))
 

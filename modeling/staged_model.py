@@ -182,10 +182,10 @@ class StagedModel(Staged, PreTrainedModel):
         """Let the teacher's blocks be there in low precision too, and be stages on the way; no training is needed.
 
         A matrix (of a linear layer, a convolution, an embedding) becomes whole numbers with one scale a row; all else
-        stays as it is. The next save writes two files more for each block: `quantised/`, and `refinements/`, which makes
-        the first the teacher's own bit for bit. Statistics of masks serve for both. The schedule becomes
-        `Schedule.ladder()` of the one that there is, unless that has such stages already: `QSSS` comes before `TSSS`. A
-        model that has a tier gets another.
+        stays as it is. The next save writes two files more for each block: `quantised/`, and `refinements/`, which
+        makes the first the teacher's own bit for bit. Statistics of masks serve for both. The schedule becomes
+        `Schedule.ladder()` of the one that there is, unless that has such stages already: `QSSS` comes before `TSSS`.
+        A model that has a tier gets another.
 
         The model stays on its path, which may be no stage of the new schedule.
 

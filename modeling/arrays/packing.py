@@ -1,14 +1,13 @@
 """The two files of a block in low precision: its matrices as one compressed stream of each kind of bytes.
 
-A file holds `planes.q` (the whole numbers of all matrices, in the order of their names) and `planes.scales`, and what is
-no matrix as it is; its metadata say what the matrices are. The other one holds the residual's bytes, `planes.0` the
+A file holds `planes.q` (the whole numbers of all matrices, in the order of their names) and `planes.scales`, and what
+is no matrix as it is; its metadata say what the matrices are. The other one holds the residual's bytes, `planes.0` the
 lowest. One tensor of a kind, because the places of many small ones cost more than they say. Streams are read and merged
 in pieces, straight into the result.
 """
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import os
@@ -62,7 +61,7 @@ def residual_names(dtype: str) -> list[str]:
 
 
 def matrix(shape: Shape) -> tuple[int, int] | None:
-    """The rows and columns of a floating tensor as a matrix with a scale for each row; None if it is stored as it is."""
+    """The rows and columns of a floating tensor as a matrix, a scale for each row; None if it is stored as it is."""
     # Position embeddings have a batch of one before them.
     while len(shape) > 1 and shape[0] == 1:
         shape = shape[1:]
@@ -92,9 +91,9 @@ def read_matrices(local: Path, metadata: Mapping[str, str]) -> dict[str, Shape]:
     """
     try:
         found = {name: tuple(shape) for name, shape in json.loads(metadata[_MATRICES]).items()}
-        sound = all(
-            type(size) is int and 0 < size for shape in found.values() for size in shape
-        ) and all(matrix(shape) is not None and math.prod(shape) <= _LARGEST for shape in found.values())
+        sound = all(type(size) is int and size > 0 for shape in found.values() for size in shape) and all(
+            matrix(shape) is not None and math.prod(shape) <= _LARGEST for shape in found.values()
+        )
         if not sound or list(found) != sorted(found):
             raise ValueError("its matrices are none, or not in order")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -240,15 +239,9 @@ class _Compressor:
     def close(self) -> NDArray[np.uint8]:
         content = b"".join([*self._parts, self._stream.flush()])
         # Compares what comes out with the checksum.
-        zstandard.ZstdDecompressor(max_window_size=_WINDOW).copy_stream(io.BytesIO(content), _Nowhere())
+        for _ in zstandard.ZstdDecompressor(max_window_size=_WINDOW).read_to_iter(content):
+            pass
         return np.frombuffer(content, np.uint8)
-
-
-class _Nowhere:
-    """A file that keeps nothing."""
-
-    def write(self, content: bytes) -> int:
-        return len(content)
 
 
 class _OpenFile:
@@ -283,7 +276,10 @@ class _Stream:
         self._file, self._name = file, name
         place = file.place(name)
         self._at, self._end = place.offset, place.offset + place.length
-        self._reader = zstandard.ZstdDecompressor(max_window_size=_WINDOW).stream_reader(self, read_size=1 << 17)
+        self._reader = zstandard.ZstdDecompressor(max_window_size=_WINDOW).stream_reader(
+            self,  # type: ignore[arg-type]  # it asks for `read` alone
+            read_size=1 << 17,
+        )
 
     def read(self, size: int = -1) -> bytes:
         """The next compressed bytes: what the decompressor asks for."""

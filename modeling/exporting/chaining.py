@@ -8,8 +8,8 @@ from pathlib import PurePosixPath
 
 import onnx
 
-from ..graphs.index import FEATURES_IN, LOGITS, initialiser
 from ..arrays.mapped import Place
+from ..graphs.index import FEATURES_IN, LOGITS, initialiser
 from .tracing import FEATURES, OPSET, Template
 
 # The newest that opset 20 needs: older runtimes can read it.

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from transformers import PreTrainedConfig
 
+from ..arrays.mapped import MappedFile
 from ..errors import MissingFileError, RepositoryError, SaveError
 from ..graphs.index import INDEX_FILE, GraphIndex
-from ..arrays.mapped import MappedFile
 from ..parts.parts import Parts
 from ..parts.router import Router
 from ..repository.manifest import PROCESSOR_FILE, Manifest

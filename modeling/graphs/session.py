@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
+from ..arrays.mapped import TensorFile
 from ..errors import RepositoryError
 from .index import FEATURES_IN, Graph, initialiser
-from ..arrays.mapped import TensorFile
 
 if TYPE_CHECKING:
     import onnxruntime

@@ -15,7 +15,6 @@ from ..sources import Direction, Role
 from .blueprint import Blueprint, Shared
 from .locking import StateLock
 
-
 # The model's children that are frozen with the teacher.
 OF_TEACHER = ("teacher", "quantised")
 

@@ -169,9 +169,7 @@ class NetworkPart(Part):
         if self.id.number != self.networks.num_blocks:
             return frozenset()
         paths = self.plan.family.classifier_paths(self.plan.config)
-        return frozenset(
-            name for name in self.specs if name.startswith(tuple(f"{self._root}.{p}." for p in paths))
-        )
+        return frozenset(name for name in self.specs if name.startswith(tuple(f"{self._root}.{p}." for p in paths)))
 
     @cached_property
     def specs(self) -> Mapping[str, TensorSpec]:
@@ -220,7 +218,7 @@ class NetworkPart(Part):
 
 
 class QuantisedPart(NetworkPart):
-    """A block of the teacher in low precision. Its modules stand apart from the teacher, which has the exact ones alone."""
+    """A block of the teacher in low precision; its modules stand apart from the teacher, which has exact ones alone."""
 
     def __init__(self, part_id: PartId, networks: Networks) -> None:
         super().__init__(part_id, networks)

@@ -175,8 +175,8 @@ class _Planner:
         if all(entries[path] is not None for path in shards):
             return bits
         logger.warning(
-            "saved without the tier of low precision: the teacher, or its dtype, is another than the one that it was made "
-            "of; call add_tier for one of this teacher, and save again"
+            "saved without the tier of low precision, which was of another teacher, or of another dtype: call add_tier "
+            "for one of this teacher, and save again"
         )
         return None
 
@@ -187,10 +187,10 @@ class _Planner:
         parameters = (part.num_parameters, 0)
         entries = [self._same_dtype_entry(path) for path in paths]
         if self.store is not None and self.store.manifest.tier == bits and None not in entries:
-            low = self.parts.inventory.parts[PartId("quantised", block)]
-            if low in self.resident and not self.parts.is_unchanged(low):
+            quantised = self.parts.inventory.parts[PartId("quantised", block)]
+            if quantised in self.resident and not self.parts.is_unchanged(quantised):
                 raise SaveError(
-                    f"{low} was changed since it was loaded, and low precision is saved as it follows from the teacher: "
+                    f"{quantised} was changed since it was loaded, and what is saved follows from the teacher: "
                     "change the teacher itself, loaded with keep_all=True"
                 )
             return [PlannedFile(p, n, e, None) for p, n, e in zip(paths, parameters, entries, strict=True)]
@@ -208,8 +208,10 @@ class _Planner:
                 low()
             return kept.pop()
 
-        made = zip(paths, parameters, (low, refinement), strict=True)
-        return [PlannedFile(path, number, None, contents) for path, number, contents in made]
+        return [
+            PlannedFile(paths[0], parameters[0], None, low),
+            PlannedFile(paths[1], parameters[1], None, refinement),
+        ]
 
     def _plan_file(self, path: str, parts: list[Part]) -> PlannedFile:
         parameters = sum(part.num_parameters for part in parts)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,9 @@ def check_dtype(dtype: torch.dtype) -> None:
         ValueError: With the dtypes that are.
     """
     if dtype_name(dtype) not in KINDS:
-        raise ValueError(f"low precision is made of {', '.join(KINDS)}, the model is {dtype_name(dtype)}: cast it first")
+        raise ValueError(
+            f"low precision is made of {', '.join(KINDS)}, the model is {dtype_name(dtype)}: cast it first"
+        )
 
 
 def coarse(part: Part, exact: Tensors, bits: int) -> Tensors:
@@ -49,26 +51,23 @@ def coarse(part: Part, exact: Tensors, bits: int) -> Tensors:
     return found
 
 
-def read_low(part: Part, quantised: Path, dtype: torch.dtype) -> Tensors:
-    """A block in low precision, of its file.
+def read_split(specs: Mapping[str, TensorSpec], files: Sequence[Path], dtype: torch.dtype) -> Tensors:
+    """The tensors of a block, of its low precision, or of that and what makes it exact.
 
     Args:
-        part: The part in low precision.
-        quantised: The file, which was compared with its hash before.
+        specs: The block's tensors by full in-memory name.
+        files: One file or both, which were compared with their hashes before.
         dtype: The repository's.
 
     Returns:
-        Its tensors by full in-memory name, in the repository's dtype, on the CPU.
+        The tensors by full in-memory name, on the CPU.
 
     Raises:
-        RepositoryError: If the file is not what it must be.
+        RepositoryError: If a file is not what it must be.
     """
-    return _read(part.specs, quantised, None, dtype)
-
-
-def read_refined(part: Part, quantised: Path, refinement: Path, dtype: torch.dtype) -> Tensors:
-    """A block of the teacher, of its low precision and what makes that exact; as `read_low`."""
-    return _read(part.specs, quantised, refinement, dtype)
+    arrays = unpack(files[0], files[1] if len(files) > 1 else None, dtype_name(dtype))
+    found = {name: arrays[spec.checkpoint_name] for name, spec in specs.items()}
+    return {n: _tensor(found[n], dtype) if s.is_floating else torch.from_numpy(found[n]) for n, s in specs.items()}
 
 
 def split(tensors: Tensors, bits: int) -> tuple[Tensors, dict[str, str], Tensors]:
@@ -96,12 +95,6 @@ def floating_shapes(specs: Mapping[str, TensorSpec]) -> dict[str, tuple[int, ...
 def dtype_name(dtype: torch.dtype) -> str:
     """A dtype's name, as the manifest has it."""
     return str(dtype).removeprefix("torch.")
-
-
-def _read(specs: Mapping[str, TensorSpec], quantised: Path, refinement: Path | None, dtype: torch.dtype) -> Tensors:
-    arrays = unpack(quantised, refinement, dtype_name(dtype))
-    found = {name: arrays[spec.checkpoint_name] for name, spec in specs.items()}
-    return {n: _tensor(found[n], dtype) if s.is_floating else torch.from_numpy(found[n]) for n, s in specs.items()}
 
 
 def _words(tensor: torch.Tensor) -> NDArray[Any]:

@@ -19,7 +19,7 @@ from ..repository.verification import is_unchanged
 from ..sources import PartId, Role, Sources
 from .blueprint import Blueprint
 from .part import Inventory, Part, Tensors
-from .tier import floating_shapes, read_low, read_refined
+from .tier import floating_shapes, read_split
 
 logger = logging.get_logger(__name__)
 
@@ -129,7 +129,7 @@ class WeightStore:
         return self._checked[path][0]
 
     def files_of(self, part: Part) -> tuple[str, ...]:
-        """The files that a part is read from: of a teacher's block whose low precision is here, that and what refines it."""
+        """The files that a part is read from: its own, or its low precision, which is here, and what refines that."""
         if part.id.kind == "teacher" and self.repository.refines(self.manifest, part.id.number):
             number, count = part.id.number, self.manifest.num_blocks
             return quantised_file(number, count), refinement_file(number, count)
@@ -141,8 +141,7 @@ class WeightStore:
         self.prepare(list(paths))
         if len(paths) == 1 and not part.is_low:
             return self._read(part.file, {name: spec.checkpoint_name for name, spec in part.specs.items()})
-        local = [self._checked[path][0] for path in paths]
-        tensors = read_low(part, *local, self.dtype) if part.is_low else read_refined(part, *local, self.dtype)
+        tensors = read_split(part.specs, [self._checked[path][0] for path in paths], self.dtype)
         self._check_untouched(*paths)
         return tensors
 
@@ -178,7 +177,7 @@ class WeightStore:
     def _expected_of_tier(self, path: str, block: int) -> dict[str, tuple[tuple[int, ...] | None, str]]:
         """Name in a file of the tier -> shape, None if it is of any length, and code of the dtype."""
         if path == refinement_file(block, self.manifest.num_blocks):
-            return {name: (None, "U8") for name in residual_names(self.manifest.dtype)}
+            return dict.fromkeys(residual_names(self.manifest.dtype), (None, "U8"))
         specs = self.inventory.parts[PartId("quantised", block)].specs
         sizes = {name: matrix(shape) for name, shape in floating_shapes(specs).items()}
         found: dict[str, tuple[tuple[int, ...] | None, str]] = {

@@ -14,9 +14,9 @@ The layout (N blocks):
 
 Format version 1 is this without shared tensors, with stage k taking the teacher's blocks 1 to k. Version 2 adds a
 schedule (each stage's mask, in any order of blocks), shared tensors, and attachments: files that belong to a save, such
-as exported graphs, but hold none of its weights; JSON among them lies in a folder of its own. Version 3 adds the tier of
-low precision, and rungs as stages: a block that was in low precision before gets its refinement rather than its shard.
-Each version is written only where something of it is used.
+as exported graphs, but hold none of its weights; JSON among them lies in a folder of its own. Version 3 adds the tier
+of low precision, and rungs as stages: a block that was in low precision before gets its refinement rather than its
+shard. Each version is written only where something of it is used.
 """
 
 from __future__ import annotations
@@ -311,7 +311,9 @@ class Manifest:
         Raises:
             RepositoryError: If a file is not listed.
         """
-        whole = [Sources(letter * self.num_blocks) for letter, role in (("S", "student"), ("T", "teacher")) if role in keep]
+        whole = [
+            Sources(letter * self.num_blocks) for letter, role in (("S", "student"), ("T", "teacher")) if role in keep
+        ]
         needed = [sources, *whole]
         blocks = {block for mask in needed for block in mask.blocks("teacher")}
         shared = [entry.path for entry in self.files if entry.is_shared and not blocks.isdisjoint(entry.blocks)]
@@ -389,7 +391,7 @@ class Manifest:
         return manifest
 
     def _check_places(self) -> None:
-        """Refuse statistics, shared tensors and tiers that cannot be, files at other stages than theirs, missing files."""
+        """Refuse statistics, shared tensors and tiers that cannot be; files at the wrong stages; missing files."""
         for entry in self.files:
             if list(entry.blocks) != sorted(set(entry.blocks).intersection(range(1, self.num_blocks + 1))):
                 raise RepositoryError(

@@ -200,12 +200,15 @@ def build_route(
         last = rest[-1] if rest else first
         segments.append(plan.family.segment(plan.config, plan.cuts, first, last, getter))
     at_boundary = {i: converters[PartId(direction, i)] for i, direction in sources.changes}
+    stands: dict[str, nn.Module] = dict(networks)
+    if low_precision is not None:
+        stands["quantised"] = low_precision
     return Route(
         sources=sources,
         segments=tuple(segments),
         converters=tuple(at_boundary.get(i) for i in range(1, len(sources) + 1)),
         has_own_statistics=bool(statistics),
-        networks={**networks, **({"quantised": low_precision} if low_precision is not None else {})},
+        networks=stands,
         places=tuple(places.values()),
     )
 
