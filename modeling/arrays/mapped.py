@@ -46,7 +46,7 @@ CODES = {"float16": "F16", "bfloat16": "BF16", "float32": "F32", "float64": "F64
 
 
 @dataclass(frozen=True)
-class Place:
+class TensorPlace:
     """Where a tensor lies in a file.
 
     Args:
@@ -71,7 +71,7 @@ class TensorFile(Protocol):
     """Tensors by name, and what each is."""
 
     @property
-    def places(self) -> Mapping[str, Place]:
+    def places(self) -> Mapping[str, TensorPlace]:
         """Where each tensor lies, or would lie in its own file."""
         ...
 
@@ -122,7 +122,7 @@ class Header(NamedTuple):
         metadata: Its texts, by name.
     """
 
-    places: dict[str, Place]
+    places: dict[str, TensorPlace]
     metadata: dict[str, str]
 
 
@@ -145,11 +145,11 @@ def read_header(local: Path) -> Header:
         raise RepositoryError(f"{local} is no safetensors file that can be read: {error}") from error
 
 
-def _place(item: Mapping[str, Any], start: int, size: int) -> Place:
+def _place(item: Mapping[str, Any], start: int, size: int) -> TensorPlace:
     dtype, shape, (begin, end) = item["dtype"], tuple(item["shape"]), item["data_offsets"]
     if dtype not in FORMATS:
         raise ValueError(f"it holds a tensor of dtype {dtype!r:.20}, expected one of {', '.join(FORMATS)}")
     whole = all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in (*shape, begin, end))
     if not whole or end - begin != math.prod(shape) * np.dtype(FORMATS[dtype].numpy).itemsize or start + end > size:
         raise ValueError(f"a tensor of shape {list(shape)!r:.100} cannot lie at bytes {begin!r:.20} to {end!r:.20}")
-    return Place(dtype, shape, start + begin, end - begin)
+    return TensorPlace(dtype, shape, start + begin, end - begin)

@@ -14,17 +14,17 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
-import zstandard
 from numpy.typing import NDArray
 
 from ..errors import RepositoryError
-from .mapped import CODES, FORMATS, Place, read_header
-from .splitting import KINDS, LEVELS, Words, merge, product, quantise, residual
+from .mapped import CODES, FORMATS, TensorPlace, read_header
+from .splitting import KINDS, LEVELS, Words, merge, quantise, residual, scaled
 
-Q, SCALES = "planes.q", "planes.scales"
+Q_PLANE, SCALES = "planes.q", "planes.scales"
 _MATRICES = "matrices"
 # Level 1 was smaller than 3 and 9 on all networks that were tried: what is left is entropy, no repetition.
 _LEVEL = 1
@@ -35,9 +35,8 @@ _NARROWEST = 8
 # What a stream may ask for in memory; level 1 asks for half of a MiB.
 _WINDOW = 1 << 23
 # Values of a matrix: what a file claims is made before it is read.
-_LARGEST = 1 << 33
+_LARGEST = 1 << 31
 
-Shape = tuple[int, ...]
 Arrays = dict[str, NDArray[Any]]
 
 
@@ -60,7 +59,7 @@ def residual_names(dtype: str) -> list[str]:
     return [f"planes.{number}" for number in range(len(KINDS[dtype].planes))]
 
 
-def matrix(shape: Shape) -> tuple[int, int] | None:
+def matrix(shape: tuple[int, ...]) -> tuple[int, int] | None:
     """The rows and columns of a floating tensor as a matrix, a scale for each row; None if it is stored as it is."""
     # Position embeddings have a batch of one before them.
     while len(shape) > 1 and shape[0] == 1:
@@ -69,7 +68,7 @@ def matrix(shape: Shape) -> tuple[int, int] | None:
     return (shape[0], columns) if len(shape) > 1 and columns >= _NARROWEST else None
 
 
-def describe(shapes: Mapping[str, Shape]) -> dict[str, str]:
+def describe(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, str]:
     """The metadata of a file of low precision: its matrices by name, in the order in which they are packed.
 
     Args:
@@ -79,7 +78,7 @@ def describe(shapes: Mapping[str, Shape]) -> dict[str, str]:
     return {_MATRICES: json.dumps(found, separators=(",", ":"))}
 
 
-def read_matrices(local: Path, metadata: Mapping[str, str]) -> dict[str, Shape]:
+def read_matrices(local: Path, metadata: Mapping[str, str]) -> dict[str, tuple[int, ...]]:
     """The shapes of the matrices of a file of low precision, by name, in the order in which they are packed.
 
     Args:
@@ -122,7 +121,7 @@ def pack(given: Mapping[str, NDArray[Any]], dtype: str, bits: int) -> Packed:
         for piece in _pieces(*size):
             q, scale = quantise(words[piece], dtype, LEVELS[bits])
             coarse = np.empty_like(words[piece])
-            product(q, scale, dtype, coarse)
+            scaled(q, scale, dtype, coarse)
             planes = residual(words[piece], coarse, dtype)
             merge(coarse, [plane.view(np.uint8) for plane in planes], dtype)
             if not np.array_equal(coarse, words[piece]):
@@ -132,7 +131,7 @@ def pack(given: Mapping[str, NDArray[Any]], dtype: str, bits: int) -> Packed:
                 stream.write(plane)
     q_plane, *rest = (stream.close() for stream in streams)
     low = {name: array for name, array in given.items() if name not in sizes}
-    low |= {Q: q_plane, SCALES: np.concatenate(scales) if scales else np.empty(0, np.float32)}
+    low |= {Q_PLANE: q_plane, SCALES: np.concatenate(scales) if scales else np.empty(0, np.float32)}
     return Packed(low, metadata, dict(zip(residual_names(dtype), rest, strict=True)))
 
 
@@ -151,7 +150,7 @@ def coarsen(words: Words, dtype: str, bits: int) -> Words:
     flat, given = found.reshape(size), words.reshape(size)
     for rows in _pieces(*size):
         q, scales = quantise(given[rows], dtype, LEVELS[bits])
-        product(q, scales, dtype, flat[rows])
+        scaled(q, scales, dtype, flat[rows])
     return found
 
 
@@ -170,12 +169,12 @@ def unpack(quantised: Path, refinement: Path | None, dtype: str) -> Arrays:
     with ExitStack() as opened:
         low = opened.enter_context(_opened(quantised))
         shapes = read_matrices(quantised, low.metadata)
-        streams = [low.stream(Q)]
+        streams = [low.stream(Q_PLANE)]
         if refinement is not None:
             rest = opened.enter_context(_opened(refinement))
             streams += [rest.stream(name) for name in residual_names(dtype)]
         # 1. What is no matrix, as it is.
-        found: Arrays = {name: low.read(name) for name in low.places if name not in (Q, SCALES)}
+        found: Arrays = {name: low.read(name) for name in low.places if name not in (Q_PLANE, SCALES)}
         found = {name: a.view(kind.word) if a.dtype.kind != "i" else a for name, a in found.items()}
         # 2. The matrices, piece by piece.
         scales, done = low.read(SCALES), 0
@@ -188,7 +187,7 @@ def unpack(quantised: Path, refinement: Path | None, dtype: str) -> Arrays:
             for piece in _pieces(*size):
                 words = flat[piece]
                 q = streams[0].take(words.size).view(np.int8).reshape(words.shape)
-                product(q, scales[done : done + len(q), None], dtype, words)
+                scaled(q, scales[done : done + len(q), None], dtype, words)
                 done += len(q)
                 planes = [s.take(words.size * w) for s, w in zip(streams[1:], kind.planes, strict=False)]
                 if planes:
@@ -212,7 +211,7 @@ class UnpackedFile(Mapping[str, NDArray[Any]]):
             for name, array in unpack(quantised, refinement, dtype).items()
         }
         self.places = {
-            name: Place(code if array.dtype != np.int64 else "I64", array.shape, 0, array.nbytes)
+            name: TensorPlace(code if array.dtype != np.int64 else "I64", array.shape, 0, array.nbytes)
             for name, array in self._arrays.items()
         }
 
@@ -226,11 +225,20 @@ class UnpackedFile(Mapping[str, NDArray[Any]]):
         return len(self._arrays)
 
 
+def _zstandard() -> ModuleType:
+    # A repository without a tier needs none.
+    try:
+        import zstandard
+    except ImportError as error:
+        raise ImportError("blocks in low precision need zstandard: pip install zstandard", name="zstandard") from error
+    return zstandard
+
+
 class _Compressor:
     """One stream of bytes, compressed as it comes, with a checksum at its end."""
 
     def __init__(self) -> None:
-        self._stream = zstandard.ZstdCompressor(level=_LEVEL, write_checksum=True).compressobj()
+        self._stream = _zstandard().ZstdCompressor(level=_LEVEL, write_checksum=True).compressobj()
         self._parts: list[bytes] = []
 
     def write(self, plane: NDArray[Any]) -> None:
@@ -239,7 +247,7 @@ class _Compressor:
     def close(self) -> NDArray[np.uint8]:
         content = b"".join([*self._parts, self._stream.flush()])
         # Compares what comes out with the checksum.
-        for _ in zstandard.ZstdDecompressor(max_window_size=_WINDOW).read_to_iter(content):
+        for _ in _zstandard().ZstdDecompressor(max_window_size=_WINDOW).read_to_iter(content):
             pass
         return np.frombuffer(content, np.uint8)
 
@@ -251,7 +259,7 @@ class _OpenFile:
         self.local, self._descriptor = local, descriptor
         self.places, self.metadata = read_header(local)
 
-    def place(self, name: str) -> Place:
+    def place(self, name: str) -> TensorPlace:
         if name not in self.places:
             raise RepositoryError(f"{self.local} lacks tensor {name!r}")
         return self.places[name]
@@ -276,9 +284,13 @@ class _Stream:
         self._file, self._name = file, name
         place = file.place(name)
         self._at, self._end = place.offset, place.offset + place.length
-        self._reader = zstandard.ZstdDecompressor(max_window_size=_WINDOW).stream_reader(
-            self,  # type: ignore[arg-type]  # it asks for `read` alone
-            read_size=1 << 17,
+        self._reader = (
+            _zstandard()
+            .ZstdDecompressor(max_window_size=_WINDOW)
+            .stream_reader(
+                self,  # type: ignore[arg-type]  # it asks for `read` alone
+                read_size=1 << 17,
+            )
         )
 
     def read(self, size: int = -1) -> bytes:
@@ -314,7 +326,7 @@ class _Stream:
     def _decompressed(self, into: NDArray[np.uint8]) -> int:
         try:
             return self._reader.readinto(into.data)
-        except zstandard.ZstdError as error:
+        except _zstandard().ZstdError as error:
             raise RepositoryError(f"{self._file.local}: {self._name!r} is not what zstd has made: {error}") from error
 
 

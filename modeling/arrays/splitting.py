@@ -68,7 +68,7 @@ def quantise(words: Words, dtype: str, levels: int) -> tuple[NDArray[np.int8], F
     return np.clip(q, -levels, levels).astype(np.int8), scales
 
 
-def product(q: NDArray[np.int8], scales: Floats, dtype: str, out: Words) -> None:
+def scaled(q: NDArray[np.int8], scales: Floats, dtype: str, out: Words) -> None:
     """Write the bits of q s.
 
     Args:

@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 
 import onnx
 
-from ..arrays.mapped import Place
+from ..arrays.mapped import TensorPlace
 from ..graphs.index import FEATURES_IN, LOGITS, initialiser
 from .tracing import FEATURES, OPSET, Template
 
@@ -30,7 +30,7 @@ class Stored:
 
     file: str
     name: str
-    place: Place
+    place: TensorPlace
 
     @property
     def initialiser(self) -> str:

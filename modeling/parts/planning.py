@@ -41,20 +41,20 @@ class PlannedFile:
     path: str
     parameters: int
     entry: FileEntry | None
-    tensors: Callable[[], Contents] | None
+    tensors: Callable[[], FileContents] | None
     blocks: tuple[int, ...] = ()
 
 
-class Contents(NamedTuple):
+class FileContents(NamedTuple):
     """What a weight file is made of.
 
     Args:
         tensors: Its tensors, by name in the file.
-        metadata: What it says of itself.
+        metadata: What it says of itself: one text at most, for safetensors writes several in any order.
     """
 
     tensors: Tensors
-    metadata: Mapping[str, str] = MappingProxyType({})
+    metadata: Mapping[str, str] = MappingProxyType({"format": "pt"})
 
 
 @dataclass(frozen=True)
@@ -196,14 +196,14 @@ class _Planner:
             return [PlannedFile(p, n, e, None) for p, n, e in zip(paths, parameters, entries, strict=True)]
 
         # Both files come of one split, which is let go of with the second.
-        kept: list[Contents] = []
+        kept: list[FileContents] = []
 
-        def low() -> Contents:
+        def low() -> FileContents:
             tensors, metadata, rest = split(self._gather([part]).tensors, bits)
-            kept[:] = [Contents(rest)]
-            return Contents(tensors, metadata)
+            kept[:] = [FileContents(rest)]
+            return FileContents(tensors, metadata)
 
-        def refinement() -> Contents:
+        def refinement() -> FileContents:
             if not kept:
                 low()
             return kept.pop()
@@ -250,7 +250,7 @@ class _Planner:
             raise RepositoryError(f"the statistics of {mask} are neither in memory nor in a repository")
         names = statistics_names(mask, self.parts.networks.blueprints)
         return PlannedFile(
-            path, 0, None, lambda: Contents({d: tensors[n].cpu().to(self.dtype) for d, n in names.items()})
+            path, 0, None, lambda: FileContents({d: tensors[n].cpu().to(self.dtype) for d, n in names.items()})
         )
 
     def _same_dtype_entry(self, path: str) -> FileEntry | None:
@@ -258,14 +258,14 @@ class _Planner:
             return None
         return self.store.manifest.get(path)
 
-    def _gather(self, parts: list[Part]) -> Contents:
+    def _gather(self, parts: list[Part]) -> FileContents:
         tensors: Tensors = {}
         for part in parts:
             found = self._own(part) if part in self.resident else self.parts.values(part)
             for name, tensor in found.items():
                 dtype = self.dtype if tensor.is_floating_point() else tensor.dtype
                 tensors[part.specs[name].checkpoint_name] = tensor.detach().to("cpu", dtype)
-        return Contents(tensors)
+        return FileContents(tensors)
 
     def _own(self, part: Part) -> Tensors:
         return {name: self.state_dict.get(name, tensor) for name, tensor in part.tensors().items()}

@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers.utils import logging
 
-from ..arrays.packing import SCALES, Q, describe, matrix, residual_names
+from ..arrays.packing import Q_PLANE, SCALES, describe, matrix, residual_names
 from ..errors import RepositoryError
 from ..repository.manifest import Manifest, quantised_file, refinement_file, statistics_file
 from ..repository.source import Repository, Verified
@@ -185,7 +185,7 @@ class WeightStore:
             for spec in specs.values()
             if sizes.get(spec.checkpoint_name) is None
         }
-        return found | {Q: (None, "U8"), SCALES: ((sum(size[0] for size in sizes.values() if size),), "F32")}
+        return found | {Q_PLANE: (None, "U8"), SCALES: ((sum(size[0] for size in sizes.values() if size),), "F32")}
 
     def _expected(self, path: str) -> dict[str, tuple[tuple[int, ...], bool]]:
         """Name in the file -> shape and whether it is floating."""
@@ -220,7 +220,7 @@ class WeightStore:
         if (entry := self.manifest.get(path)) is not None and entry.tier_block is not None:
             expected = self._expected_of_tier(path, entry.tier_block)
             described = describe(floating_shapes(self.inventory.parts[PartId("quantised", entry.tier_block)].specs))
-            if Q in expected and any(metadata.get(key) != text for key, text in described.items()):
+            if Q_PLANE in expected and any(metadata.get(key) != text for key, text in described.items()):
                 raise RepositoryError(f"{where} is not of the matrices that config.json says")
         else:
             codes = {True: _CODES[self.manifest.dtype], False: "I64"}

@@ -353,9 +353,7 @@ def write_tensors(target: Path, planned: PlannedFile) -> FileEntry:
             # safetensors makes files that only their owner may read; a repository is like any other file.
             temporary.touch()
             mode = temporary.stat().st_mode
-            save_file(
-                {name: t.contiguous() for name, t in tensors.items()}, temporary, metadata={"format": "pt", **metadata}
-            )
+            save_file({name: t.contiguous() for name, t in tensors.items()}, temporary, metadata=dict(metadata))
             temporary.chmod(mode)
             size, digest = temporary.stat().st_size, sha256_of(temporary)
             os.replace(temporary, target)

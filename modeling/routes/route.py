@@ -200,7 +200,7 @@ def build_route(
         last = rest[-1] if rest else first
         segments.append(plan.family.segment(plan.config, plan.cuts, first, last, getter))
     at_boundary = {i: converters[PartId(direction, i)] for i, direction in sources.changes}
-    stands: dict[str, nn.Module] = dict(networks)
+    stands: dict[str, nn.Module] = {role: networks[role] for role in networks}
     if low_precision is not None:
         stands["quantised"] = low_precision
     return Route(
