@@ -118,13 +118,13 @@ def test_what_is_a_matrix(shape, size):
 def test_arrays_of_a_block_are_as_if_mapped(tmp_path):
     block = {"weight": gaussian((16, 32)), "bias": gaussian((16,)), "count": np.array(3)}
     found = UnpackedFile(*written(tmp_path, block, "float32"), "float32")
-    assert set(found) == set(block) and len(found) == 3
-    assert found["weight"].dtype == np.float32 and found.places["weight"].dtype == "F32"
-    assert found.places["count"].dtype == "I64" and found["count"] == 3
+    assert (set(found), len(found)) == (set(block), 3)
+    assert (found["weight"].dtype, found.places["weight"].dtype) == (np.float32, "F32")
+    assert (found["count"], found.places["count"].dtype) == (3, "I64")
     assert np.array_equal(found["weight"].view(np.uint32), block["weight"])
 
 
-# --- Files that are not what they must be -------------------------------------------------------------------------------
+# --- Files that are not what they must be -----------------------------------------------------------------------
 
 
 def spoiled(low: Path, change) -> None:

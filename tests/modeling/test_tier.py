@@ -165,7 +165,7 @@ def test_any_ladder_may_be_written(tmp_path):
 def test_no_rung_gives_up_a_block_for_a_worse_one(masks):
     model = tiny_model("vit", 2)
     model.add_tier()
-    with pytest.raises(ValueError, match="better ones|leads from the student"):
+    with pytest.raises(ValueError, match=r"better ones|leads from the student"):
         model.set_schedule(masks)
     assert model.schedule == ("SS", "QS", "QQ", "TQ", "TT")
 
@@ -190,7 +190,7 @@ def test_a_dtype_that_is_not_split_is_refused():
         tiny_model("vit").double().add_tier()
 
 
-# --- Nothing is lost ----------------------------------------------------------------------------------------------------
+# --- Nothing is lost ------------------------------------------------------------------------------------------
 
 
 def test_a_changed_block_of_low_precision_is_neither_released_nor_saved_over(saved, tmp_path):
@@ -257,14 +257,14 @@ def test_low_precision_of_a_model_in_memory_follows_its_teacher():
         ).abs().max()
 
 
-# --- What else is done with a model ---------------------------------------------------------------------------------------
+# --- What else is done with a model -----------------------------------------------------------------------------
 
 
 @torch.no_grad()
 def test_statistics_of_the_exact_mask_serve_for_low_precision(saved):
     images = tiny_images("resnet")
     model = load(saved("resnet"), stage=1)
-    assert model.sources == "QSSS" and set(model.statistics) == {"TSSS"}
+    assert (model.sources, set(model.statistics)) == ("QSSS", {"TSSS"})
     with_own = model(images).logits
     model.discard_statistics()
     assert not torch.equal(model(images).logits, with_own)
