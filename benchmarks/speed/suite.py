@@ -94,7 +94,7 @@ SUITE: dict[str, Entry] = {
     "rungs-bytes": Entry(
         "Rungs of precision: bytes, and the speed of the split",
         "What all rungs weigh, student and encoders with them, against the teacher's shards, in three dtypes; and GB "
-        "of the block a second on one thread, compression and proof with the splitting, decompression with the merging.",
+        "of a block a second on one thread, compression and proof with the splitting, decompression with the merging.",
         "rungs:weights",
     ),
     "fresh-process-hub": Entry(
