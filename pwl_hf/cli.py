@@ -44,7 +44,8 @@ def info(repo: Repo, revision: Revision = None, subfolder: Subfolder = "", token
 
     opened = Repository.open(repo, revision=revision, subfolder=subfolder, token=token)
     manifest = opened.manifest()
-    _say(f"{opened}: {manifest.num_blocks} blocks, {manifest.dtype}, fingerprint {manifest.fingerprint[:16]}")
+    tier = f", the teacher in {manifest.tier} bits too" if manifest.tier is not None else ""
+    _say(f"{opened}: {manifest.num_blocks} blocks, {manifest.dtype}{tier}, fingerprint {manifest.fingerprint[:16]}")
     stage_table(manifest)
 
 
@@ -271,6 +272,40 @@ def evaluate(
         plot_report(report, plot)
     if record:
         record_metrics(Path(repo, subfolder), report)
+
+
+@app.command()
+def quantise(
+    repo: Repo,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="A folder for the repository with its tier; by default it gets it itself."),
+    ] = None,
+    bits: Annotated[int, typer.Option(help="Bits of a weight: 8, or 4, which is smaller and less like it.")] = 8,
+    commit_message: Message = "Add the teacher in low precision",
+    revision: Revision = None,
+    subfolder: Subfolder = "",
+    create_pr: CreatePR = False,
+    overwrite: Overwrite = False,
+    token: Token = None,
+) -> None:
+    """Add the teacher in low precision, and what makes it exact, as stages on the way; nothing is trained."""
+    from pwl_hf.console import stage_table
+    from pwl_hf.modeling.publishing.push import Target
+    from pwl_hf.quantising import quantise_repository
+
+    commit, manifest = quantise_repository(
+        repo,
+        output,
+        bits=bits,
+        subfolder=subfolder,
+        overwrite=overwrite,
+        target=Target(repo, commit_message, revision=revision, create_pr=create_pr, token=token),
+    )
+    if manifest is not None:
+        stage_table(manifest)
+    if commit is not None:
+        _say(commit.pr_url or str(commit))
 
 
 @app.command()

@@ -108,7 +108,8 @@ def push_model(parts: Parts, schedule: Schedule, target: Target) -> CommitInfo:
         # What is published is of one stage; it is sent when the model may go on.
         with parts.lock:
             source = parts.store.repository if parts.store is not None else None
-            planned_files = plan_files(parts)
+            plan = plan_files(parts)
+            planned_files = plan.files
             entries: list[FileEntry] = []
             written: dict[str, Path] = {}
             for planned in planned_files:
@@ -120,7 +121,7 @@ def push_model(parts: Parts, schedule: Schedule, target: Target) -> CommitInfo:
                 target_path = written[planned.path] = Path(folder, planned.path)
                 entries.append(write_tensors(target_path, planned))
             attached = fetch_attachments(parts, planned_files)
-            manifest = new_manifest(parts, schedule, entries, attached)
+            manifest = new_manifest(parts, schedule, entries, attached, tier=plan.tier)
             written |= {attachment.path: local for attachment, local in attached.items()}
             found = {**text_files(parts, manifest, target.code), **stored_processing(parts)}
             texts = {path: text.encode() for path, text in found.items()}

@@ -29,6 +29,7 @@ from ..repository.manifest import (
     Metric,
     check_attachment,
     entry_of,
+    tier_block,
 )
 from ..repository.output_folder import (
     TEACHER_INDEX_FILE,
@@ -82,7 +83,8 @@ def save_repository(
     root, store = Path(directory), parts.store
     # 1. What is to be written, and all that it is copied from: nothing is touched before it is there and checked.
     code = code_paths(parts.config, chosen_code(parts.config, remote_code))
-    planned_files = plan_files(parts, state_dict)
+    plan = plan_files(parts, state_dict)
+    planned_files = plan.files
     attached = fetch_attachments(parts, planned_files)
     texts = {**stored_processing(parts), **(texts or {})}
     copied = [planned.path for planned in planned_files if planned.entry is not None]
@@ -112,7 +114,7 @@ def save_repository(
             with writing(root / attachment.path):
                 copy_file(local, root / attachment.path, attachment.sha256)
             placed |= states(root, [attachment.path])
-        manifest = new_manifest(parts, schedule, entries, attached, before.manifest)
+        manifest = new_manifest(parts, schedule, entries, attached, before.manifest, tier=plan.tier)
         for path, text in {
             **text_files(parts, manifest, remote_code),
             **texts,
@@ -127,7 +129,7 @@ def save_repository(
         own = Path(store.repository.name, store.repository.subfolder)
         if own.exists() and own.samefile(root):
             # The files under the model are these now.
-            parts.store = store.after_save(manifest)
+            parts.store, parts.tier = store.after_save(manifest), manifest.tier
             parts.config.fingerprint = manifest.fingerprint
     return manifest
 
@@ -137,12 +139,13 @@ def fetch_attachments(parts: Parts, planned: Collection[PlannedFile]) -> dict[Li
 
     Args:
         parts: The model's parts.
-        planned: The weight files to be: attachments stay with weights that are the same, every one.
+        planned: The weight files to be: attachments stay with weights that are the same, every one, whatever the tier.
 
     Raises:
         RepositoryError: If one is not what the manifest says, or is a link out of its folder.
     """
-    if parts.store is None or {file.entry for file in planned} != set(parts.store.manifest.files):
+    kept = {file.entry for file in planned if tier_block(file.path) is None}
+    if parts.store is None or kept != {entry for entry in parts.store.manifest.files if entry.tier_block is None}:
         return {}
     attachments, repository = parts.store.manifest.attachments, parts.store.repository
     if repository.commit is None:
@@ -180,6 +183,8 @@ def new_manifest(
     entries: list[FileEntry],
     attachments: Collection[ListedFile] = (),
     before: Manifest | None = None,
+    *,
+    tier: int | None = None,
 ) -> Manifest:
     """The manifest of these files; metrics are kept only if every weight is the one they were measured on.
 
@@ -189,9 +194,11 @@ def new_manifest(
         entries: Its weight files.
         attachments: Files that belong to them.
         before: The manifest that this one replaces: what was measured since the model was loaded is there.
+        tier: The bits of the teacher's low precision among the files; without it no stage has such blocks.
     """
     dtype = str(parts.networks.model.dtype).removeprefix("torch.")
-    manifest = Manifest.build(dtype, schedule, entries, attachments=attachments)
+    schedule = schedule if tier is not None else schedule.without_tier()
+    manifest = Manifest.build(dtype, schedule, entries, attachments=attachments, tier=tier)
     for known in (before, parts.store.manifest if parts.store is not None else None):
         if known is not None and known.fingerprint == manifest.fingerprint and any(s.metrics for s in known.stages):
             # What was measured is of a mask, whatever stage it is now.
@@ -298,7 +305,7 @@ def write_tensors(target: Path, planned: PlannedFile) -> FileEntry:
     """
     if planned.tensors is None:
         raise RuntimeError(f"{planned.path!r} was planned without contents")
-    tensors = planned.tensors()
+    tensors, metadata = planned.tensors()
     scratch = temporary_name(target)
     temporary = scratch / target.name
     with writing(target):
@@ -309,7 +316,7 @@ def write_tensors(target: Path, planned: PlannedFile) -> FileEntry:
             # safetensors makes files that only their owner may read; a repository is like any other file.
             temporary.touch()
             mode = temporary.stat().st_mode
-            save_file({name: t.contiguous() for name, t in tensors.items()}, temporary, metadata={"format": "pt"})
+            save_file({name: t.contiguous() for name, t in tensors.items()}, temporary, metadata=dict(metadata))
             temporary.chmod(mode)
             size, digest = temporary.stat().st_size, sha256_of(temporary)
             os.replace(temporary, target)
@@ -339,7 +346,7 @@ def _teacher_index(parts: Parts, manifest: Manifest) -> str:
     weight_map: dict[str, str] = {}
     total_size = total_parameters = 0
     for part in parts.inventory.parts.values():
-        if part.role != "teacher":
+        if part.role != "teacher" or part.is_low:
             continue
         for spec in part.specs.values():
             weight_map[spec.checkpoint_name] = Path(part.file).name

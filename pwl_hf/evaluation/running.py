@@ -75,7 +75,7 @@ def evaluate_masks(
         raise ValueError(f"masks must be at least one, each named once, got {list(masks)}")
     reader = _Reader(data, _classes(model, label_names), batch_size, num_workers, progress)
     tally = Tally(found, model.schedule)
-    with _evaluating(model):
+    with _evaluating(model), _low_precision(model, found):
         for inputs, labels in reader.batches(model):
             right: dict[str, torch.Tensor] = {}
             waiting = iter(sorted(found))
@@ -176,6 +176,19 @@ def _is_right(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """(B,) bool from logits (B, K) and labels (B,)."""
     # argmax takes a NaN for the greatest.
     return (logits.argmax(-1) == labels) & ~logits.isnan().any(-1)
+
+
+@contextmanager
+def _low_precision(model: Model, masks: Sequence[str]) -> Iterator[None]:
+    """Let a model that keeps everything have the teacher in low precision too, if a mask takes blocks of it."""
+    before = model.sources
+    if model.parts.is_whole and any("Q" in mask for mask in masks):
+        model.set_sources("Q" * model.num_blocks)
+    try:
+        yield
+    finally:
+        if model.sources != before:
+            model.set_sources(before)
 
 
 @contextmanager

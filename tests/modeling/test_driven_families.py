@@ -257,6 +257,19 @@ def test_a_tied_tensor_is_stored_once_and_tied_again(tmp_path: Path, tied: PWLPr
 
 
 @torch.no_grad()
+def test_a_tied_tensor_is_there_before_blocks_in_low_precision(tmp_path: Path, tied: PWLPreTrainedModel) -> None:
+    tied.add_tier()
+    tied.save_pretrained(tmp_path)
+    kept = LanguageModel.from_pretrained(tmp_path, keep_all=True)
+    model = LanguageModel.from_pretrained(tmp_path)
+    for mask in tied.schedule:
+        model.set_sources(mask)
+        kept.set_sources(mask)
+        assert torch.equal(model(**texts()).logits, kept(**texts()).logits), mask
+    assert torch.equal(model(**texts()).logits, own_logits(tied.teacher))
+
+
+@torch.no_grad()
 def test_it_is_resident_as_long_as_one_of_its_blocks_is(tmp_path: Path, tied: PWLPreTrainedModel) -> None:
     tied.save_pretrained(tmp_path)
     model = LanguageModel.from_pretrained(tmp_path, stage=1)

@@ -168,6 +168,25 @@ def test_it_grows_from_a_pushed_repository(tmp_path: Path, hub: Any, repo_id: st
     assert torch.equal(model(**inputs).logits, networks(model_type)[0](**inputs).logits)
 
 
+@pytest.mark.parametrize("model_type", ["bert", "deberta-v2", "llama", "wav2vec2", "wavlm"])
+@torch.no_grad()
+def test_it_grows_by_rungs_of_precision(tmp_path: Path, model_type: str) -> None:
+    whole, inputs = joined(model_type), given(model_type)
+    whole.add_tier()
+    whole.save_pretrained(tmp_path)
+    kept = model_class(model_type).from_pretrained(tmp_path, keep_all=True)
+    model = model_class(model_type).from_pretrained(tmp_path)
+    assert "QSS" in model.schedule
+    for mask in (*model.schedule, "STQ", "QST", "SSS"):
+        model.set_sources(mask)
+        kept.set_sources(mask)
+        assert torch.equal(model(**inputs).logits, kept(**inputs).logits), mask
+    assert sum(p.numel() for p in model.parameters()) == sum(p.numel() for p in model.student.parameters())
+    with model.stream_stages(low_precision=True):
+        pass
+    assert torch.equal(model(**inputs).logits, networks(model_type)[0](**inputs).logits)
+
+
 @pytest.mark.parametrize("model_type", ["bert", "roberta", "mpnet", "distilbert", "electra", "gpt2", "opt"])
 @torch.no_grad()
 def test_the_longest_text_is_as_long_as_positions_reach(model_type: str) -> None:
