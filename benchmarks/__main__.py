@@ -5,13 +5,14 @@ from __future__ import annotations
 import typer
 
 from benchmarks.exporting import export
-from benchmarks.recipes.command import cards, recipes
+from benchmarks.recipes.command import cards, choosing, recipes
 from benchmarks.speed.command import speed
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.command()(speed)
 app.command()(recipes)
 app.command()(cards)
+app.command()(choosing)
 app.command()(export)
 
 
