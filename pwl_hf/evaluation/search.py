@@ -126,9 +126,9 @@ def shortest(losses: Mapping[str, float], stage_bytes: StageBytes, num_blocks: i
 def swaps(measure: Measure, losses: dict[str, float], stage_bytes: StageBytes, first: Sequence[str]) -> list[str]:
     """The schedule that no exchange of two blocks that follow each other makes better.
 
-    An exchange is one other mask, so a round measures N - 1 at most. Where all masks are stored, those of the tables'
-    trainings, it ends at the best area or within 0.02 points of it; to take one block after the other, each that of
-    the greatest gain, ends up to 16.7 points below it (`python -m benchmarks order`).
+    An exchange is one other mask, so a round measures N - 1 at most. Over the trainings of the table `order`
+    (`python -m benchmarks recipes order`) it ends at the best area; to take one block after the other, each the best
+    next one, ends up to 16.7 points below it.
 
     Args:
         measure: Measures masks.
