@@ -180,22 +180,22 @@ def schedule_repository(
     chosen = best_schedule(measure, stage_bytes, manifest.schedule, search)
     # 3. The judgement, by the others.
     right = {mask: rows.right[1::2].double() for mask, rows in answers.items()}
-    judged = [
+    before, best = (
         Judged(tuple(masks), tuple(right[mask].mean().item() for mask in masks), stage_bytes.totals(masks))
         for masks in (present, chosen)
-    ]
-    areas = [_areas(found, right) for found in judged]
-    total, others = len(answers[present[0]].right), len(areas[0])
+    )
+    gains = _areas(best, right) - _areas(before, right)
     report = ScheduleReport(
-        search,
-        len(answers),
-        total - others,
-        others,
-        *judged,
-        of_mean((areas[1] - areas[0]).tolist()),
-        _without_statistics(manifest, chosen),
-        _unmeasured(manifest, chosen),
-        bool(manifest.attachments),
+        search=search,
+        num_masks=len(answers),
+        num_chosen_by=len(answers[present[0]].right) - len(gains),
+        num_judged_by=len(gains),
+        present=before,
+        best=best,
+        gain=of_mean(gains.tolist()),
+        without_statistics=_without_statistics(manifest, chosen),
+        unmeasured=_unmeasured(manifest, chosen),
+        had_graphs=bool(manifest.attachments),
     )
     if dry_run or not report.is_better:
         return report

@@ -15,7 +15,7 @@ from pwl_hf.evaluation.repositories import open_to_measure
 from pwl_hf.evaluation.running import Answers, answers_of
 from pwl_hf.evaluation.search import StageBytes, all_masks, shortest
 
-COUNTS = (100, 250, 500, 1000, 5000)
+COUNTS = (100, 250, 500, 1000, 2000)
 _DRAWS = 20
 _SEED = 0
 
@@ -36,15 +36,16 @@ class Model(NamedTuple):
     num_blocks: int
 
 
-def read_model(folder: Path, data: Path, split: str = "test") -> Model:
-    """Run all masks of a saved model over a split.
+def read_model(folder: Path, data: Path, max_samples: int) -> Model:
+    """Run all masks of a saved model over images of the test split.
 
     Args:
         folder: The model's.
         data: The images'.
-        split: The split.
+        max_samples: How many.
     """
-    opened = open_to_measure(str(folder), DataSource(str(data)), split, keep_all=True, keep_images=False)
+    source = DataSource(str(data), max_samples=max_samples)
+    opened = open_to_measure(str(folder), source, "test", keep_all=True, keep_images=False)
     masks = all_masks(opened.manifest.num_blocks)
     found = answers_of(opened.model, opened.images, masks, batch_size=256)
     answers = {mask: Answers(*rows) for mask, *rows in zip(masks, *found, strict=True)}

@@ -125,6 +125,7 @@ def choosing(
     work: _WORK = _WORK_FOLDER,
     seeds: _SEEDS = "0,1,2",
     only: _ONLY = None,
+    max_samples: Annotated[int, typer.Option(min=200, help="How many test images, a half of which chooses.")] = 4000,
     definitions: _DEFINITIONS = FOLDER,
 ) -> None:
     """How many images it takes to choose an order of blocks, of a table's models that lie in the work folder.
@@ -141,13 +142,13 @@ def choosing(
         raise typer.BadParameter(f"no model of {table} lies there: train them with recipes", param_hint="--work")
     models = []
     for name, folder in found.items():
+        models.append(read_model(folder, data, max_samples))
         _report(f"{name}: measured")
-        models.append(read_model(folder, data))
     about = (
         "# How many images a choice of schedule takes\n\n"
         f"Made by `python -m benchmarks choosing {table} --work WORK --data DATA`, of {', '.join(found)}.\n\n"
         "How far the area under accuracy over bytes of the chosen order is below that of the best, in points: mean and "
-        "worst of 20 draws of so many of one half of the test images; the other half judges. Chosen by the divergence "
+        f"worst of 20 draws of so many of one half of {max_samples:,} test images; the other half judges. Chosen by the divergence "
         "KL(teacher || mask), which needs no labels, and by right answers."
     )
     text = render_choices(models, about)

@@ -117,7 +117,8 @@ def answers_of(
     for logits, labels in _logits_by_batch(model, reader, [*masks, *({teacher} - {*masks})]):
         expected = logits[teacher].double().log_softmax(-1)
         found = torch.stack([logits[mask].double().log_softmax(-1) for mask in masks])
-        divergence.append((expected.exp() * (expected - found)).sum(-1).cpu())
+        # Logits that are no numbers are as far from the teacher's as can be.
+        divergence.append((expected.exp() * (expected - found)).sum(-1).nan_to_num(nan=torch.inf).cpu())
         right.append(torch.stack([_is_right(logits[mask], labels) for mask in masks]).cpu())
     return Answers(torch.cat(right, 1), torch.cat(divergence, 1))
 
