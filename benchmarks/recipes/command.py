@@ -148,8 +148,8 @@ def choosing(
         "# How many images a choice of schedule takes\n\n"
         f"Made by `python -m benchmarks choosing {table} --work WORK --data DATA`, of {', '.join(found)}.\n\n"
         "How far the area under accuracy over bytes of the chosen order is below that of the best, in points: mean and "
-        f"worst of 20 draws of so many of one half of {max_samples:,} test images; the other half judges. Chosen by the divergence "
-        "KL(teacher || mask), which needs no labels, and by right answers."
+        f"worst of 20 draws of so many of one half of {max_samples:,} test images; the other half judges. Chosen by "
+        "the divergence KL(teacher || mask), which needs no labels, and by right answers."
     )
     text = render_choices(models, about)
     store.with_name(f"{table}-images.md").write_text(text, encoding="utf-8")

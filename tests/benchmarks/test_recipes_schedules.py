@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-import pytest
+import re
 
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from benchmarks.__main__ import app
+from benchmarks.recipes.choosing import Model, read_model, render_choices
 from benchmarks.recipes.definitions import load_definitions
 from benchmarks.recipes.results import Results
 from benchmarks.recipes.schedules import schedules_section, sizes_of
 from benchmarks.recipes.tables import render
-from pwl_hf.evaluation import masks_of
+from pwl_hf.data import DataSource
+from pwl_hf.evaluation import evaluate_repository, masks_of
+from pwl_hf.evaluation.running import Answers
 from pwl_hf.evaluation.search import StageBytes
 from pwl_hf.modeling.repository.manifest import FileEntry, Manifest, converter_file, teacher_shard
 from pwl_hf.modeling.schedule import Schedule
+from tests.evaluation.helpers import save_digits_model
 
 MASKS = masks_of("all", 3)
 
@@ -93,3 +102,59 @@ def test_table_is_made_of_every_section():
     definitions = load_definitions()
     text = render(definitions, definitions.tables["order"], {}, {}, [0], "made so")
     assert text.count("| recipe |") == len(definitions.tables["order"].sections)
+
+
+# --- How many images a choice takes ----------------------------------------------------------------------------------
+
+
+def numbers(text: str) -> list[list[str]]:
+    return [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if re.match(r"\| \d", line)
+    ]
+
+
+def model_of(divergences: dict[str, float], chances: dict[str, float], images: int = 400) -> Model:
+    """One whose divergence says as much on each image, and whose right answers are drawn."""
+    draw = torch.Generator().manual_seed(0)
+    answers = {
+        mask: Answers(torch.rand(images, generator=draw) < chances[mask], torch.full((images,), divergences[mask]))
+        for mask in MASKS
+    }
+    return Model(answers, sizes(), 3)
+
+
+def test_a_choice_by_a_sure_measure_loses_nothing_and_one_by_few_answers_more():
+    chances = by_count(SST=0.7, STT=0.85)
+    exact = {mask: 1 - chance for mask, chance in chances.items()}
+    rows = numbers(render_choices([model_of(exact, chances)], "title", (10, 200, 1000)))
+    # There are no 1,000 images in a half of 400.
+    assert [row[0] for row in rows] == ["10", "200"]
+    assert all(float(cell) == 0 for row in rows for cell in row[1:3])
+    assert float(rows[0][3]) > float(rows[1][3])
+    assert float(rows[0][4]) > float(rows[0][3])
+
+
+def test_a_measure_that_is_the_wrong_way_round_loses():
+    chances = by_count(SST=0.7, STT=0.9)
+    (row,) = numbers(render_choices([model_of(chances, chances)], "title", (200,)))
+    assert float(row[1]) > 1
+
+
+def test_models_are_read_with_all_their_masks(tmp_path):
+    folder = save_digits_model(tmp_path / "digits-pwl")
+    found = read_model(folder, "digits", 40)
+    expected = evaluate_repository(folder, DataSource("digits", max_samples=40), orders="all").evaluation
+    assert found.num_blocks == 4
+    assert {mask: int(one.right.sum()) for mask, one in found.answers.items()} == {
+        mask.sources: mask.correct for mask in expected.masks
+    }
+    divergences = {mask: one.divergence.mean().item() for mask, one in found.answers.items()}
+    assert divergences["TTTT"] == 0
+    assert min(value for mask, value in divergences.items() if mask != "TTTT") > 0
+
+
+def test_command_says_that_no_model_is_there(tmp_path):
+    arguments = ["choosing", "--data", str(tmp_path), "--work", str(tmp_path), "--store", str(tmp_path / "a.json")]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 2
+    assert "no model of order lies there" in done.output

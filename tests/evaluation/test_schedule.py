@@ -299,6 +299,14 @@ def test_its_graphs_go_and_its_card_follows_in_the_same_commit(run, hub, repo_id
     assert len(hub.store.commits(repo_id)) == 3
 
 
+def test_a_subfolder_of_the_hub_gets_its_order(run, hub, repo_id, one_way):
+    publish(hub, repo_id, one_way, subfolder="deep/one")
+    code, _, err = run(repo_id, "--subfolder", "deep/one")
+    assert code == 0, err
+    found = Manifest.from_json(hub.store.files(repo_id)["deep/one/pwl_index.json"])
+    assert [stage.sources for stage in found.stages] == SUFFIX
+
+
 def test_a_dry_run_commits_nothing(run, hub, pushed):
     head = hub.store.head(pushed)
     code, out, err = run(pushed, "--dry-run")
