@@ -280,9 +280,11 @@ class Manifest:
         Raises:
             RepositoryError: If a stage needs a file that is not listed.
         """
-        manifest = Manifest.build(self.dtype, schedule, self.files).with_metrics_of(self)
+        built = Manifest.build(self.dtype, schedule, self.files).with_metrics_of(self)
+        kept = self.attachments if schedule == self.schedule else ()
+        manifest = replace(self, stages=built.stages, other_files=built.other_files, attachments=kept)
         manifest._check_places()
-        return replace(manifest, attachments=self.attachments) if schedule == self.schedule else manifest
+        return manifest
 
     def to_json(self) -> str:
         """The text of `pwl_index.json`.

@@ -10,7 +10,7 @@ Notation: N blocks.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import Literal
 
 from pwl_hf.modeling.repository.manifest import Manifest
@@ -155,7 +155,8 @@ def swaps(measure: Measure, losses: dict[str, float], stage_bytes: StageBytes, f
 
 def all_masks(num_blocks: int) -> list[str]:
     """All masks in an order in which each comes behind those that lead to it, the student's first."""
-    return sorted((mask.mask for mask in Sources.all(num_blocks)), key=lambda mask: sum(map(LADDER.index, mask)))
+    masks = map("".join, product(LADDER, repeat=num_blocks))
+    return sorted(masks, key=lambda mask: sum(map(LADDER.index, mask)))
 
 
 def raised(mask: str) -> Iterator[str]:
