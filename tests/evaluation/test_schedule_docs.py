@@ -76,6 +76,14 @@ def test_gains_are_those_of_the_stored_table():
         assert re.search(rf"\| {order} \| [^|]*\| {re.escape(gain)} \|", stored), order
 
 
+def test_losses_are_those_of_the_stored_table():
+    stored = (ROOT / "model_cards" / "order-images.md").read_text(encoding="utf-8")
+    rows = re.findall(r"\| ([\d,]+) \| ([\d.]+), ([\d.]+) \| ([\d.]+), ([\d.]+) \|", TEXT)
+    assert len(rows) == 3
+    for row in rows:
+        assert f"| {' | '.join(row)} |" in stored
+
+
 def test_linked_files_exist():
     for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", TEXT):
         assert (DOCS.parent / target).exists(), target
