@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from benchmarks.exporting import export
-from benchmarks.recipes.command import cards, recipes
+from benchmarks.recipes.command import cards, choosing, recipes
 from benchmarks.rungs import rungs
 from benchmarks.speed.command import speed
 
@@ -13,6 +13,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 app.command()(speed)
 app.command()(recipes)
 app.command()(cards)
+app.command()(choosing)
 app.command()(export)
 app.command()(rungs)
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pwl_hf.modeling import PWLForImageClassification
 from pwl_hf.modeling.publishing.model_card import CARD_FILE, write_card
 from pwl_hf.modeling.publishing.push import push_model
 from pwl_hf.modeling.repository.source import Repository
 from pwl_hf.modeling.schedule import Schedule
+from pwl_hf.opening import open_model
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo
@@ -63,7 +63,7 @@ def quantise_repository(
         >>> quantise_repository("pwl-vit", target=Target("pwl-vit"))  # doctest: +SKIP
     """
     options: dict[str, Any] = {"revision": target.revision, "subfolder": subfolder, "token": target.token}
-    model = PWLForImageClassification.from_pretrained(repo, **options)
+    model = open_model(repo, **options)
     model.add_tier(bits)
     source = model.parts.store.repository
     if output is None and source.commit is not None:

@@ -193,7 +193,7 @@ class Blueprint:
         self._read_once()
         return self._specs[section]
 
-    def is_resident(self, network: PreTrainedModel, section: int | str) -> bool:
+    def is_resident(self, network: nn.Module, section: int | str) -> bool:
         """Whether a block, or a shared module, is in the network."""
         return not isinstance(network.get_submodule(self.paths(section)[0]), Vacant)
 

@@ -327,6 +327,23 @@ class Manifest:
         stages = tuple(replace(s, metrics=tuple(metrics.get(s.stage, s.metrics))) for s in self.stages)
         return replace(self, stages=stages)
 
+    def with_metrics_of(self, other: Manifest) -> Manifest:
+        """The same files with what was measured of the same weights: it is of a mask, whatever stage that is."""
+        found = {stage.sources: stage.metrics for stage in other.stages}
+        return self.with_metrics({stage.stage: found.get(stage.sources, ()) for stage in self.stages})
+
+    def with_schedule(self, schedule: Schedule) -> Manifest:
+        """The same weight files with other stages; attachments go, which are of those before.
+
+        Raises:
+            RepositoryError: If a stage needs a file that is not listed.
+        """
+        built = Manifest.build(self.dtype, schedule, self.files).with_metrics_of(self)
+        kept = self.attachments if schedule.without_tier() == self.schedule.without_tier() else ()
+        manifest = replace(self, stages=built.stages, other_files=built.other_files, attachments=kept)
+        manifest._check_places()
+        return manifest
+
     def to_json(self) -> str:
         """The text of `pwl_index.json`.
 

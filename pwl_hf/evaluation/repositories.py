@@ -7,7 +7,7 @@ import platform
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch.utils.data import Dataset
@@ -96,6 +96,98 @@ def evaluate_repository(
     """
     if orders not in ORDERS:
         raise ValueError(f"orders must be one of {', '.join(ORDERS)}, got {orders!r}")
+    in_steps = orders == "prefix" and not source.streaming
+    opened, manifest, model, samples = open_to_measure(
+        repo,
+        source,
+        split,
+        keep_all=not in_steps,
+        keep_images=in_steps,
+        device=device,
+        dtype=dtype,
+        revision=revision,
+        subfolder=subfolder,
+        token=token,
+    )
+    masks = model.schedule if orders == "prefix" else masks_of(orders, model.num_blocks)
+    measure = evaluate_stages if in_steps else partial(evaluate_masks, masks=masks)
+    evaluation = measure(
+        model,
+        samples,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        progress=progress,
+    )
+    return Report(
+        RepositoryEvaluated(os.fspath(repo), subfolder, opened.commit, manifest.fingerprint),
+        DatasetEvaluated(
+            source.name,
+            source.config,
+            source.revision,
+            split,
+            source.max_samples,
+            evaluation.total,
+            TASKS[model.task].samples,
+        ),
+        Settings(_device_name(model.device), str(model.dtype).removeprefix("torch."), batch_size),
+        orders,
+        evaluation,
+        model.schedule,
+        tuple(row["total_bytes"] for row in stage_rows(manifest)),
+        {"python": platform.python_version()}
+        | {name: version(name) for name in ("pwl-hf", "torch", "transformers", "datasets")},
+    )
+
+
+class Opened(NamedTuple):
+    """A repository and the images or texts that it is measured on.
+
+    Args:
+        repository: The repository, at one commit.
+        manifest: Its manifest.
+        model: Its model.
+        samples: Items with the model's inputs and `labels`, numbered as the model's are.
+    """
+
+    repository: Repository
+    manifest: Manifest
+    model: PWLPreTrainedModel
+    samples: Dataset[Item]
+
+
+def open_to_measure(
+    repo: str | os.PathLike[str],
+    source: DataSource,
+    split: str,
+    *,
+    keep_all: bool,
+    keep_images: bool,
+    device: str | None = None,
+    dtype: str | None = None,
+    revision: str | None = None,
+    subfolder: str = "",
+    token: str | bool | None = None,
+) -> Opened:
+    """Open a repository and the samples that it is to be measured on; what cannot be measured is refused first.
+
+    Args:
+        repo: As in `evaluate_repository`.
+        source: As there.
+        split: As there.
+        keep_all: Load both networks whole.
+        keep_images: Keep the images in memory, if they are not streamed and fit.
+        device: As in `evaluate_repository`.
+        dtype: As there.
+        revision: As there.
+        subfolder: As there.
+        token: As there.
+
+    Raises:
+        InputError: As `evaluate_repository`, and all that follow.
+        ValueError: As there.
+        DataError: As there.
+        RepositoryError: As there.
+    """
     if device is not None:
         _check_device(device)
     opened = Repository.open(repo, revision=revision, subfolder=subfolder, token=token)
@@ -111,10 +203,9 @@ def evaluate_repository(
         check_channels(config.num_channels)
     data = open_split(source, split, "texts") if samples == "texts" else open_split(source, split)
     data = data.renumbered(class_numbers(data.label_names, config.id2label, data=data.title, model=str(opened)))
-    in_steps = orders == "prefix" and not data.streaming
     model: PWLPreTrainedModel = model_class.from_pretrained(
         repo,
-        keep_all=not in_steps,
+        keep_all=keep_all,
         dtype=dtype,
         device_map=device or ("cuda" if torch.cuda.is_available() else "cpu"),
         revision=opened.commit,
@@ -124,29 +215,8 @@ def evaluate_repository(
     if isinstance(data, TextSplit):
         inputs: Dataset[Item] = data.tokenized(_tokenizer(opened), max_length=max_tokens(config))
     else:
-        inputs = _images(data, _processor(opened), config.num_channels, keep=in_steps)
-    masks = model.schedule if orders == "prefix" else masks_of(orders, model.num_blocks)
-    measure = evaluate_stages if in_steps else partial(evaluate_masks, masks=masks)
-    evaluation = measure(
-        model,
-        inputs,
-        batch_size=batch_size,
-        num_workers=num_workers,
-        progress=progress,
-    )
-    return Report(
-        RepositoryEvaluated(os.fspath(repo), subfolder, opened.commit, manifest.fingerprint),
-        DatasetEvaluated(
-            source.name, source.config, source.revision, split, source.max_samples, evaluation.total, samples
-        ),
-        Settings(_device_name(model.device), str(model.dtype).removeprefix("torch."), batch_size),
-        orders,
-        evaluation,
-        model.schedule,
-        tuple(row["total_bytes"] for row in stage_rows(manifest)),
-        {"python": platform.python_version()}
-        | {name: version(name) for name in ("pwl-hf", "torch", "transformers", "datasets")},
-    )
+        inputs = _images(data, _processor(opened), config.num_channels, keep=keep_images)
+    return Opened(opened, manifest, model, inputs)
 
 
 def record_metrics(directory: str | os.PathLike[str], report: Report) -> Manifest:

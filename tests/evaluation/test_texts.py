@@ -18,7 +18,10 @@ from pwl_hf.cli import main
 from pwl_hf.data import DataError, DataSource, TextSplit, open_split
 from pwl_hf.evaluation import evaluate_masks, evaluate_repository, evaluate_stages, record_metrics
 from pwl_hf.modeling.errors import InputError, RepositoryError
+from pwl_hf.modeling.publishing.push import Target
 from pwl_hf.modeling.repository.source import Repository
+from pwl_hf.quantising import quantise_repository
+from pwl_hf.scheduling import schedule_repository
 from tests.modeling.texts import bert_tokenizer
 from tests.modeling.types import network_config
 
@@ -56,7 +59,7 @@ def repo(tmp_path: Path) -> Path:
     return tmp_path / "repo"
 
 
-def right(repo: Path, stage: int) -> list[bool]:
+def right(repo: Path, stage: int | str) -> list[bool]:
     """Text by text, as transformers' own pipeline answers."""
     classify = pipeline("text-classification", model=str(repo), model_kwargs={"stage": stage})
     return [found["label"] == NAMES[label] for found, label in zip(classify(TEXTS), LABELS, strict=True)]
@@ -96,6 +99,16 @@ def test_the_command_measures_texts(
     assert not ended.value.code
     assert f"8 texts: {texts}, split test." in capsys.readouterr().out
     assert json.loads(found.read_text())["dataset"]["samples"] == "texts"
+
+
+def test_low_precision_and_the_order_of_blocks_are_of_texts_too(repo: Path, texts: Path) -> None:
+    source = DataSource(str(texts))
+    report = schedule_repository(repo, source, "test", target=Target(str(repo)), dry_run=True)
+    assert (report.best.masks[0], report.best.masks[-1]) == ("SSS", "TTT")
+    quantise_repository(repo, target=Target(str(repo)))
+    found = evaluate_repository(repo, source)
+    assert [mask.sources for mask in found.evaluation.masks][:4] == ["SSS", "QSS", "QQS", "QQQ"]
+    assert found.evaluation.masks[-1].correct == sum(right(repo, "teacher"))
 
 
 # --- Columns and tokens -----------------------------------------------------------------------------------------
