@@ -63,7 +63,7 @@ def quantise_repository(
         >>> quantise_repository("pwl-vit", target=Target("pwl-vit"))  # doctest: +SKIP
     """
     options: dict[str, Any] = {"revision": target.revision, "subfolder": subfolder, "token": target.token}
-    model = open_model(repo, **options)
+    model: Any = open_model(repo, **options)
     model.add_tier(bits)
     source = model.parts.store.repository
     if output is None and source.commit is not None:

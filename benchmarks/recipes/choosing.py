@@ -47,7 +47,7 @@ def read_model(folder: Path, data: Path, max_samples: int) -> Model:
     source = DataSource(str(data), max_samples=max_samples)
     opened = open_to_measure(str(folder), source, "test", keep_all=True, keep_images=False)
     masks = all_masks(opened.manifest.num_blocks)
-    found = answers_of(opened.model, opened.images, masks, batch_size=256)
+    found = answers_of(opened.model, opened.samples, masks, batch_size=256)
     answers = {mask: Answers(*rows) for mask, *rows in zip(masks, *found, strict=True)}
     return Model(answers, StageBytes(opened.manifest), opened.manifest.num_blocks)
 
