@@ -243,6 +243,25 @@ def test_what_cannot_be_done_ends_with_one_line_and_changes_nothing(run, folder,
     assert tree(folder) == before
 
 
+@pytest.mark.parametrize("search", ["all", "swaps"])
+def test_rungs_of_low_precision_get_the_order(run, one_way, tmp_path, search):
+    model = load(one_way)
+    model.add_tier()
+    model.save_pretrained(tmp_path)
+    assert stages(tmp_path) == [mask.mask for mask in Schedule.of(PREFIX).ladder()]
+    before = tree(tmp_path)
+    code, out, err = run(tmp_path, "--search", search)
+    assert code == 0, err
+    expected = ["SSSS", "SSSQ", "SSQQ", "SQQQ", "QQQQ", "QQQT", "QQTT", "QTTT", "TTTT"]
+    assert stages(tmp_path) == expected
+    assert {path for path, content in tree(tmp_path).items() if content != before[path]} == {"pwl_index.json"}
+    report = evaluate_repository(tmp_path, DataSource("digits", max_samples=20))
+    assert report.schedule == tuple(expected)
+    assert "SSQQ" in out
+    code, out, _ = run(tmp_path)
+    assert (code, out.splitlines()[-1]) == (0, "No order has a greater area: the schedule stays.")
+
+
 def test_a_holdout_is_the_validation_split(run, folder):
     code, out, err = run(folder, "--dataset", "digits", "--holdout", "0.1", "--dry-run")
     assert code == 0, err
@@ -340,7 +359,7 @@ def test_stages_without_statistics_of_their_own_are_named_and_none_is_lost(tmp_p
     model.estimate_statistics(tiny_images("resnet", 8), ["SSST", "TSSS"])
     model.save_pretrained(tmp_path)
     manifest = Repository.open(tmp_path).manifest()
-    assert _without_statistics(manifest, SUFFIX) == ("SSTT", "STTT")
+    assert _without_statistics(manifest, Schedule.of(SUFFIX)) == ("SSTT", "STTT")
     changed = write_schedule(tmp_path, Schedule.of(SUFFIX))
     assert set(changed.masks) == set(manifest.masks)
     assert changed.fingerprint == manifest.fingerprint
