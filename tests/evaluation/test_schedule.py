@@ -17,6 +17,8 @@ from pwl_hf.cli import main
 from pwl_hf.data import DataSource
 from pwl_hf.data.digits import image_processor, load_splits
 from pwl_hf.evaluation import evaluate_repository
+from pwl_hf.evaluation.repositories import open_to_measure
+from pwl_hf.evaluation.running import answers_of
 from pwl_hf.modeling.publishing.model_card import write_card
 from pwl_hf.modeling.publishing.push import Target, push_schedule
 from pwl_hf.modeling.publishing.saving import write_attachments, write_metrics, write_schedule
@@ -186,11 +188,11 @@ def test_images_to_choose_by_are_not_those_to_judge_by(saved):
     source, target = DataSource("digits", max_samples=80), Target(str(saved))
     report = schedule_repository(str(saved), source, "test", target=target, dry_run=True)
     assert (report.num_chosen_by, report.num_judged_by) == (40, 40)
-    data = evaluate_repository(saved, source, orders="all").evaluation
-    accuracies = [data[mask].accuracy for mask in report.present.masks]
-    # Of the other half: 40 images, none of which alone would do.
-    assert accuracies != list(report.present.accuracies)
-    assert all(abs(40 * accuracy - round(40 * accuracy)) < 1e-9 for accuracy in report.present.accuracies)
+    opened = open_to_measure(saved, source, "test", keep_all=True, keep_images=True)
+    found = answers_of(opened.model, opened.images, PREFIX)
+    right = found.right.double()
+    assert list(report.present.accuracies) == right[:, 1::2].mean(1).tolist()
+    assert right[:, ::2].mean(1).tolist() != right[:, 1::2].mean(1).tolist()
 
 
 def test_what_was_measured_stays_with_its_mask_and_the_card_follows(run, folder):
