@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from benchmarks.digits import digits
 from benchmarks.exporting import export
 from benchmarks.recipes.command import cards, recipes
 from benchmarks.speed.command import speed
@@ -12,12 +13,13 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 app.command()(speed)
 app.command()(recipes)
 app.command()(cards)
+app.command()(digits)
 app.command()(export)
 
 
 @app.callback()
 def benchmarks() -> None:
-    """Measure PWL against transformers' own loader, recipes of training against each other, and export every family."""
+    """Measure PWL against transformers' own loader, recipes of training, the demo's range, and every family's export."""
 
 
 if __name__ == "__main__":
