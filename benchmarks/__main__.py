@@ -19,7 +19,7 @@ app.command()(export)
 
 @app.callback()
 def benchmarks() -> None:
-    """Measure PWL against transformers' own loader, recipes of training, the demo's range, and every family's export."""
+    """Measure PWL against transformers' own loader, recipes of training, the demo's range, and every export."""
 
 
 if __name__ == "__main__":

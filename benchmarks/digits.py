@@ -30,6 +30,7 @@ from pwl_hf.training.command_line import RECIPES, read_recipe
 KIND = "demos"
 # From the least to the most; a machine has all up to its own.
 CAPABILITIES = ("default", "avx2", "avx512")
+_LISTED = ("seed", "capability")
 _RECIPES = ("vit-digits-teacher", "vit-digits")
 
 
@@ -80,11 +81,11 @@ def render(entries: Sequence[Entry], wanted: int, command: str) -> str:
     parts = ["# The demo's digits", f"Made by `{command}`."]
     if not entries:
         return "\n\n".join([*parts, "Not measured yet."]) + "\n"
-    seeds, names = ({entry[name] for entry in entries} for name in ("seed", "capability"))
+    listed = {name: ", ".join(map(str, dict.fromkeys(entry[name] for entry in entries))) for name in _LISTED}
     images = f"{entries[0]['test_images']} test images of {entries[0]['data']}"
     parts.append(
-        f"{len(entries)} of {wanted} runs of `pwl-hf demo`: {len(seeds)} seeds with {len(names)} instruction sets "
-        f"(ATEN_CPU_CAPABILITY); accuracy on {images}, in percent."
+        f"{len(entries)} of {wanted} runs of `pwl-hf demo`: seeds {listed['seed']}; ATEN_CPU_CAPABILITY "
+        f"{listed['capability']}. Accuracy on {images}, in percent."
     )
     # 1. Each stage over all runs.
     lines = ["| stage | lowest | median | highest |", "|---|---|---|---|"]
