@@ -331,7 +331,7 @@ class PWLTrainer(HubTrainer):
 
 
 def _laid_out(images: torch.Tensor) -> torch.Tensor:
-    """Images on a CPU channels last, as its convolutions and BatchNorms are faster; features follow, weights stay."""
+    """Images channels last on a CPU, whose convolutions are faster so; features follow, weights stay as they are."""
     if images.ndim != 4 or images.device.type != "cpu":
         return images
     return images.contiguous(memory_format=torch.channels_last)
