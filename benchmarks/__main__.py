@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from benchmarks.digits import digits
 from benchmarks.exporting import export
 from benchmarks.recipes.command import cards, choosing, recipes
 from benchmarks.rungs import rungs
@@ -14,13 +15,14 @@ app.command()(speed)
 app.command()(recipes)
 app.command()(cards)
 app.command()(choosing)
+app.command()(digits)
 app.command()(export)
 app.command()(rungs)
 
 
 @app.callback()
 def benchmarks() -> None:
-    """Measure PWL against transformers' own loader, recipes against each other, rungs of precision, and exports."""
+    """Measure PWL against transformers' own loader, recipes of training, rungs, the demo's range, and exports."""
 
 
 if __name__ == "__main__":

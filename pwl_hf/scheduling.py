@@ -15,12 +15,11 @@ from pwl_hf.evaluation.intervals import Interval, of_mean
 from pwl_hf.evaluation.repositories import open_to_measure
 from pwl_hf.evaluation.running import Answers, answers_of
 from pwl_hf.evaluation.search import SEARCHES, Search, StageBytes, best_schedule, search_for
-from pwl_hf.modeling.publishing.model_card import CARD_FILE, write_card
+from pwl_hf.modeling.publishing.model_card import CARD_FILE, stage_rows, write_card
 from pwl_hf.modeling.publishing.push import push_schedule
 from pwl_hf.modeling.publishing.saving import write_schedule
 from pwl_hf.modeling.repository.source import Repository
 from pwl_hf.modeling.schedule import Schedule
-from pwl_hf.modeling.sources import Sources
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo
@@ -112,7 +111,7 @@ def schedule_repository(
     KL(teacher || mask), over the bytes. The other images judge, by their labels: it is written if its area under
     accuracy is greater there, beyond the 95 % interval. Weights stay as they are: masks are measured with the
     converters and statistics that the repository holds. With rungs of precision the order is that of the teacher's own
-    blocks, and the rungs are those of that order (`Schedule.ladder`).
+    blocks, and the rungs of that order (`Schedule.ladder`) are what is judged and written.
 
     The divergence, by which KLPatch (arXiv 2607.08170) scores blocks, takes far fewer images than the count of right
     answers (docs/scheduling.md has figures).
@@ -176,35 +175,33 @@ def schedule_repository(
         return {mask: answers[mask].divergence[::2].mean().item() for mask in masks}
 
     stage_bytes = StageBytes(manifest)
-    exact = manifest.schedule.without_tier()
-    present = [mask.mask for mask in exact]
-    chosen = best_schedule(measure, stage_bytes, exact, search)
+    present = manifest.schedule
+    order = Schedule.of(best_schedule(measure, stage_bytes, present.without_tier(), search))
+    chosen = order.ladder() if present.has_tier else order
+    if order == present.without_tier():
+        chosen = present
+    if missing := sorted({mask.mask for mask in (*present, *chosen)} - answers.keys()):
+        measure(missing)
     # 3. The judgement, by the others.
     right = {mask: rows.right[1::2].double() for mask, rows in answers.items()}
-    before, best = (
-        Judged(tuple(masks), tuple(right[mask].mean().item() for mask in masks), stage_bytes.totals(masks))
-        for masks in (present, chosen)
-    )
+    before, best = (_judged(manifest, schedule, right) for schedule in (present, chosen))
     gains = _areas(best, right) - _areas(before, right)
     report = ScheduleReport(
         search=search,
         num_masks=len(answers),
-        num_chosen_by=len(answers[present[0]].right) - len(gains),
+        num_chosen_by=len(next(iter(answers.values())).right) - len(gains),
         num_judged_by=len(gains),
         present=before,
         best=best,
         gain=of_mean(gains.tolist()),
-        without_statistics=_without_statistics(manifest, chosen),
+        without_statistics=_without_statistics(manifest, order),
         unmeasured=_unmeasured(manifest, chosen),
         had_graphs=bool(manifest.attachments),
     )
     if dry_run or not report.is_better:
         return report
     target = replace(target, repo_id=opened.name)
-    schedule = Schedule.of(chosen)
-    if manifest.schedule.has_tier:
-        schedule = schedule.ladder()
-    return replace(report, written=True, commit=_write(opened, manifest, schedule, target))
+    return replace(report, written=True, commit=_write(opened, manifest, chosen, target))
 
 
 def _write(opened: Repository, manifest: Manifest, schedule: Schedule, target: Target) -> CommitInfo | None:
@@ -217,6 +214,12 @@ def _write(opened: Repository, manifest: Manifest, schedule: Schedule, target: T
     return None
 
 
+def _judged(manifest: Manifest, schedule: Schedule, right: Mapping[str, torch.Tensor]) -> Judged:
+    masks = tuple(mask.mask for mask in schedule)
+    sizes = (row["total_bytes"] for row in stage_rows(manifest.with_schedule(schedule)))
+    return Judged(masks, tuple(right[mask].mean().item() for mask in masks), tuple(sizes))
+
+
 def _areas(found: Judged, right: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """The area of a schedule on each image alone, (images,): the part of the bytes at which it is right."""
     steps = zip(found.masks, pairwise(found.total_bytes), strict=False)
@@ -225,11 +228,11 @@ def _areas(found: Judged, right: Mapping[str, torch.Tensor]) -> torch.Tensor:
     )
 
 
-def _without_statistics(manifest: Manifest, masks: Sequence[str]) -> tuple[str, ...]:
-    known = {mask.mask for mask in manifest.masks}
-    return tuple(mask for mask in masks if known and Sources(mask).is_mixed and mask not in known)
+def _without_statistics(manifest: Manifest, schedule: Schedule) -> tuple[str, ...]:
+    known = set(manifest.masks)
+    return tuple(mask.mask for mask in schedule if known and mask.is_mixed and mask not in known)
 
 
-def _unmeasured(manifest: Manifest, masks: Sequence[str]) -> tuple[str, ...]:
+def _unmeasured(manifest: Manifest, schedule: Schedule) -> tuple[str, ...]:
     known = {stage.sources for stage in manifest.stages if stage.metrics}
-    return tuple(mask for mask in masks if known and mask not in known)
+    return tuple(mask.mask for mask in schedule if known and mask.mask not in known)

@@ -49,14 +49,14 @@ def recipes(
     """
     defined = load_definitions(definitions)
     asked = _table(defined, table)
-    numbers = _numbers(seeds)
+    numbers = seeds_of(seeds)
     results = Store(store)
     failed: dict[str, str] = {}
     if not table_only:
         for section in asked.sections:
             _refused_as_option(check_files, defined.data[defined.pairs[section.pair].data].files, data)
         # Asked to end, a process must end its children too.
-        signal.signal(signal.SIGTERM, _interrupt)
+        signal.signal(signal.SIGTERM, interrupt)
         with Children(threads) as children:
             workplace = Workplace(work, data, children)
             if asked.form == "cost":
@@ -157,7 +157,7 @@ def choosing(
 
 
 def _runs(definitions: Definitions, table: str, seeds: str, only: Sequence[str] | None) -> list[Run]:
-    return runs_of(definitions, _table(definitions, table), _numbers(seeds), only or [])
+    return runs_of(definitions, _table(definitions, table), seeds_of(seeds), only or [])
 
 
 def _table(definitions: Definitions, name: str) -> Table:
@@ -166,7 +166,8 @@ def _table(definitions: Definitions, name: str) -> Table:
     return definitions.tables[name]
 
 
-def _numbers(seeds: str) -> list[int]:
+def seeds_of(seeds: str) -> list[int]:
+    """The numbers that an option such as `0,1,2` lists."""
     try:
         return [int(seed) for seed in seeds.split(",")]
     except ValueError:
@@ -184,7 +185,8 @@ def _report(line: str) -> None:
     typer.echo(line, err=True)
 
 
-def _interrupt(*_: object) -> None:
+def interrupt(*_: object) -> None:
+    """What a signal does that asks the process to end: as an interrupt does."""
     raise KeyboardInterrupt
 
 

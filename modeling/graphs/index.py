@@ -117,7 +117,11 @@ class GraphIndex:
     problem_type: str | None
     processor: Mapping[str, Any] | None
 
-    def graphs_for(self, sources: Sources) -> tuple[Graph, ...]:
+    def graphs_for(self, stage: int) -> tuple[Graph, ...]:
+        """The graphs that one of its stages runs, in their order."""
+        return self.graphs_along(self.stages[stage])
+
+    def graphs_along(self, sources: Sources) -> tuple[Graph, ...]:
         """The graphs that a mask's path runs through, in their order."""
         return tuple(self.graphs[path] for path in graphs_of(sources))
 

@@ -172,7 +172,7 @@ class Graphs:
             sources: The stage's mask.
             low: Blocks of the teacher (from 1) that will be here in low precision by then.
         """
-        graphs = self.index.graphs_for(sources)
+        graphs = self.index.graphs_along(sources)
         attached = {entry.path: entry for entry in self.manifest.attachments}
         taken = files_of(graphs)
         weights = self.repository.files_for(self.manifest, sources, low=low)
@@ -207,7 +207,7 @@ class Graphs:
             RepositoryError: If a file is not what the manifest says, or onnxruntime refuses a graph.
             InputError: If a provider does not come up.
         """
-        graphs = {self._key(graph, sources): graph for graph in self.index.graphs_for(sources)}
+        graphs = {self._key(graph, sources): graph for graph in self.index.graphs_along(sources)}
         sessions = dict(zip(present.graphs, present.sessions, strict=True)) if present is not None else {}
         taken = dict(present.files) if present is not None else {}
         files = {origin: file for own in taken.values() for origin, file in own.items()}

@@ -31,9 +31,9 @@ def test_children_end_with_the_command(tmp_path):
     code = f"""
 import signal, sys, threading
 from pathlib import Path
-from benchmarks.recipes.command import _interrupt
+from benchmarks.recipes.command import interrupt
 from benchmarks.recipes.processes import Children
-signal.signal(signal.SIGTERM, _interrupt)
+signal.signal(signal.SIGTERM, interrupt)
 child = "import os, time; print(os.getpid(), flush=True); time.sleep(600)"
 with Children() as children:
     threading.Thread(target=lambda: children([sys.executable, "-c", child], Path({str(tmp_path / "log")!r}))).start()

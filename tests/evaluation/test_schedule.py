@@ -17,6 +17,8 @@ from pwl_hf.cli import main
 from pwl_hf.data import DataSource
 from pwl_hf.data.digits import image_processor, load_splits
 from pwl_hf.evaluation import evaluate_repository
+from pwl_hf.evaluation.repositories import open_to_measure
+from pwl_hf.evaluation.running import answers_of
 from pwl_hf.modeling.publishing.model_card import write_card
 from pwl_hf.modeling.publishing.push import Target, push_schedule
 from pwl_hf.modeling.publishing.saving import write_attachments, write_metrics, write_schedule
@@ -186,11 +188,11 @@ def test_images_to_choose_by_are_not_those_to_judge_by(saved):
     source, target = DataSource("digits", max_samples=80), Target(str(saved))
     report = schedule_repository(str(saved), source, "test", target=target, dry_run=True)
     assert (report.num_chosen_by, report.num_judged_by) == (40, 40)
-    data = evaluate_repository(saved, source, orders="all").evaluation
-    accuracies = [data[mask].accuracy for mask in report.present.masks]
-    # Of the other half: 40 images, none of which alone would do.
-    assert accuracies != list(report.present.accuracies)
-    assert all(abs(40 * accuracy - round(40 * accuracy)) < 1e-9 for accuracy in report.present.accuracies)
+    opened = open_to_measure(saved, source, "test", keep_all=True, keep_images=True)
+    found = answers_of(opened.model, opened.images, PREFIX)
+    right = found.right.double()
+    assert list(report.present.accuracies) == right[:, 1::2].mean(1).tolist()
+    assert right[:, ::2].mean(1).tolist() != right[:, 1::2].mean(1).tolist()
 
 
 def test_what_was_measured_stays_with_its_mask_and_the_card_follows(run, folder):
@@ -241,6 +243,25 @@ def test_what_cannot_be_done_ends_with_one_line_and_changes_nothing(run, folder,
     assert message in err
     assert "Traceback" not in err
     assert tree(folder) == before
+
+
+@pytest.mark.parametrize("search", ["all", "swaps"])
+def test_rungs_of_low_precision_get_the_order(run, one_way, tmp_path, search):
+    model = load(one_way)
+    model.add_tier()
+    model.save_pretrained(tmp_path)
+    assert stages(tmp_path) == [mask.mask for mask in Schedule.of(PREFIX).ladder()]
+    before = tree(tmp_path)
+    code, out, err = run(tmp_path, "--search", search)
+    assert code == 0, err
+    expected = ["SSSS", "SSSQ", "SSQQ", "SQQQ", "QQQQ", "QQQT", "QQTT", "QTTT", "TTTT"]
+    assert stages(tmp_path) == expected
+    assert {path for path, content in tree(tmp_path).items() if content != before[path]} == {"pwl_index.json"}
+    report = evaluate_repository(tmp_path, DataSource("digits", max_samples=20))
+    assert report.schedule == tuple(expected)
+    assert "SSQQ" in out
+    code, out, _ = run(tmp_path)
+    assert (code, out.splitlines()[-1]) == (0, "No order has a greater area: the schedule stays.")
 
 
 def test_a_holdout_is_the_validation_split(run, folder):
@@ -340,7 +361,7 @@ def test_stages_without_statistics_of_their_own_are_named_and_none_is_lost(tmp_p
     model.estimate_statistics(tiny_images("resnet", 8), ["SSST", "TSSS"])
     model.save_pretrained(tmp_path)
     manifest = Repository.open(tmp_path).manifest()
-    assert _without_statistics(manifest, SUFFIX) == ("SSTT", "STTT")
+    assert _without_statistics(manifest, Schedule.of(SUFFIX)) == ("SSTT", "STTT")
     changed = write_schedule(tmp_path, Schedule.of(SUFFIX))
     assert set(changed.masks) == set(manifest.masks)
     assert changed.fingerprint == manifest.fingerprint

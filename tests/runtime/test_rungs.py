@@ -106,11 +106,3 @@ def test_a_model_with_a_tier_is_exported(with_tier, tmp_path, by_torch):
     assert sorted(model.export(tmp_path / "again", image_size=16)) == [0, 1, 2, 3]  # the graphs' own stages
     found = runtime.load(tmp_path / "again", stage=2, threads=1)
     assert close(found.logits(pixel_values=by_torch[0]), by_torch[1][2])
-
-
-def test_stages_that_the_graphs_lack_are_told(with_tier, tmp_path):
-    model = PWLForImageClassification.from_pretrained(with_tier[1])
-    model.set_schedule(["SSS", "SSQ", "TTT"])
-    model.save_pretrained(tmp_path / "other")
-    with pytest.raises(RepositoryError, match="export it again"):
-        runtime.load(tmp_path / "other", threads=1)

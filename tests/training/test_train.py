@@ -23,7 +23,7 @@ from pwl_hf.training.trainer.mask_statistics import select_statistics
 from tests.tiny import tiny_images, tiny_model
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-SIZE = {"hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 32}
+SIZE = {"hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 32}
 TEACHER = {"max_steps": 3, "config_overrides": {"image_size": 8, "patch_size": 2} | SIZE}
 OPTIONS = ["--max_steps", "3", "--disable_tqdm", "true", "--use_cpu", "true", "--teacher_options"]
 OPTIONS += [f"{name}={json.dumps(value)}" for name, value in TEACHER.items()]

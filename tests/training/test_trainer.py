@@ -69,6 +69,20 @@ def test_images_are_augmented_by_seed_step_and_number(tmp_path):
         assert torch.equal(call["labels"], trainer.train_dataset.labels[ids])
 
 
+@pytest.mark.parametrize("augmentation", [AUGMENTATION, None], ids=["augmented", "as they are"])
+def test_images_and_features_lie_channels_last_on_a_cpu(tmp_path, augmentation):
+    trainer = tiny_trainer(tmp_path, "resnet")
+    trainer.augmentation = augmentation
+    seen = []
+    for network in (trainer.model.teacher, trainer.model.student):
+        for module in network.modules():
+            if isinstance(module, nn.Conv2d):
+                module.register_forward_hook(lambda _, inputs, output: seen.extend([*inputs, output]))
+    trainer.train()
+    assert seen
+    assert all(features.is_contiguous(memory_format=torch.channels_last) for features in seen)
+
+
 def test_augmentation_without_numbers_is_refused(tmp_path):
     trainer = tiny_trainer(tmp_path)
     trainer.data_collator = lambda items: {"pixel_values": torch.stack([item["pixel_values"] for item in items])}

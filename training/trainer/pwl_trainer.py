@@ -167,6 +167,7 @@ class PWLTrainer(HubTrainer):
                 raise ValueError("augmentation needs sample_ids in every batch: give the dataset's items a number each")
             with torch.no_grad():
                 named[main] = self.augmentation.augment(named[main], sample_ids, self.args.seed, step)
+        named[main] = _laid_out(named[main])
         losses = model(named, inputs.get("labels"), step=step, sample_ids=sample_ids)
         terms = {name: value for name, value in losses.items() if name != "loss"}
         self._step_log.add(terms, len(named[main]))
@@ -327,6 +328,13 @@ class PWLTrainer(HubTrainer):
     def _restore(self, checkpoint: str) -> None:
         manifest = restore(self.model, checkpoint, teacher_too=self.objective.teacher_drift)
         self._writer.adopt(checkpoint, manifest)
+
+
+def _laid_out(images: torch.Tensor) -> torch.Tensor:
+    """Images channels last on a CPU, whose convolutions are faster so; features follow, weights stay as they are."""
+    if images.ndim != 4 or images.device.type != "cpu":
+        return images
+    return images.contiguous(memory_format=torch.channels_last)
 
 
 def _without_answers(batch: Batch) -> dict[str, torch.Tensor]:
