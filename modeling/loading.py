@@ -12,7 +12,8 @@ from transformers import PreTrainedConfig
 
 from .bounds import check_document
 from .errors import RepositoryError
-from .repository.manifest import CONFIG_FILE, MANIFEST_FILE, Manifest
+from .repository.layout import CONFIG_FILE, MANIFEST_FILE
+from .repository.manifest import Manifest
 from .repository.source import Repository
 from .repository.verification import stamp_of
 from .sources import ROLE_OF, Role

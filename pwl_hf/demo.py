@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pwl_hf.modeling.errors import PWLError
-from pwl_hf.modeling.repository.manifest import MANIFEST_FILE, STUDENT_FILE, Manifest
+from pwl_hf.modeling.repository.layout import MANIFEST_FILE, STUDENT_FILE
+from pwl_hf.modeling.repository.manifest import Manifest
 from pwl_hf.modeling.repository.output_folder import check_output
 
 if TYPE_CHECKING:

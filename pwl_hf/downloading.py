@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pwl_hf.modeling.graphs.index import TEACHER_GRAPH, attached_graphs
 from pwl_hf.modeling.repository.files import copy_file, sha256_of, write_bytes
-from pwl_hf.modeling.repository.manifest import CONFIG_FILE, MANIFEST_FILE
+from pwl_hf.modeling.repository.layout import CONFIG_FILE, MANIFEST_FILE
 from pwl_hf.modeling.repository.output_folder import check_output, exclusive_folder
 from pwl_hf.modeling.repository.processing import fetch_those_there, processing_names
 from pwl_hf.modeling.repository.source import Repository

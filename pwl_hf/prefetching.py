@@ -10,7 +10,7 @@ from typing import Any
 
 from pwl_hf.modeling.graphs.index import attached_graphs
 from pwl_hf.modeling.repository.background import Prefetch
-from pwl_hf.modeling.repository.manifest import CONFIG_FILE
+from pwl_hf.modeling.repository.layout import CONFIG_FILE
 from pwl_hf.modeling.repository.processing import fetch_those_there, processing_names
 from pwl_hf.modeling.repository.retrying import RetryPolicy
 from pwl_hf.modeling.repository.source import Repository, import_client_for

@@ -10,7 +10,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from pwl_hf.modeling.publishing.model_card import CARD_FILE, read_card, render_card, write_card
 from pwl_hf.modeling.publishing.remote_code import NONE, with_code
 from pwl_hf.modeling.repository.files import write_text
-from pwl_hf.modeling.repository.manifest import CONFIG_FILE, PROCESSOR_FILE
+from pwl_hf.modeling.repository.layout import CONFIG_FILE, PROCESSOR_FILE
 from pwl_hf.modeling.repository.output_folder import exclusive_folder
 from pwl_hf.modeling.repository.source import Repository
 from pwl_hf.modeling.task_names import TOKENIZER_FILES

@@ -23,7 +23,7 @@ from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from pwl_hf.modeling import OverwriteError
-from pwl_hf.modeling.repository.manifest import CONFIG_FILE, MANIFEST_FILE, PROCESSOR_FILE, STUDENT_FILE
+from pwl_hf.modeling.repository.layout import CONFIG_FILE, MANIFEST_FILE, PROCESSOR_FILE, STUDENT_FILE
 from pwl_hf.modeling.repository.output_folder import check_output
 from pwl_hf.training.command_line import RUN_FILE, CommandLine, Parsed, told_in_a_line, write_options
 from pwl_hf.training.data_arguments import DataArguments

@@ -12,7 +12,8 @@ from benchmarks.recipes.runs import Run
 from benchmarks.recipes.workplace import Workplace
 from benchmarks.store import Entry
 from pwl_hf.modeling.publishing.model_card import CARD_FILE, render_card
-from pwl_hf.modeling.repository.manifest import MANIFEST_FILE, Manifest, Metric
+from pwl_hf.modeling.repository.layout import MANIFEST_FILE
+from pwl_hf.modeling.repository.manifest import Manifest, Metric
 
 
 def publish_card(

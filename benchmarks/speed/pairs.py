@@ -13,7 +13,7 @@ from pwl_hf import PWLConfig, PWLForImageClassification, VGGConfig
 from pwl_hf.demo import run_demo
 from pwl_hf.exporting import export_repository
 from pwl_hf.modeling.publishing.push import Target
-from pwl_hf.modeling.repository.manifest import MANIFEST_FILE
+from pwl_hf.modeling.repository.layout import MANIFEST_FILE
 from pwl_hf.modeling.repository.source import Repository
 from pwl_hf.quantising import quantise_repository
 

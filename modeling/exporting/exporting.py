@@ -14,7 +14,8 @@ from ..errors import MissingFileError, RepositoryError, SaveError
 from ..graphs.index import INDEX_FILE, GraphIndex
 from ..parts.parts import Parts
 from ..parts.router import Router
-from ..repository.manifest import PROCESSOR_FILE, Manifest
+from ..repository.layout import PROCESSOR_FILE
+from ..repository.manifest import Manifest
 from ..repository.source import Repository
 from ..schedule import Schedule
 from .graphs import SAMPLES, GraphWriter

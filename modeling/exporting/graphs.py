@@ -15,7 +15,7 @@ from ..graphs.index import FEATURES_OUT, LOGITS, TEACHER_GRAPH, Graph, block_gra
 from ..parts.parts import Parts
 from ..parts.router import Router
 from ..parts.weights import statistics_names
-from ..repository.manifest import statistics_file
+from ..repository.layout import statistics_file
 from ..routes.route import Route
 from ..schedule import Schedule
 from ..sources import Sources

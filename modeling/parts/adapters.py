@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from ..errors import MissingFileError, OverwriteError, RepositoryError, SaveError, StageError
-from ..repository.manifest import MANIFEST_FILE
+from ..repository.layout import MANIFEST_FILE
 from ..repository.source import Repository
 from .placing import Vacant
 from .weights import same_bits

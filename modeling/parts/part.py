@@ -13,7 +13,7 @@ from functools import cached_property
 import torch
 from torch import nn
 
-from ..repository.manifest import file_of
+from ..repository.layout import file_of
 from ..sources import DIRECTIONS, Direction, PartId, Role, Sources
 from .blueprint import Shared, TensorSpec
 from .networks import Networks, add_children, remove_child

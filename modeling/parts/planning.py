@@ -15,7 +15,8 @@ import torch
 from transformers.utils import logging
 
 from ..errors import RepositoryError, SaveError
-from ..repository.manifest import FileEntry, quantised_file, refinement_file, statistics_file, teacher_shard
+from ..repository.layout import quantised_file, refinement_file, statistics_file, teacher_shard
+from ..repository.manifest import FileEntry
 from ..sources import PartId, Sources
 from .part import Part, Tensors
 from .parts import Parts

@@ -13,7 +13,8 @@ from transformers.utils import logging
 
 from ..arrays.packing import Q_PLANE, SCALES, describe, matrix, residual_names
 from ..errors import RepositoryError
-from ..repository.manifest import Manifest, quantised_file, refinement_file, statistics_file
+from ..repository.layout import quantised_file, refinement_file, statistics_file
+from ..repository.manifest import Manifest
 from ..repository.source import Repository, Verified
 from ..repository.verification import is_unchanged
 from ..sources import PartId, Role, Sources

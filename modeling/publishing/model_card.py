@@ -24,7 +24,8 @@ from ..errors import RepositoryError
 from ..graphs.index import INDEX_FILE
 from ..plain import in_markdown, one_line
 from ..repository.files import write_text
-from ..repository.manifest import CONFIG_FILE, PROCESSOR_FILE, Manifest
+from ..repository.layout import CONFIG_FILE, PROCESSOR_FILE
+from ..repository.manifest import Manifest
 from ..repository.source import Repository
 from ..task_names import FIRST_TASK, TASKS, TOKENIZER_FILES, Task
 

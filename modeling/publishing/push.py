@@ -21,16 +21,8 @@ from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
 
 from ..errors import FetchError, OverwriteError, PublishError, RepositoryError
-from ..repository.manifest import (
-    CONFIG_FILE,
-    MANIFEST_FILE,
-    PROCESSOR_FILE,
-    FileEntry,
-    ListedFile,
-    Manifest,
-    check_attachment,
-    entry_of,
-)
+from ..repository.layout import CONFIG_FILE, MANIFEST_FILE, PROCESSOR_FILE
+from ..repository.manifest import FileEntry, ListedFile, Manifest, check_attachment, entry_of
 from ..repository.processing import processing_task
 from ..repository.retrying import RetryPolicy, is_passing
 from ..repository.source import Repository

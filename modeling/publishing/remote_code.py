@@ -20,7 +20,7 @@ from transformers import PreTrainedConfig
 from ..configuration_pwl import PWLConfig
 from ..errors import RepositoryError
 from ..families.built_in import FAMILIES, OWN_CONFIGS
-from ..repository.manifest import CONFIG_FILE
+from ..repository.layout import CONFIG_FILE
 from ..task_names import FIRST_TASK, TASKS
 from .joining import join
 

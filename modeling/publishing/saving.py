@@ -21,16 +21,8 @@ from ..errors import RepositoryError, SaveError
 from ..parts.parts import Parts
 from ..parts.planning import PlannedFile, plan_files
 from ..repository.files import copy_file, sha256_of, temporary_name, write_bytes, write_text
-from ..repository.manifest import (
-    MANIFEST_FILE,
-    FileEntry,
-    ListedFile,
-    Manifest,
-    Metric,
-    check_attachment,
-    entry_of,
-    tier_block,
-)
+from ..repository.layout import MANIFEST_FILE, tier_block
+from ..repository.manifest import FileEntry, ListedFile, Manifest, Metric, check_attachment, entry_of
 from ..repository.output_folder import (
     TEACHER_INDEX_FILE,
     FileState,

@@ -1,22 +1,10 @@
 """`pwl_index.json`: the one manifest of a PWL repository (pure Python, no torch).
 
-The layout (N blocks):
-
-    config.json, model.safetensors                    the student alone: stage 0
-    pwl_index.json                                    this manifest, written last
-    teacher/model-0000k-of-0000N.safetensors          teacher block k, a shard of a standard checkpoint
-    converters/encoder-0000i.safetensors              boundary i, teacher to student
-    converters/decoder-0000i.safetensors              boundary i, student to teacher
-    statistics/TTSS.safetensors                       BatchNorm statistics of one mask
-    teacher/shared-NAME.safetensors                   what several of the teacher's blocks share: tied tensors, say
-    quantised/model-0000k-of-0000N.safetensors        teacher block k in low precision
-    refinements/model-0000k-of-0000N.safetensors      what makes that the shard, bit for bit
-
-Format version 1 is this without shared tensors, with stage k taking the teacher's blocks 1 to k. Version 2 adds a
-schedule (each stage's mask, in any order of blocks), shared tensors, and attachments: files that belong to a save, such
-as exported graphs, but hold none of its weights; JSON among them lies in a folder of its own. Version 3 adds the tier
-of low precision, and rungs as stages: a block that was in low precision before gets its refinement rather than its
-shard. Each version is written only where something of it is used.
+Format version 1 lists the files of `layout` without shared tensors, with stage k taking the teacher's blocks 1 to k.
+Version 2 adds a schedule (each stage's mask, in any order of blocks), shared tensors, and attachments: files that
+belong to a save, such as exported graphs, but hold none of its weights; JSON among them lies in a folder of its own.
+Version 3 adds the tier of low precision, and rungs as stages: a block that was in low precision before gets its refinement rather
+than its shard. Each version is written only where something of it is used.
 """
 
 from __future__ import annotations
@@ -36,69 +24,26 @@ from typing import Any
 from ..bounds import MAX_BLOCKS, MAX_FILES, MAX_METRICS, check_count
 from ..errors import RepositoryError
 from ..schedule import Schedule
-from ..sources import Direction, PartId, Role, Sources
+from ..sources import Role, Sources
+from .layout import (
+    MANIFEST_FILE,
+    TEXT_FOLDERS,
+    file_of,
+    quantised_file,
+    refinement_file,
+    statistics_file,
+    tier_block,
+)
 
 # The newest format that is read; what needs no more is written as version 1.
 FORMAT_VERSION = 3
-MANIFEST_FILE = "pwl_index.json"
-CONFIG_FILE = "config.json"
-STUDENT_FILE = "model.safetensors"
-PROCESSOR_FILE = "preprocessor_config.json"
 # Bits of a weight that a tier may have.
 BITS = (8, 4)
 # What an attachment may be: exported graphs and what describes them.
 ATTACHED = (".onnx", ".json")
-# Where configs and code of the repository's own lie.
-TEXT_FOLDERS = (".", "teacher")
-
 _STATISTICS = re.compile(r"statistics/([ST]+)\.safetensors")
-_TIER = re.compile(r"(?:quantised|refinements)/model-(\d{5})-of-\d{5}\.safetensors")
 # In the teacher's folder: its index may name files there alone, or the Hub would not serve them to transformers.
 _SHARED = re.compile(r"teacher/shared-[A-Za-z0-9_.-]+\.safetensors")
-
-
-def teacher_shard(block: int, num_blocks: int) -> str:
-    """The file of teacher block `block` (from 1)."""
-    return f"teacher/model-{block:05d}-of-{num_blocks:05d}.safetensors"
-
-
-def quantised_file(block: int, num_blocks: int) -> str:
-    """The file of teacher block `block` (from 1) in low precision."""
-    return f"quantised/model-{block:05d}-of-{num_blocks:05d}.safetensors"
-
-
-def refinement_file(block: int, num_blocks: int) -> str:
-    """The file of what makes a block of low precision exact."""
-    return f"refinements/model-{block:05d}-of-{num_blocks:05d}.safetensors"
-
-
-def tier_block(path: str) -> int | None:
-    """Which block (from 1) a file is of in low precision, or refines; None for other files."""
-    found = _TIER.fullmatch(path)
-    return int(found[1]) if found else None
-
-
-def converter_file(direction: Direction, boundary: int) -> str:
-    """The file of the converter at boundary `boundary` (from 1)."""
-    return f"converters/{direction}-{boundary:05d}.safetensors"
-
-
-def statistics_file(sources: Sources) -> str:
-    """The file of a mask's BatchNorm statistics; low precision has those of the teacher's own blocks."""
-    return f"statistics/{sources.exact}.safetensors"
-
-
-def file_of(part: PartId, num_blocks: int) -> str:
-    """The file that holds a part of a model."""
-    if part.role == "student":
-        return STUDENT_FILE
-    if part.kind == "teacher":
-        return teacher_shard(part.number, num_blocks)
-    if part.kind == "quantised":
-        return quantised_file(part.number, num_blocks)
-    if part.kind == "shared":
-        return f"teacher/shared-{part.name}.safetensors"
-    return converter_file("encoder" if part.kind == "encoder" else "decoder", part.number)
 
 
 def stages_of_files(schedule: Schedule, shared: Iterable[FileEntry]) -> dict[str, int]:

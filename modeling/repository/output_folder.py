@@ -23,20 +23,18 @@ from safetensors import SafetensorError
 from ..errors import OverwriteError, PWLError, RepositoryError, SaveError
 from ..task_names import TOKENIZER_FILES
 from .files import leads_out
-from .manifest import (
-    ATTACHED,
+from .layout import (
     CONFIG_FILE,
     MANIFEST_FILE,
     PROCESSOR_FILE,
     STUDENT_FILE,
     TEXT_FOLDERS,
-    Manifest,
-    check_path,
     converter_file,
     quantised_file,
     refinement_file,
     teacher_shard,
 )
+from .manifest import ATTACHED, Manifest, check_path
 
 try:
     import fcntl

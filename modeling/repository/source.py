@@ -22,9 +22,10 @@ from ..errors import FetchError, MissingFileError, RepositoryError
 from ..sources import Role, Sources
 from .background import download_concurrently
 from .files import leads_out, write_text
+from .layout import MANIFEST_FILE, quantised_file, teacher_shard
 from .limits import TooLongError, at_most
 from .location import Location
-from .manifest import MANIFEST_FILE, FileEntry, ListedFile, Manifest, quantised_file, teacher_shard
+from .manifest import FileEntry, ListedFile, Manifest
 from .verification import Stamp, blob_of, check_file, discard, is_as_named, is_named, stamp_of
 
 Verified = tuple[Path, Stamp]

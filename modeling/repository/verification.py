@@ -18,7 +18,8 @@ from huggingface_hub import constants
 
 from ..errors import RepositoryError
 from .files import sha256_of, storage_of, write_text
-from .manifest import MANIFEST_FILE, ListedFile
+from .layout import MANIFEST_FILE
+from .manifest import ListedFile
 
 # Longer than a tick of any file system's clock: a change after it has other times.
 _TICK = 0.02

@@ -16,7 +16,7 @@ from ..parts.part import Made, Part, Tensors
 from ..parts.parts import Parts
 from ..parts.router import Router
 from ..parts.structure import has_accelerate_hooks
-from ..repository.manifest import statistics_file
+from ..repository.layout import statistics_file
 from ..routes.route import Route
 from ..sources import Sources
 from .transferring import SideStream, beside_requests, side_stream

@@ -26,7 +26,8 @@ from pwl_hf.modeling.loading import read_config
 from pwl_hf.modeling.plain import one_line
 from pwl_hf.modeling.publishing.model_card import CARD_FILE, stage_rows, write_card
 from pwl_hf.modeling.publishing.saving import write_metrics
-from pwl_hf.modeling.repository.manifest import PROCESSOR_FILE, Manifest, Metric
+from pwl_hf.modeling.repository.layout import PROCESSOR_FILE
+from pwl_hf.modeling.repository.manifest import Manifest, Metric
 from pwl_hf.modeling.repository.output_folder import Contents, text_paths
 from pwl_hf.modeling.repository.processing import fetch_those_there
 from pwl_hf.modeling.repository.source import Repository

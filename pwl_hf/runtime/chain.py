@@ -22,13 +22,8 @@ from pwl_hf.modeling.arrays.packing import UnpackedFile
 from pwl_hf.modeling.errors import InputError, RepositoryError
 from pwl_hf.modeling.graphs.index import Graph, GraphIndex, files_of
 from pwl_hf.modeling.graphs.session import GraphSession
-from pwl_hf.modeling.repository.manifest import (
-    ListedFile,
-    Manifest,
-    quantised_file,
-    refinement_file,
-    teacher_shard,
-)
+from pwl_hf.modeling.repository.layout import quantised_file, refinement_file, teacher_shard
+from pwl_hf.modeling.repository.manifest import ListedFile, Manifest
 from pwl_hf.modeling.repository.source import Repository, Verified
 from pwl_hf.modeling.repository.verification import is_unchanged
 from pwl_hf.modeling.sources import Sources

@@ -10,7 +10,8 @@ from typer.testing import CliRunner
 
 from benchmarks import digits
 from benchmarks.__main__ import app
-from pwl_hf.modeling.repository.manifest import MANIFEST_FILE, Metric
+from pwl_hf.modeling.repository.layout import MANIFEST_FILE
+from pwl_hf.modeling.repository.manifest import Metric
 from pwl_hf.modeling.repository.source import Repository
 from tests.tiny import tiny_model
 

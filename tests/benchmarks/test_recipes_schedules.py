@@ -18,7 +18,8 @@ from pwl_hf.data import DataSource
 from pwl_hf.evaluation import evaluate_repository, masks_of
 from pwl_hf.evaluation.running import Answers
 from pwl_hf.evaluation.search import StageBytes
-from pwl_hf.modeling.repository.manifest import FileEntry, Manifest, converter_file, teacher_shard
+from pwl_hf.modeling.repository.layout import converter_file, teacher_shard
+from pwl_hf.modeling.repository.manifest import FileEntry, Manifest
 from pwl_hf.modeling.schedule import Schedule
 from tests.evaluation.helpers import save_digits_model
 

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pwl_hf.evaluation.search import StageBytes, all_masks, best_schedule, search_for, swaps
-from pwl_hf.modeling.repository.manifest import FileEntry, Manifest, converter_file, statistics_file, teacher_shard
+from pwl_hf.modeling.repository.layout import converter_file, statistics_file, teacher_shard
+from pwl_hf.modeling.repository.manifest import FileEntry, Manifest
 from pwl_hf.modeling.schedule import Schedule
 from pwl_hf.modeling.sources import Sources
 

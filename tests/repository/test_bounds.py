@@ -14,12 +14,8 @@ from transformers import AutoConfig
 from pwl_hf import PWLConfig, RepositoryError
 from pwl_hf.modeling.bounds import MAX_BLOCKS, MAX_FILES, MAX_LABELS, MAX_LEVELS, MAX_TEXT_BYTES
 from pwl_hf.modeling.loading import read_config
-from pwl_hf.modeling.repository.manifest import (
-    FileEntry,
-    Manifest,
-    converter_file,
-    teacher_shard,
-)
+from pwl_hf.modeling.repository.layout import converter_file, teacher_shard
+from pwl_hf.modeling.repository.manifest import FileEntry, Manifest
 from pwl_hf.modeling.repository.source import Repository
 from pwl_hf.modeling.schedule import Schedule
 from tests.repository.helpers import INDEX

@@ -13,15 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pwl_hf.modeling.errors import RepositoryError
-from pwl_hf.modeling.repository.manifest import (
-    FileEntry,
-    Manifest,
-    Metric,
-    converter_file,
-    stages_of_files,
-    statistics_file,
-    teacher_shard,
-)
+from pwl_hf.modeling.repository.layout import converter_file, statistics_file, teacher_shard
+from pwl_hf.modeling.repository.manifest import FileEntry, Manifest, Metric, stages_of_files
 from pwl_hf.modeling.schedule import Schedule
 from pwl_hf.modeling.sources import Sources
 from tests.repository.helpers import fingerprint_of

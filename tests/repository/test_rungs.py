@@ -18,7 +18,8 @@ from pwl_hf.downloading import download_stages
 from pwl_hf.evaluation import evaluate_stages
 from pwl_hf.modeling.publishing.model_card import write_card
 from pwl_hf.modeling.publishing.saving import write_metrics
-from pwl_hf.modeling.repository.manifest import Metric, quantised_file, refinement_file
+from pwl_hf.modeling.repository.layout import quantised_file, refinement_file
+from pwl_hf.modeling.repository.manifest import Metric
 from tests.evaluation.helpers import Images
 from tests.hub import Fault
 from tests.repository.helpers import (

@@ -11,7 +11,8 @@ from benchmarks.speed.figures import Figure, Measured, Place
 from benchmarks.speed.measures.alternatives import BF16_WAY, INT8_WAY, PWL_WAY, STUDENT_WAY, TEACHER_WAY, ways
 from benchmarks.speed.measures.alternatives_files import BF16, INT8
 from pwl_hf import PWLForImageClassification
-from pwl_hf.modeling.repository.manifest import MANIFEST_FILE, STUDENT_FILE, Manifest
+from pwl_hf.modeling.repository.layout import MANIFEST_FILE, STUDENT_FILE
+from pwl_hf.modeling.repository.manifest import Manifest
 
 # For a pair with random weights, which can only be compared with its teacher.
 _RANDOM_IMAGES = 64

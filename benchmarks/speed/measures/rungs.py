@@ -16,7 +16,8 @@ from benchmarks.speed.hub import PWL, TEACHER, serving, total_bytes
 from benchmarks.speed.launching import PWL_CLASS, from_empty_cache, plain_class
 from pwl_hf import PWLForImageClassification
 from pwl_hf.modeling.parts.tier import read_split, split
-from pwl_hf.modeling.repository.manifest import Manifest, quantised_file, refinement_file
+from pwl_hf.modeling.repository.layout import quantised_file, refinement_file
+from pwl_hf.modeling.repository.manifest import Manifest
 from pwl_hf.modeling.repository.source import Repository
 
 RUNGS = "org/pwl-rungs"

@@ -25,7 +25,8 @@ from benchmarks.speed.measures.alternatives import INT8_WAY, PWL_WAY, STUDENT_WA
 from benchmarks.speed.measures.alternatives_accuracy import images_of
 from benchmarks.speed.memory import Watched, watch
 from pwl_hf import PWLForImageClassification
-from pwl_hf.modeling.repository.manifest import MANIFEST_FILE, STUDENT_FILE, Manifest
+from pwl_hf.modeling.repository.layout import MANIFEST_FILE, STUDENT_FILE
+from pwl_hf.modeling.repository.manifest import Manifest
 
 _START = "start"
 # The teacher of the pair vit-b. The bandwidth for a trained pair, which is tiny, is scaled to its teacher.
