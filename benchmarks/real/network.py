@@ -95,9 +95,7 @@ class Level(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, depth: int, stride: int) -> None:
         super().__init__()
         widths = [in_channels] + [out_channels] * depth
-        self.layers = nn.ModuleList(
-            BasicLayer(widths[i], widths[i + 1], stride if i == 0 else 1) for i in range(depth)
-        )
+        self.layers = nn.ModuleList(BasicLayer(widths[i], widths[i + 1], stride if i == 0 else 1) for i in range(depth))
 
 
 class CifarResNetForImageClassification(PreTrainedModel):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,9 +18,13 @@ from benchmarks.recipes.tables import render
 from benchmarks.recipes.workplace import Workplace
 from benchmarks.store import Store
 
-_TABLE = Annotated[str, typer.Argument(help="A table of the definitions: headline, objective, cost, objective-cost.")]
+_TABLE = Annotated[
+    str,
+    typer.Argument(help="A table of the definitions: headline, narrow, objective, cost, objective-cost, full, real."),
+]
 _STORE = Annotated[Path, typer.Option(help="The JSON file of all results; tables are written beside it.")]
 _DATA = Annotated[Path | None, typer.Option(help="The folder of the data's files, such as train.parquet.")]
+_WEIGHTS = Annotated[Path | None, typer.Option(help="The folder of published weights, for pairs that have such.")]
 _WORK = Annotated[Path, typer.Option(help="Where teachers and models are trained and kept.")]
 _ONLY = Annotated[list[str] | None, typer.Option(help="PAIR/RECIPE, with * and ?; may be given several times.")]
 _SEEDS = Annotated[str, typer.Option(help="Seeds, with commas between them.")]
@@ -32,6 +36,7 @@ def recipes(
     table: _TABLE,
     store: _STORE = Path("model_cards/results.json"),
     data: _DATA = None,
+    weights: _WEIGHTS = None,
     work: _WORK = _WORK_FOLDER,
     seeds: _SEEDS = "0,1,2",
     only: _ONLY = None,
@@ -52,11 +57,13 @@ def recipes(
     failed: dict[str, str] = {}
     if not table_only:
         for section in asked.sections:
-            _refused_as_option(check_files, defined.data[defined.pairs[section.pair].data].files, data)
+            pair = defined.pairs[section.pair]
+            _refused_as_option(check_files, defined.data[pair.data].files, data, "data")
+            _refused_as_option(check_files, pair.weights, weights, "weights")
         # Asked to end, a process must end its children too.
         signal.signal(signal.SIGTERM, _interrupt)
         with Children(threads) as children:
-            workplace = Workplace(work, data, children)
+            workplace = Workplace(work, data, children, weights)
             if asked.form == "cost":
                 failed = _rounds(defined, asked, results, workplace, only or [])
             else:
@@ -66,6 +73,8 @@ def recipes(
                 if asked.times and not only:
                     failed |= _rounds(defined, defined.tables[asked.times], results, workplace, [])
     command = f"python -m benchmarks recipes {table} --store {store} --data DATA"
+    if any(defined.pairs[section.pair].weights for section in asked.sections):
+        command = f"{command} --weights WEIGHTS"
     if asked.form == "cost":
         text = render_costs(defined, asked, results.read("rounds"), command)
     else:
@@ -129,11 +138,11 @@ def _numbers(seeds: str) -> list[int]:
         raise typer.BadParameter(f"seeds are whole numbers with commas, got {seeds!r}", param_hint="--seeds") from None
 
 
-def _refused_as_option(check: Any, *arguments: Any) -> None:
+def _refused_as_option(check: Any, files: Mapping[str, str], folder: Path | None, option: str) -> None:
     try:
-        check(*arguments)
+        check(files, folder, option)
     except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="--data") from None
+        raise typer.BadParameter(str(error), param_hint=f"--{option}") from None
 
 
 def _report(line: str) -> None:

@@ -171,9 +171,7 @@ def new_teacher(arguments: TeacherArguments, label_names: Sequence[str]) -> PreT
     if arguments.model is not None:
         allowed = arguments.allow_new_head
         return load_network(arguments.model, label_names, replace_head=True, allow_new_head=allowed)
-    base = (
-        _config_of(str(arguments.model_type)) if arguments.config is None else read_config(arguments.config)
-    )
+    base = _config_of(str(arguments.model_type)) if arguments.config is None else read_config(arguments.config)
     overrides = parse_pairs(arguments.config_overrides or (), "config_overrides")
     return fresh(with_labels(derived_config(base, overrides), label_names))
 
