@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from benchmarks.exporting import export
+from benchmarks.real.command import real
 from benchmarks.recipes.command import cards, recipes
 from benchmarks.speed.command import speed
 
@@ -13,11 +14,12 @@ app.command()(speed)
 app.command()(recipes)
 app.command()(cards)
 app.command()(export)
+app.command()(real)
 
 
 @app.callback()
 def benchmarks() -> None:
-    """Measure PWL against transformers' own loader, recipes of training against each other, and export every family."""
+    """Measure PWL against transformers' own loader, recipes of training against each other, export every family."""
 
 
 if __name__ == "__main__":

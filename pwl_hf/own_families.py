@@ -45,7 +45,9 @@ def import_families(name: str) -> None:
         raise InputError(f"{name} has the name of another module, {path.stem!r}: give the file another name")
     sys.path.append(str(path.parent))
     spec = spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None  # a file that ends in .py
+    # A file that ends in .py has both.
+    assert spec is not None
+    assert spec.loader is not None
     module = module_from_spec(spec)
     sys.modules[path.stem] = module
     try:

@@ -5,6 +5,8 @@ Shapes: B images, C channels, H x W pixels; level r (from 0) works at (H / 2^r) 
 
 # No `from __future__ import annotations`: `@strict` checks the types of fields only where they are not strings.
 
+from itertools import pairwise
+
 import torch
 from huggingface_hub.dataclasses import strict
 from torch import nn
@@ -35,7 +37,7 @@ class CifarResNetConfig(PreTrainedConfig):
         sizes, depths = list(self.hidden_sizes), list(self.depths)
         if len(sizes) != len(depths) or not depths or min(*sizes, *depths, self.num_channels) < 1:
             raise ValueError(f"hidden_sizes and depths must be positive and as many, got {sizes} and {depths}")
-        if any(after < before for before, after in zip(sizes, sizes[1:], strict=False)):
+        if any(after < before for before, after in pairwise(sizes)):
             raise ValueError(f"a shortcut without parameters takes no channel away: hidden_sizes {sizes} fall")
 
 
@@ -63,8 +65,8 @@ class Convolution(nn.Module):
 
     def forward(self, hidden_state: torch.Tensor) -> torch.Tensor:
         """(B, C_in, H, W) -> (B, C_out, H / stride, W / stride)."""
-        hidden_state = self.normalization(self.convolution(hidden_state))
-        return hidden_state
+        features: torch.Tensor = self.normalization(self.convolution(hidden_state))
+        return features
 
 
 class BasicLayer(nn.Module):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -58,10 +58,10 @@ def recipes(
     if not table_only:
         for section in asked.sections:
             pair = defined.pairs[section.pair]
-            _refused_as_option(check_files, defined.data[pair.data].files, data, "data")
-            _refused_as_option(check_files, pair.weights, weights, "weights")
+            refuse_other_files(defined.data[pair.data].files, data, "data")
+            refuse_other_files(pair.weights, weights, "weights")
         # Asked to end, a process must end its children too.
-        signal.signal(signal.SIGTERM, _interrupt)
+        signal.signal(signal.SIGTERM, interrupt)
         with Children(threads) as children:
             workplace = Workplace(work, data, children, weights)
             if asked.form == "cost":
@@ -138,9 +138,10 @@ def _numbers(seeds: str) -> list[int]:
         raise typer.BadParameter(f"seeds are whole numbers with commas, got {seeds!r}", param_hint="--seeds") from None
 
 
-def _refused_as_option(check: Any, files: Mapping[str, str], folder: Path | None, option: str) -> None:
+def refuse_other_files(files: Mapping[str, str], folder: Path | None, option: str) -> None:
+    """Refuse a folder of `--data` or `--weights` that lacks the files of the definitions, or has others."""
     try:
-        check(files, folder, option)
+        check_files(files, folder, option)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint=f"--{option}") from None
 
@@ -149,7 +150,8 @@ def _report(line: str) -> None:
     typer.echo(line, err=True)
 
 
-def _interrupt(*_: object) -> None:
+def interrupt(*_: object) -> None:
+    """End a process that was asked to end, and its children with it: a handler of SIGTERM."""
     raise KeyboardInterrupt
 
 

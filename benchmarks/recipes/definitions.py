@@ -1,8 +1,8 @@
 """What is compared: data, pairs of networks, recipes and tables, read from YAML and checked before anything runs.
 
 Options are those of `training/train_teacher.py`, `training/train.py` and `pwl-hf evaluate`, by their names; this
-package knows no list of them. Where a value says `{data}` or `{weights}`, the folder given with `--data` or `--weights` is
-put in; where it says `{teacher}`, a folder that all runs with the same teacher share.
+package knows no list of them. Where a value says `{data}` or `{weights}`, the folder given with `--data` or
+`--weights` is put in; where it says `{teacher}`, a folder that all runs with the same teacher share.
 """
 
 from __future__ import annotations
