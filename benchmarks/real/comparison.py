@@ -6,13 +6,13 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from benchmarks.real.rivals import EXITS_WAYS, INT8_WAY, PWL_WAY, RUNTIME_WAY, STUDENT_WAY, TEACHER_WAY
+from benchmarks.real.rivals import EXITS_WAYS, INT8_WAY, PWL_WAY, RUNTIME_WAY, SESSION_WAY, STUDENT_WAY, TEACHER_WAY
 from benchmarks.recipes import masks
 from benchmarks.store import Entry
 from pwl_hf.evaluation.intervals import wilson
 
 # In the order of the table; the last ones of a picture lie above the others.
-WAYS = (PWL_WAY, RUNTIME_WAY, STUDENT_WAY, TEACHER_WAY, INT8_WAY, *EXITS_WAYS.values())
+WAYS = (PWL_WAY, RUNTIME_WAY, STUDENT_WAY, TEACHER_WAY, SESSION_WAY, INT8_WAY, *EXITS_WAYS.values())
 _MISSING = "-"
 
 
@@ -64,6 +64,7 @@ def compare(
         PWL_WAY: stages,
         RUNTIME_WAY: stages,
         TEACHER_WAY: stages[-1:],
+        SESSION_WAY: stages[-1:],
         STUDENT_WAY: stages[:1],
         INT8_WAY: [*int8, stages[-1]],
     }

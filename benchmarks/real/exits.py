@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from benchmarks.real.family import CifarResNetFamily
-from benchmarks.real.network import CifarResNetConfig, CifarResNetForImageClassification, Convolution
+from benchmarks.real.network import CifarResNetConfig, CifarResNetForImageClassification, Convolution, pooled
 
 CONFIG_FILE = "config.json"
 _FAMILY = CifarResNetFamily()
@@ -48,7 +48,7 @@ class Exit(nn.Module):
         """(B, C, h, w) -> logits (B, K)."""
         for layer in self.layers:
             hidden_state = layer(hidden_state).relu()
-        logits: torch.Tensor = self.classifier(hidden_state.mean((2, 3)))
+        logits: torch.Tensor = self.classifier(pooled(hidden_state))
         return logits
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from benchmarks.real.network import CifarResNetConfig, padding_before
+from benchmarks.real.network import CifarResNetConfig, padding_before, pooled
 from pwl_hf import Boundary, Family, Features, register_family
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class CifarResNetFamily(Family):
         return partial(_run_layer, get(*self.unit_paths(config, unit)))
 
     def head(self, config: PreTrainedConfig, get: GetModule) -> Callable[[Features], torch.Tensor]:
-        return partial(_classify, get("pooler"), get("classifier"))
+        return partial(_classify, get("classifier"))
 
 
 def _embed(embedder: nn.Module, inputs: Inputs) -> Features:
@@ -69,8 +69,8 @@ def _run_layer(layer: nn.Module, features: Features) -> Features:
     return Features(layer(features.tensor))
 
 
-def _classify(pooler: nn.Module, classifier: nn.Module, features: Features) -> torch.Tensor:
-    logits: torch.Tensor = classifier(pooler(features.tensor).flatten(1))
+def _classify(classifier: nn.Module, features: Features) -> torch.Tensor:
+    logits: torch.Tensor = classifier(pooled(features.tensor))
     return logits
 
 

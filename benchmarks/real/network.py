@@ -121,7 +121,6 @@ class CifarResNetForImageClassification(PreTrainedModel):
             Level(before[i], width, depth, stride=2 if i else 1)
             for i, (width, depth) in enumerate(zip(config.hidden_sizes, config.depths, strict=True))
         )
-        self.pooler = nn.AdaptiveAvgPool2d(1)
         self.classifier = nn.Linear(config.hidden_sizes[-1], config.num_labels or 0)
         self.post_init()
 
@@ -139,9 +138,14 @@ class CifarResNetForImageClassification(PreTrainedModel):
         for level in self.levels:
             for layer in level.layers:
                 hidden_state = layer(hidden_state)
-        logits = self.classifier(self.pooler(hidden_state).flatten(1))
+        logits = self.classifier(pooled(hidden_state))
         loss = None if labels is None else self.loss_function(labels, logits, self.config)
         return ImageClassifierOutputWithNoAttention(loss=loss, logits=logits)
+
+
+def pooled(hidden_state: torch.Tensor) -> torch.Tensor:
+    """(B, C, h, w) -> (B, C), by the kernel that the published network has, whose bits another's would not be."""
+    return nn.functional.avg_pool2d(hidden_state, hidden_state.shape[-2:]).flatten(1)
 
 
 def padding_before(in_channels: int, out_channels: int) -> int:

@@ -18,7 +18,7 @@ from benchmarks.recipes.definitions import Definitions
 from benchmarks.recipes.runs import Run, Training, teacher_of
 from benchmarks.recipes.workplace import Workplace
 from benchmarks.speed.hub import STUDENT, TEACHER
-from benchmarks.speed.launching import RUNTIME_CLASS
+from benchmarks.speed.launching import RUNTIME_CLASS, SESSION_CLASS
 from benchmarks.speed.measures.alternatives_forms import INT8, quantised
 from pwl_hf import PWLForImageClassification
 from pwl_hf.exporting import export_repository
@@ -26,6 +26,7 @@ from pwl_hf.modeling.publishing.push import Target
 from pwl_hf.modeling.repository.manifest import MANIFEST_FILE, STUDENT_FILE, Manifest
 
 PWL_WAY, RUNTIME_WAY = "PWL, torch", "PWL, runtime"
+SESSION_WAY = "the teacher, onnxruntime alone"
 TEACHER_WAY, STUDENT_WAY, INT8_WAY = "the teacher", "the student for ever", "int8 first, then the teacher"
 EXITS_WAYS = {"frozen": "early exit", "trained": "early exit, backbone trained too"}
 _EXITS_FILE = Path(__file__).with_name("exits.yaml")
@@ -92,6 +93,8 @@ def ways(run: Run, exits: Mapping[str, Training], workplace: Workplace, folder: 
     found = {
         PWL_WAY: Way(f"{_SERVING}:PWLForImageClassification", pwl, "org/pwl", "stream", stages),
         RUNTIME_WAY: Way(RUNTIME_CLASS, pwl, "org/pwl", "stream", stages, "numpy"),
+        # What the runtime owes to onnxruntime alone.
+        SESSION_WAY: Way(SESSION_CLASS, pwl, "org/pwl", "first", [sum(_shards(pwl))], "numpy"),
         TEACHER_WAY: Way(plain, teacher, TEACHER, "first", [whole]),
         STUDENT_WAY: Way(plain, pwl / "student", STUDENT, "first", [_size(pwl / "student", STUDENT_FILE)]),
         INT8_WAY: Way(
@@ -124,6 +127,11 @@ def _int8(teacher: Path, folder: Path) -> Path:
         network.save_pretrained(folder)
         save_file(quantised(network.state_dict()), folder / INT8, metadata={"format": "pt"})
     return folder
+
+
+def _shards(folder: Path) -> list[int]:
+    """The bytes of each shard of the teacher in a repository."""
+    return [path.stat().st_size for path in (folder / "teacher").glob("*.safetensors")]
 
 
 def _size(folder: Path, file: str) -> int:

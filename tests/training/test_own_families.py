@@ -101,7 +101,7 @@ def test_a_module_is_imported_once_by_its_file_and_by_its_name(module: Path, mon
 def test_what_is_no_module_is_refused_by_name(module: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no file .*nowhere\.py of families: give the module's dotted name"):
         import_families(str(tmp_path / "nowhere.py"))
-    with pytest.raises(InputError, match="no module 'nowhere.families' of families"):
+    with pytest.raises(InputError, match=r"no module 'nowhere\.families' of families"):
         import_families("nowhere.families")
     taken = module.rename(tmp_path / "json.py")
     with pytest.raises(InputError, match=r"json\.py has the name of another module, 'json'"):
