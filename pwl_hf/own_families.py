@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 import sys
-from importlib.util import module_from_spec, spec_from_file_location
+from importlib.machinery import ModuleSpec, SourceFileLoader
+from importlib.util import module_from_spec
 from pathlib import Path
 
 from pwl_hf.modeling.errors import InputError
@@ -44,14 +45,12 @@ def import_families(name: str) -> None:
             return
         raise InputError(f"{name} has the name of another module, {path.stem!r}: give the file another name")
     sys.path.append(str(path.parent))
-    spec = spec_from_file_location(path.stem, path)
-    # A file that ends in .py has both.
-    assert spec is not None
-    assert spec.loader is not None
-    module = module_from_spec(spec)
+    loader = SourceFileLoader(path.stem, str(path))
+    module = module_from_spec(ModuleSpec(path.stem, loader, origin=str(path)))
+    module.__file__ = str(path)
     sys.modules[path.stem] = module
     try:
-        spec.loader.exec_module(module)
+        loader.exec_module(module)
     except BaseException:
         del sys.modules[path.stem]
         raise
