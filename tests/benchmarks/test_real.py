@@ -213,6 +213,21 @@ def test_slices_of_the_first_level_alone_reorder_what_follows():
     torch.testing.assert_close(model(images(), sources="TTS").logits, teacher(images()).logits, atol=1e-4, rtol=1e-4)
 
 
+@torch.no_grad()
+def test_channels_that_only_later_levels_read_are_kept():
+    # Of the first level's stream the last channels count, but for nothing within the level.
+    teacher, student = network(depths=[1, 2, 1]), network(1, depths=[1, 2, 1], hidden_sizes=[8, 32, 64])
+    within = (teacher.levels[0].layers[0], teacher.levels[1].layers[0])
+    for layer in within:
+        layer.layer[0].convolution.weight.mul_(1e-3)
+    for reader in (teacher.levels[1].layers[1], teacher.levels[2].layers[0]):
+        # The first eight, where the shortcut puts them.
+        reader.layer[0].convolution.weight[:, 8:16] = 0
+    model = PWLForImageClassification.from_teacher_student(teacher, student, num_blocks=3).eval()
+    found = inherit(model, batches=[{"pixel_values": images(32)}]).slices
+    assert found.kept["stream 0"].tolist() == list(range(8, 16))
+
+
 # Early exit.
 
 
