@@ -121,6 +121,7 @@ def cards(
         pair = defined.pairs[run.pair]
         titles = {"pair": f"{pair.title}; {pair.schedule}", "recipe": defined.recipes[run.recipe].title}
         command = f"python -m benchmarks recipes {table} --only {run.pair}/{run.recipe} --seeds {run.seed} --data DATA"
+        command += " --weights WEIGHTS" if pair.weights else ""
         path = publish_card(run, stored[run.key], titles, command, Workplace(work, None, _nothing), store.parent)
         typer.echo(path)
 

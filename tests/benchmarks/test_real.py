@@ -205,8 +205,10 @@ def test_slices_of_the_first_level_alone_reorder_what_follows():
     teacher = network(depths=[2, 2, 2])
     student = network(1, depths=[2, 2, 2], hidden_sizes=[8, 32, 64])
     model = PWLForImageClassification.from_teacher_student(teacher, student, num_blocks=3).eval()
-    found = inherit(model, batches=[{"pixel_values": images(32)}], converters=True).slices
+    inherited = inherit(model, batches=[{"pixel_values": images(32)}], converters=True)
+    found = inherited.slices
     first, second = found.kept["stream 0"], found.kept["stream 2"]
+    assert inherited.copied == {}
     assert torch.equal(second[12:20], 8 + first)
     assert sorted(second.tolist()) == list(range(32))
     # From the second level on it is the teacher, in another order: so is the answer after its first block.
