@@ -325,7 +325,7 @@ def test_published_weights_become_a_checkpoint(tmp_path):
 
 
 @pytest.mark.slow
-def test_ways_are_files_of_one_run(place, tmp_path):
+def test_ways_are_files_of_one_run_and_are_timed(place, tmp_path):
     run = run_of(load_definitions(), "real-eighth", "quick", 0)
     assert run.training.teacher is not None
     exits = {EXITS_WAYS["frozen"]: Training("exits-frozen", "x", {}, {}, run.training.teacher)}
@@ -371,6 +371,13 @@ def test_ways_are_files_of_one_run(place, tmp_path):
         assert torch.equal(int8(images()).logits, teacher)
     assert (known[PWL_WAY].folder / "onnx" / "student.onnx").is_file()
     assert (known[EXITS_WAYS["frozen"]].folder / block_file(2)).is_file()
+    # Fresh processes, each of which answers as often as it can, and asks the Hub for all that it needs.
+    timed = measures.time_ways(known, tmp_path / "files", 50e6, rounds=1)
+    for name, way in known.items():
+        (seconds,) = timed[name]["answers"]
+        assert len(seconds) == len(way.sizes)
+        assert seconds == sorted(seconds)
+        assert timed[name]["sent"] > way.sizes[-1]
 
 
 def test_seconds_are_those_of_each_answer():
