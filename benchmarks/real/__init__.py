@@ -1,6 +1,6 @@
 """A pair on published figures: ResNet-56 of He et al. for CIFAR-10, a network that transformers lacks.
 
-    python -m benchmarks recipes real --store benchmarks/results/real.json --data DIR --weights DIR
+    python -m benchmarks recipes real --data DIR --weights DIR
     python -m benchmarks real --data DIR --weights DIR
 
 The network and how it is cut are a family of a user's own: `network` and `family`. The first command trains the pairs

@@ -28,9 +28,10 @@ def real(
     ),
     recipe: Annotated[str, typer.Option(help="The recipe of PWL's run.")] = "quick",
     seed: Annotated[int, typer.Option(help="The run's seed.")] = 0,
-    store: Annotated[
-        Path, typer.Option(help="The results of `recipes`; table and picture are written beside them.")
-    ] = (Path("benchmarks/results/real.json")),
+    store: Annotated[Path, typer.Option(help="The results of `recipes`, with PWL's run.")] = Path(
+        "model_cards/results.json"
+    ),
+    output: Annotated[Path, typer.Option(help="The folder of results.")] = Path("benchmarks/results"),
     data: Annotated[Path | None, typer.Option(help="The folder of the data's files.")] = None,
     weights: Annotated[Path | None, typer.Option(help="The folder of published weights.")] = None,
     work: Annotated[Path, typer.Option(help="Where `recipes` trained, and all else is made and kept.")] = (
@@ -41,7 +42,7 @@ def real(
     repeats: Annotated[int, typer.Option(min=1, help="Fresh processes of each way.")] = 9,
     table_only: Annotated[bool, typer.Option("--table-only", help="Measure nothing.")] = False,
 ) -> None:
-    """Hold PWL on a pair of published weights against what one could do instead: accuracies, bytes and seconds.
+    """Hold PWL on a pair of published weights against what one could do instead: `real.json`, a table and a picture.
 
     Early exit is trained, rivals are measured, and fresh processes timed, each unless it is stored; seconds always.
     """
@@ -54,7 +55,7 @@ def real(
     found = Store(store).read("runs").get(run.key)
     if found is None:
         raise typer.BadParameter(f"{store} has no {run.key}: train it by `recipes real`", param_hint="--store")
-    rivals = Store(store.with_name(f"{store.stem}-rivals.json"), kinds=("sizes", "accuracies", "seconds"))
+    rivals = Store(output / "real.json", kinds=("sizes", "accuracies", "seconds"))
     if not table_only:
         refuse_other_files(defined.data[defined.pairs[pair].data].files, data, "data")
         refuse_other_files(defined.pairs[pair].weights, weights, "weights")
@@ -64,7 +65,7 @@ def real(
             workplace = Workplace(work, data, children, weights)
             lines = [_MB * line for line in bandwidth or (20.0, 0.2)]
             _measure(defined, run, workplace, rivals, only or STEPS, str(data), work / "real", lines, repeats)
-    _write(defined, run, found, rivals, store)
+    _write(defined, run, found, rivals, output)
 
 
 def _measure(
@@ -103,7 +104,7 @@ def _measure(
         rivals.add("seconds", _seconds_key(run, bandwidth), timed | {"bandwidth": bandwidth} | circumstances())
 
 
-def _write(definitions: Definitions, run: Run, found: Entry, rivals: Store, store: Path) -> None:
+def _write(definitions: Definitions, run: Run, found: Entry, rivals: Store, output: Path) -> None:
     """Write the table, and the picture if seconds are known."""
     from benchmarks.real.comparison import compare, render
     from benchmarks.real.plot import draw
@@ -124,7 +125,7 @@ def _write(definitions: Definitions, run: Run, found: Entry, rivals: Store, stor
     pair, recipe = definitions.pairs[run.pair], definitions.recipes[run.recipe].title
     command = f"python -m benchmarks real --pair {run.pair} --recipe {run.recipe} --seed {run.seed}"
     about = [
-        f"Made by `{command} --store {store} --data DATA --weights WEIGHTS`.",
+        f"Made by `{command} --data DATA --weights WEIGHTS`.",
         f"{pair.title}; {pair.schedule}. PWL: {recipe}, seed {run.seed}. {found['data']}, {found['test_images']:,} "
         "test images.",
         "Seconds run from the start of a process, imports included, to an answer of one image, from a Hub with 20 ms "
@@ -133,7 +134,7 @@ def _write(definitions: Definitions, run: Run, found: Entry, rivals: Store, stor
         "the ways taking turns. Early exit fetches the next block while one answers.",
     ]
     title = f"A pair on published figures: {run.pair}"
-    name = store.with_name(f"{run.pair}-{run.recipe}-seed{run.seed}")
+    name = output / f"{run.pair}-{run.recipe}-seed{run.seed}"
     text = render(answers, title, about)
     write_text(name.with_suffix(".md"), text)
     if seconds:

@@ -423,12 +423,12 @@ def stored(folder: Path) -> list[str]:
     run = run_of(load_definitions(), "real-eighth", "quick", 0)
     accuracy = {"T" * k + "S" * (5 - k): 0.8 + 0.02 * k for k in range(6)}
     entry = {"accuracy": accuracy, "test_images": 100, "data": "CIFAR-10"}
-    Store(folder / "real.json").add("runs", run.key, entry)
-    rivals = Store(folder / "real-rivals.json", kinds=("sizes", "accuracies", "seconds"))
+    Store(folder / "results.json").add("runs", run.key, entry)
+    rivals = Store(folder / "real.json", kinds=("sizes", "accuracies", "seconds"))
     rivals.add("sizes", run.key, {PWL_WAY: [1000, 2000, 3000, 4000, 5000, 6000]})
     timed = {PWL_WAY: {"answers": [[1, 2, 3, 4, 5, 6]], "sent": 6500}}
     rivals.add("seconds", f"{run.key} 20000000", {"bandwidth": 2e7, "ways": timed})
-    return ["real", "--store", str(folder / "real.json"), "--table-only"]
+    return ["real", "--store", str(folder / "results.json"), "--output", str(folder), "--table-only"]
 
 
 def test_command_writes_table_and_picture_of_what_is_stored(tmp_path):
