@@ -44,7 +44,7 @@ def real(
 ) -> None:
     """Hold PWL on a pair of published weights against what one could do instead: `real.json`, a table and a picture.
 
-    Early exit is trained, rivals are measured, and fresh processes timed, each unless it is stored; seconds always.
+    Early exit is trained and rivals are measured, unless that is stored; then fresh processes are timed.
     """
     defined = load_definitions()
     known = [name for name, entry in defined.pairs.items() if entry.published is not None]
