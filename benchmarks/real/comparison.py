@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from benchmarks.real.rivals import EXITS_WAYS, INT8_WAY, PWL_WAY, RUNTIME_WAY, SESSION_WAY, STUDENT_WAY, TEACHER_WAY
 from benchmarks.recipes import masks
@@ -102,7 +103,49 @@ def render(answers: Mapping[str, Answers], title: str, about: Sequence[str]) -> 
                 seconds = found.seconds.get(bandwidth)
                 cells.append(_MISSING if seconds is None else f"{seconds[i]:.2f}")
             rows.append("| " + " | ".join(cells) + " |")
-    return "\n\n".join([f"# {title}", *about, "\n".join(rows)]) + "\n"
+    return "\n\n".join([f"# {title}", *about, "\n".join(rows), *_in_one_number(answers, bandwidths)]) + "\n"
+
+
+def mean_until(end: float, points: Sequence[float], accuracies: Sequence[float]) -> float:
+    """The mean accuracy of what could be answered up to `end`: 0 before the first answer, then that of the last one.
+
+    The area under a line of the picture, or under accuracy over bytes, in parts of `end`.
+
+    Args:
+        end: A second, or bytes.
+        points: When each answer was there, ascending, none after `end`.
+        accuracies: What each is worth.
+    """
+    steps = pairwise([*points, end])
+    return sum(value * (after - before) for value, (before, after) in zip(accuracies, steps, strict=True)) / end
+
+
+def _in_one_number(answers: Mapping[str, Answers], bandwidths: Sequence[float]) -> list[str]:
+    """A row for each way whose answers were all measured, the best in bold."""
+    whole = {}
+    for way, found in answers.items():
+        values = [value for number in range(len(found.names)) if (value := found.accuracy(number)) is not None]
+        if len(values) == len(found.names):
+            whole[way] = (found, values)
+    points = [("the bytes of weights", {way: found.sizes for way, (found, _) in whole.items()})]
+    for bandwidth in bandwidths:
+        timed = {way: found.seconds[bandwidth] for way, (found, _) in whole.items() if bandwidth in found.seconds}
+        points.append((f"the seconds at {line_of(bandwidth)}", timed))
+    columns = {}
+    for title, by_way in points:
+        end = max((row[-1] for row in by_way.values()), default=1.0)
+        columns[title] = {way: mean_until(end, row, whole[way][1]) for way, row in by_way.items()}
+    rows = ["| way | " + " | ".join(f"over {title}" for title in columns) + " |", "|" + "---|" * (1 + len(columns))]
+    for way in whole:
+        cells = []
+        for column in columns.values():
+            text = f"{100 * column[way]:.1f} %" if way in column else _MISSING
+            cells.append(f"**{text}**" if way in column and column[way] == max(column.values()) else text)
+        rows.append(f"| {way} | " + " | ".join(cells) + " |")
+    about = (
+        "The mean accuracy of what could be answered until the last way is whole, what has not answered counting as 0:"
+    )
+    return [about, "\n".join(rows)]
 
 
 def line_of(bandwidth: float) -> str:

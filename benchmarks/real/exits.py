@@ -75,7 +75,7 @@ class EarlyExit(nn.Module):
         self.config, self.cuts = config, list(cuts)
         self.network = CifarResNetForImageClassification(config)
         levels = [_FAMILY.level(config, cut - 1)[0] for cut in self.cuts[:-1]]
-        self.exits = nn.ModuleList(Exit(list(config.hidden_sizes)[level:], config.num_labels) for level in levels)
+        self.exits = nn.ModuleList(Exit(list(config.hidden_sizes)[level:], config.num_labels or 0) for level in levels)
         self.arrived = len(self.cuts)
         self._coming: list[Future[Path]] = []
 

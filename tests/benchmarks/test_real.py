@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from benchmarks.__main__ import app
 from benchmarks.real import exits_training, measures
-from benchmarks.real.comparison import WAYS, Answers, compare, render
+from benchmarks.real.comparison import WAYS, Answers, compare, mean_until, render
 from benchmarks.real.exits import EarlyExit, block_file
 from benchmarks.real.network import CifarResNetConfig, CifarResNetForImageClassification
 from benchmarks.real.plot import draw, picture
@@ -407,6 +407,19 @@ def test_table_has_every_answer_with_its_interval_its_bytes_and_its_median_secon
     assert "| early exit | exit 1 | 70.00 % (67.1 to 72.8) | 0 kB |  | - |" in rows
     assert "|  | its head | 93.00 % (91.2 to 94.4) | 1 kB |  | - |" in rows
     assert STUDENT_WAY not in text
+
+
+def test_ways_are_compared_in_one_number():
+    # 0 up to 2, a half up to 6, all of it after that.
+    assert mean_until(10, [2, 6], [0.5, 1.0]) == pytest.approx(0.6)
+    rows = [line for line in render(answers(), "Title", []).partition("counting as 0:")[2].splitlines() if line]
+    assert rows[0] == "| way | over the bytes of weights | over the seconds at 20 MB/s |"
+    # (0.8 x 400 + 0.85 x 400) / 900, and of 4 seconds (0.8 x 0.8 + 0.85 x 2) / 4.
+    assert rows[2] == "| PWL, torch | **73.3 %** | **58.5 %** |"
+    assert rows[3] == "| the teacher | 5.2 % | 34.9 % |"
+    # Int8 was not counted, early exit not timed.
+    assert rows[4] == "| early exit | 46.7 % | - |"
+    assert len(rows) == 5
 
 
 def test_picture_has_a_line_for_each_way_that_was_timed(tmp_path):
