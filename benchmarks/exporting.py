@@ -58,9 +58,9 @@ def measured(name: str, dtype: str) -> dict[str, Any]:
     import torch
 
     from pwl_hf import PWLForImageClassification
+    from pwl_hf.modeling.arrays.mapped import MappedFile
     from pwl_hf.modeling.graphs.index import INDEX_FILE, TEACHER_GRAPH, GraphIndex, files_of
     from pwl_hf.modeling.graphs.session import GraphSession, run_chain
-    from pwl_hf.modeling.graphs.tensors import MappedFile
     from pwl_hf.modeling.repository.source import Repository
 
     torch.set_num_threads(1)

@@ -159,7 +159,9 @@ class PWLPreTrainedModel(StagedModel):
         if attn_implementation is not None:
             choose_attention(config, attn_implementation)
         # 3. The first files, checked while the modules are built.
-        entries = manifest.files if keep_all else manifest.files_for(target, kept)
+        # Where everything is kept, low precision follows from the teacher.
+        whole = (entry for entry in manifest.files if entry.tier_block is None)
+        entries = tuple(whole) if keep_all else repository.files_for(manifest, target, kept)
         with Prefetch(lambda cancelled: repository.verify(entries, cancelled=cancelled)) as fetched:
             try:
                 model = cls(config, vacant=True)
@@ -182,6 +184,7 @@ class PWLPreTrainedModel(StagedModel):
         model.eval()
         model._schedule = manifest.schedule
         model.parts.store, model.parts.keep, model.parts.keeps_all = store, kept, keep_all
+        model.parts.tier = manifest.tier
         model._swapper.move(target, device, floating)
         if adapter is not None:
             model.load_adapter(os.fspath(adapter), adapter_name, adapter_kwargs={**options, **adapter_kwargs})
@@ -602,6 +605,7 @@ class PWLPreTrainedModel(StagedModel):
         """
         mask = self._router.sources if sources is None else Sources.of(sources, self.num_blocks)
         parts = self.parts
+        mask = mask.exact
         parts.discarded |= {mask.mask}
         if mask.mask in parts.statistics:
             parts.statistics = {other: found for other, found in parts.statistics.items() if other != mask.mask}

@@ -1,4 +1,8 @@
-"""The schedule of a model: the mask of each stage, from the student to the teacher (pure Python)."""
+"""The schedule of a model: the mask of each stage, from the student to the teacher (pure Python).
+
+Where the teacher is there in low precision too, a stage is a rung of a ladder: a block may go from the student to the
+teacher in low precision (`Q`), and from there to the teacher.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +10,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
-from .sources import Sources
+from .sources import LETTERS, Sources
+
+_RANKS = {letter: rank for rank, letter in enumerate(LETTERS)}
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """The masks of the stages in order, each with more of the teacher's blocks than the one before it.
+    """The masks of the stages in order, each with better blocks than the one before it, and none with a worse.
 
     Blocks may come in any order. Without a reason for another one they come from the first to the last: `prefixes`.
 
@@ -19,7 +25,7 @@ class Schedule:
         masks: The student's mask, the stages between, the teacher's mask.
 
     Raises:
-        ValueError: If they do not lead from the student to the teacher, or a stage gives up a block of the teacher's.
+        ValueError: If they do not lead from the student to the teacher, or a stage gives up a block for a worse one.
 
     Example:
 
@@ -36,12 +42,14 @@ class Schedule:
         if any(len(mask) != self.num_blocks for mask in self.masks):
             raise ValueError(f"the masks of a schedule must be of one length, got {', '.join(map(str, self.masks))}")
         first, last = self.masks[0], self.masks[-1]
-        if first.blocks("teacher") or last.blocks("student"):
+        if set(first.mask) != {"S"} or set(last.mask) != {"T"}:
             raise ValueError(f"a schedule leads from the student to the teacher, got {first} first and {last} last")
         for before, after in zip(self.masks, self.masks[1:], strict=False):
-            if not set(before.blocks("teacher")) < set(after.blocks("teacher")):
+            ranks = [(_RANKS[a], _RANKS[b]) for a, b in zip(before.mask, after.mask, strict=True)]
+            if before == after or any(a > b for a, b in ranks):
                 raise ValueError(
-                    f"each stage must keep the teacher's blocks and add to them, but {after} comes after {before}"
+                    "each stage must keep its blocks or take better ones (S, Q, T), and at least one, but "
+                    f"{after} comes after {before}"
                 )
 
     @classmethod
@@ -57,6 +65,30 @@ class Schedule:
     def prefixes(cls, num_blocks: int) -> Schedule:
         """The usual schedule: stage k takes blocks 1 to k from the teacher."""
         return cls(tuple(Sources("T" * stage + "S" * (num_blocks - stage)) for stage in range(num_blocks + 1)))
+
+    def ladder(self) -> Schedule:
+        """The rungs over the same order of blocks: all of them in low precision first, then each made exact.
+
+        That is what dynamic programming over all ladders finds by area under accuracy over bytes.
+
+        Example:
+
+            >>> " ".join(map(str, Schedule.prefixes(2).ladder()))
+            'SS QS QQ TQ TT'
+        """
+        exact = [mask.exact for mask in self.masks]
+        low = [Sources(mask.mask.replace("T", "Q")) for mask in exact]
+        refined = [Sources("".join("T" if letter == "T" else "Q" for letter in mask.mask)) for mask in exact[1:]]
+        return Schedule(tuple(dict.fromkeys([*low, *refined])))
+
+    def without_tier(self) -> Schedule:
+        """The stages that are left where there is no low precision: each block comes as the teacher's own."""
+        return Schedule(tuple(dict.fromkeys(mask.exact for mask in self.masks)))
+
+    @cached_property
+    def has_tier(self) -> bool:
+        """Whether a stage takes a block in low precision."""
+        return any(mask.low_blocks for mask in self.masks)
 
     @property
     def num_blocks(self) -> int:

@@ -1,6 +1,7 @@
-"""Masks over {S, T}^N: which network each block of a path comes from (pure Python).
+"""Masks over {S, Q, T}^N: which network each block of a path comes from (pure Python).
 
-Notation: N blocks; boundary i (1 <= i < N) lies after block i. `T` is the teacher, `S` the student.
+Notation: N blocks; boundary i (1 <= i < N) lies after block i. `S` is the student, `T` the teacher, `Q` the teacher in
+low precision.
 """
 
 from __future__ import annotations
@@ -20,14 +21,15 @@ class Letter(NamedTuple):
 
     Args:
         role: Whose block it is.
-        precision: How its weights are stored: as they are (`"exact"`).
+        precision: Whether its weights are the network's own, or those of its tier of low precision.
     """
 
     role: Role
-    precision: Literal["exact"] = "exact"
+    precision: Literal["exact", "low"] = "exact"
 
 
-LETTERS: dict[str, Letter] = {"S": Letter("student"), "T": Letter("teacher")}
+# From the worst to the best: stages go up in this order.
+LETTERS: dict[str, Letter] = {"S": Letter("student"), "Q": Letter("teacher", "low"), "T": Letter("teacher")}
 ROLE_OF: dict[str, Role] = {letter: meaning.role for letter, meaning in LETTERS.items()}
 
 
@@ -35,14 +37,15 @@ class PartId(NamedTuple):
     """Which part of a model: what is fetched, attached and released as one.
 
     Args:
-        kind: A block of the teacher or the student, a converter, or tensors that blocks of one network share.
+        kind: A block of the teacher or the student, one of the teacher in low precision, a converter, or tensors that
+            blocks of one network share.
         number: The block's or the boundary's, from 1; 0 for what is shared. A network's embedder belongs to its first
             block, its head to its last.
         name: Of what is shared, the name of the tensor or module in its network.
         network: Of what is shared, whose it is.
     """
 
-    kind: Literal["teacher", "student", "encoder", "decoder", "shared"]
+    kind: Literal["teacher", "student", "quantised", "encoder", "decoder", "shared"]
     number: int
     name: str = ""
     network: Literal["teacher", "student", ""] = ""
@@ -52,11 +55,15 @@ class PartId(NamedTuple):
         """The network that it is of; None for a converter."""
         if self.kind == "teacher" or self.kind == "student":
             return self.kind
+        if self.kind == "quantised":
+            return "teacher"
         return self.network or None
 
     def __str__(self) -> str:
         if self.kind == "shared":
             return f"{self.network} {self.name} (shared by blocks)"
+        if self.kind == "quantised":
+            return f"teacher block {self.number} in low precision"
         return f"{self.kind} {'block ' if self.role else ''}{self.number}"
 
 
@@ -76,8 +83,8 @@ class Sources:
     def __post_init__(self) -> None:
         if not isinstance(self.mask, str) or not self.mask or set(self.mask) - LETTERS.keys():
             raise ValueError(
-                f"invalid sources mask {self.mask!r}: give one letter a block, 'T' for the teacher and "
-                "'S' for the student, such as 'TTSS'"
+                f"invalid sources mask {self.mask!r}: give one letter a block, 'T' for the teacher, 'S' for the "
+                "student and 'Q' for the teacher in low precision, such as 'TTSS'"
             )
 
     @classmethod
@@ -96,8 +103,8 @@ class Sources:
 
     @classmethod
     def all(cls, num_blocks: int) -> list[Sources]:
-        """All 2^N masks, the student's first and the teacher's last."""
-        return [cls("".join(letters)) for letters in product(LETTERS, repeat=num_blocks)]
+        """All 2^N masks of student and teacher, the student's first and the teacher's last."""
+        return [cls("".join(letters)) for letters in product("ST", repeat=num_blocks)]
 
     def __str__(self) -> str:
         return self.mask
@@ -113,7 +120,17 @@ class Sources:
     @cached_property
     def is_mixed(self) -> bool:
         """Whether blocks of both networks are on the path."""
-        return len(set(self.mask)) == 2
+        return len(set(self.roles)) == 2
+
+    @cached_property
+    def exact(self) -> Sources:
+        """The same path with the teacher's own blocks in place of those of low precision."""
+        return Sources(self.mask.replace("Q", "T"))
+
+    @cached_property
+    def low_blocks(self) -> tuple[int, ...]:
+        """The block numbers (from 1) that come from the teacher in low precision."""
+        return tuple(i for i, letter in enumerate(self.mask, start=1) if letter == "Q")
 
     def blocks(self, role: Role) -> tuple[int, ...]:
         """The block numbers (from 1) that come from `role`."""
@@ -126,15 +143,16 @@ class Sources:
         An encoder leads from teacher to student, a decoder from student to teacher.
         """
         found: list[tuple[int, Direction]] = []
-        for i, (before, after) in enumerate(zip(self.mask, self.mask[1:], strict=False), start=1):
+        for i, (before, after) in enumerate(zip(self.roles, self.roles[1:], strict=False), start=1):
             if before != after:
-                found.append((i, "encoder" if before == "T" else "decoder"))
+                found.append((i, "encoder" if before == "teacher" else "decoder"))
         return tuple(found)
 
     @cached_property
     def part_ids(self) -> frozenset[PartId]:
         """Everything that the path of this mask runs through."""
-        blocks = (PartId(role, i) for i, role in enumerate(self.roles, start=1))
+        low = self.low_blocks
+        blocks = (PartId("quantised" if i in low else role, i) for i, role in enumerate(self.roles, start=1))
         converters = (PartId(direction, i) for i, direction in self.changes)
         return frozenset((*blocks, *converters))
 

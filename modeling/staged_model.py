@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import copyreg
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from pathlib import Path
 from threading import Event
@@ -26,10 +26,12 @@ from .families.base import Inputs
 from .loading import refuse_attentions
 from .parts.adapters import read_adapter, refuse_vacancies, undone_on_error
 from .parts.locking import StateLock, exclusive
+from .parts.networks import OF_TEACHER
 from .parts.parts import Parts
 from .parts.router import Router
+from .parts.tier import check_dtype
 from .parts.weights import WeightStore
-from .repository.manifest import FileEntry, ListedFile
+from .repository.manifest import BITS, FileEntry, ListedFile
 from .repository.source import Repository
 from .routes.batchnorm import Statistics
 from .routes.block import Block
@@ -157,16 +159,59 @@ class StagedModel(Staged, PreTrainedModel):
         The model stays on its path, which may be no stage of the new schedule.
 
         Args:
-            sources: The mask of each stage, from the student to the teacher, each with more blocks of the teacher's.
+            sources: The mask of each stage, from the student to the teacher, each with better blocks than the last:
+                the teacher's, or in low precision (`Q`) if the model has a tier.
 
         Raises:
             StageError: If stages are being streamed.
             ValueError: If they are no such masks, or not of N letters.
         """
         schedule = Schedule.of(Sources.of(mask, self.num_blocks) for mask in sources)
+        if schedule.has_tier and self.parts.tier is None:
+            raise ValueError("the schedule has blocks in low precision, and the model has none: call add_tier first")
         with self.parts.lock:
             self._refuse_while_streaming(anyone=True)
             self._schedule = schedule
+
+    @property
+    def tier(self) -> int | None:
+        """The bits of a weight in the teacher's tier of low precision; None if the model has none."""
+        return self.parts.tier
+
+    def add_tier(self, bits: int = 8) -> None:
+        """Let the teacher's blocks be there in low precision too, and be stages on the way; no training is needed.
+
+        A matrix (of a linear layer, a convolution, an embedding) becomes whole numbers with one scale a row; all else
+        stays as it is. The next save writes two files more for each block: `quantised/`, and `refinements/`, which
+        makes the first the teacher's own bit for bit. Statistics of masks serve for both. The schedule becomes
+        `Schedule.ladder()` of the one that there is, unless that has such stages already: `QSSS` comes before `TSSS`.
+        A model that has a tier gets another.
+
+        The model stays on its path, which may be no stage of the new schedule.
+
+        Args:
+            bits: 8, or 4: smaller, and no more as good as the teacher.
+
+        Raises:
+            StageError: If stages are being streamed.
+            ValueError: For other bits, or if the model is of a dtype that is not split.
+
+        Example:
+
+            >>> model.add_tier()  # doctest: +SKIP
+            >>> model.schedule  # doctest: +SKIP
+            ('SS', 'QS', 'QQ', 'TQ', 'TT')
+        """
+        if isinstance(bits, bool) or bits not in BITS:
+            raise ValueError(f"bits must be {' or '.join(map(str, BITS))}, got {bits!r}")
+        check_dtype(self.dtype)
+        with self.parts.lock:
+            self._refuse_while_streaming(anyone=True)
+            if self._sources.low_blocks and bits != self.parts.tier:
+                raise StageError(f"the model is at sources {self.sources!r}: go to others before it gets another tier")
+            self.parts.tier = bits
+            if not self._schedule.has_tier:
+                self._schedule = self._schedule.ladder()
 
     @property
     def statistics(self) -> Mapping[str, Statistics]:
@@ -256,8 +301,11 @@ class StagedModel(Staged, PreTrainedModel):
             if (difference := part.difference()) is not None:
                 raise loss_of(part, self._router.sources, difference)
 
-    def _files_of(self, target: Sources) -> tuple[FileEntry, ...]:
-        return self._store.manifest.files_for(target)
+    def _files_of(self, target: Sources, low: Collection[int]) -> tuple[FileEntry, ...]:
+        return self._store.repository.files_for(self._store.manifest, target, low=low)
+
+    def _has_shards(self) -> bool:
+        return self._store.repository.has_shards(self._store.manifest)
 
     def _prepare(self, files: Sequence[ListedFile], fetched: Mapping[str, Path], cancelled: Event) -> None:
         # Not the store that the stream began with: saving a model over its own folder gives it another.
@@ -276,7 +324,7 @@ class StagedModel(Staged, PreTrainedModel):
     def _move_to(self, target: Sources) -> None:
         with self.parts.lock:
             self._refuse_while_streaming()
-            if self.parts.is_whole:
+            if self.parts.is_whole and self.parts.wanted(target) == self.parts.resident():
                 self._router.take(self._router.build(target))
             else:
                 self._swapper.move(target, self.device, self.dtype)
@@ -358,7 +406,7 @@ class StagedModel(Staged, PreTrainedModel):
         with self.parts.lock:
             self.training = mode
             for name, child in self.named_children():
-                child.train(mode and name != "teacher")
+                child.train(mode and name not in OF_TEACHER)
             self._router.reset()
         return self
 
@@ -376,7 +424,7 @@ class StagedModel(Staged, PreTrainedModel):
         """Let the student and the converters require gradients, or not; the teacher never does."""
         with self.parts.lock:
             for name, child in self.named_children():
-                child.requires_grad_(requires_grad and name != "teacher")
+                child.requires_grad_(requires_grad and name not in OF_TEACHER)
         return self
 
     def compile(self, *args: Any, **kwargs: Any) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from threading import Event
@@ -88,6 +88,7 @@ class Staged:
         on_stage: OnStage | None = None,
         max_bytes_per_second: float | None = None,
         lookahead_bytes: int = 256_000_000,
+        low_precision: bool | None = None,
     ) -> StageStream:
         """Load the remaining stages in the background while the model answers.
 
@@ -103,6 +104,8 @@ class Staged:
             on_stage: Called with the model and the stage after each swap, in the background thread.
             max_bytes_per_second: A limit on downloading.
             lookahead_bytes: How much may be fetched ahead of the stage that is being attached.
+            low_precision: Whether to pass through the stages that have blocks in low precision; by default where the
+                teacher's shards are not here already. Others are passed over.
 
         Returns:
             A handle: `wait`, `cancel`, `done`, `exception`, `stage`, `bytes_done`; a context manager.
@@ -127,10 +130,18 @@ class Staged:
                     "set_stage first"
                 )
             self._check_growth(target)
+            if low_precision is None:
+                low_precision = not self._has_shards()
+            stages = [
+                stage
+                for stage in range(first, until + 1)
+                if low_precision or stage in (first, until) or not self._schedule.masks[stage].low_blocks
+            ]
+            low = {block for stage in stages for block in self._schedule.masks[stage].low_blocks}
             stream = StageStream(
                 repository,
-                lambda stage: self._files_of(self._schedule.mask(stage)),
-                first,
+                lambda stage: self._files_of(self._schedule.masks[stage], low),
+                stages or [first],
                 until,
                 self._prepare,
                 self._advance,
@@ -180,8 +191,12 @@ class Staged:
     def _check_growth(self, target: Sources) -> None:
         """Refuse, with a StageError, a stream that would fail on its way to a mask, as far as that is known."""
 
-    def _files_of(self, target: Sources) -> Sequence[ListedFile]:
-        """The files that a mask's path needs."""
+    def _has_shards(self) -> bool:
+        """Whether the teacher's own shards are all here, so that low precision would save nothing."""
+        raise NotImplementedError
+
+    def _files_of(self, target: Sources, low: Collection[int]) -> Sequence[ListedFile]:
+        """The files that a mask's path needs, if some blocks (from 1) will have been in low precision by then."""
         raise NotImplementedError
 
     def _prepare(self, files: Sequence[ListedFile], fetched: Mapping[str, Path], cancelled: Event) -> None:

@@ -61,7 +61,8 @@ def info(repo: Repo, revision: Revision = None, subfolder: Subfolder = "", token
 
     opened = Repository.open(repo, revision=revision, subfolder=subfolder, token=token)
     manifest = opened.manifest()
-    _say(f"{opened}: {manifest.num_blocks} blocks, {manifest.dtype}, fingerprint {manifest.fingerprint[:16]}")
+    tier = f", the teacher in {manifest.tier} bits too" if manifest.tier is not None else ""
+    _say(f"{opened}: {manifest.num_blocks} blocks, {manifest.dtype}{tier}, fingerprint {manifest.fingerprint[:16]}")
     stage_table(manifest)
 
 
@@ -275,6 +276,113 @@ def evaluate(
         plot_report(report, plot)
     if record:
         record_metrics(Path(repo, subfolder), report)
+
+
+@app.command()
+def quantise(
+    repo: Repo,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="A folder for the repository with its tier; by default it gets it itself."),
+    ] = None,
+    bits: Annotated[int, typer.Option(help="Bits of a weight: 8, or 4, which is smaller and less like it.")] = 8,
+    commit_message: Message = "Add the teacher in low precision",
+    revision: Revision = None,
+    subfolder: Subfolder = "",
+    create_pr: CreatePR = False,
+    overwrite: Overwrite = False,
+    token: Token = None,
+) -> None:
+    """Add the teacher in low precision, and what makes it exact, as stages on the way; nothing is trained."""
+    from pwl_hf.console import stage_table
+    from pwl_hf.modeling.publishing.push import Target
+    from pwl_hf.quantising import quantise_repository
+
+    commit, manifest = quantise_repository(
+        repo,
+        output,
+        bits=bits,
+        subfolder=subfolder,
+        overwrite=overwrite,
+        target=Target(repo, commit_message, revision=revision, create_pr=create_pr, token=token),
+    )
+    if manifest is not None:
+        stage_table(manifest)
+    if commit is not None:
+        _say(commit.pr_url or str(commit))
+
+
+@app.command()
+def schedule(
+    repo: Repo,
+    dataset: Annotated[
+        str, typer.Option(help="'digits', an id on the Hub, a folder of images, or parquet files.", show_default=False)
+    ],
+    config: Annotated[str | None, typer.Option(help="The dataset's configuration.")] = None,
+    split: Annotated[
+        str, typer.Option(help="The dataset's split; neither the images trained on nor those of the final test.")
+    ] = "validation",
+    holdout: Annotated[
+        float | None, typer.Option(help="Hold this part of 'train' out as 'validation', as training does.")
+    ] = None,
+    dataset_revision: Annotated[str | None, typer.Option(help="The dataset's branch, tag or commit.")] = None,
+    image_column: Annotated[str | None, typer.Option(help="The column of the images, if it is not found.")] = None,
+    label_column: Annotated[str | None, typer.Option(help="The column of the labels, if it is not found.")] = None,
+    label_names: Annotated[
+        list[str] | None, typer.Option(help="The labels' names in the order of their numbers, once for each label.")
+    ] = None,
+    max_samples: Annotated[int | None, typer.Option(min=1, help="Take so many images, always the same.")] = None,
+    search: Annotated[
+        str | None,
+        typer.Option(
+            help="all: measure all 2^N masks; swaps: the stages and exchanges of two. all up to 6 blocks by default.",
+            show_default=False,
+        ),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Write nothing.")] = False,
+    batch_size: Annotated[int, typer.Option(min=1, help="How many images run at once.")] = 64,
+    num_workers: Annotated[int, typer.Option(min=0, help="Processes that read images.")] = 0,
+    device: Annotated[str | None, typer.Option(help="Where it runs; a GPU if there is one.")] = None,
+    commit_message: Message = "Change the order of stages",
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars.")] = False,
+    revision: Revision = None,
+    subfolder: Subfolder = "",
+    create_pr: CreatePR = False,
+    token: Token = None,
+) -> None:
+    """Choose the order in which the teacher's blocks come by measurement, and write it if it is better."""
+    from pwl_hf.data import DataSource
+    from pwl_hf.evaluation.table import print_schedule
+    from pwl_hf.modeling.publishing.push import Target
+    from pwl_hf.scheduling import schedule_repository
+
+    source = DataSource(
+        dataset,
+        config=config,
+        revision=dataset_revision,
+        image_column=image_column,
+        label_column=label_column,
+        label_names=label_names or None,
+        max_samples=max_samples,
+        holdout=holdout,
+        token=token,
+    )
+    report = schedule_repository(
+        repo,
+        source,
+        split,
+        target=Target(repo, commit_message, revision=revision, create_pr=create_pr, token=token),
+        search=search,  # type: ignore[arg-type]
+        dry_run=dry_run,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        device=device,
+        subfolder=subfolder,
+        progress=not quiet,
+    )
+    print_schedule(report, f"{dataset}, split {split}")
+    if report.commit is not None:
+        _say(report.commit.pr_url or str(report.commit))
 
 
 @app.command()

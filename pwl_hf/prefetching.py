@@ -68,7 +68,9 @@ def _fetch(repo: str | os.PathLike[str], stage: int | str, options: dict[str, An
     mask = manifest.schedule.mask(stage)
     with Prefetch(lambda ended: _fetch_texts(repository, ended)) as texts:
         # Graphs are small beside the weights, and fetched while these are.
-        repository.verify([*manifest.files_for(mask), *attached_graphs(manifest, [mask])], cancelled=cancelled)
+        repository.verify(
+            [*repository.files_for(manifest, mask), *attached_graphs(manifest, [mask])], cancelled=cancelled
+        )
         texts.result()
 
 

@@ -117,6 +117,8 @@ def train(parsed: Parsed) -> list[float]:
     if networks.fit_converters == "after":
         _fit_converters(model, train_dataset)
     own_statistics(model, train_dataset, networks.statistics_images)
+    if networks.quantised_tier is not None:
+        model.add_tier(networks.quantised_tier)
 
     trainer.save_model()
     trainer.save_state()

@@ -13,14 +13,16 @@ from benchmarks.recipes.costs import measure_rounds, render_costs
 from benchmarks.recipes.definitions import FOLDER, Definitions, Table, load_definitions
 from benchmarks.recipes.engine import check_files, fill
 from benchmarks.recipes.processes import ChildFailed, Children
-from benchmarks.recipes.runs import runs_of
+from benchmarks.recipes.runs import Run, runs_of
 from benchmarks.recipes.tables import render
 from benchmarks.recipes.workplace import Workplace
 from benchmarks.store import Store
 
 _TABLE = Annotated[
     str,
-    typer.Argument(help="A table of the definitions: headline, narrow, objective, cost, objective-cost, full, real."),
+    typer.Argument(
+        help="A table of the definitions: headline, narrow, order, objective, cost, objective-cost, full, real."
+    ),
 ]
 _STORE = Annotated[Path, typer.Option(help="The JSON file of all results; tables are written beside it.")]
 _DATA = Annotated[Path | None, typer.Option(help="The folder of the data's files, such as train.parquet.")]
@@ -114,7 +116,7 @@ def cards(
 
     defined = load_definitions(definitions)
     stored = Store(store).read("runs")
-    for run in runs_of(defined, _table(defined, table), _numbers(seeds), only or []):
+    for run in _runs(defined, table, seeds, only):
         if run.key not in stored:
             _report(f"{run.training.name}: not stored, no card")
             continue
@@ -124,6 +126,48 @@ def cards(
         command += " --weights WEIGHTS" if pair.weights else ""
         path = publish_card(run, stored[run.key], titles, command, Workplace(work, None, _nothing), store.parent)
         typer.echo(path)
+
+
+def choosing(
+    data: Annotated[Path, typer.Option(help="The folder of the data's files, such as test.parquet.")],
+    table: _TABLE = "order",
+    store: _STORE = Path("model_cards/results.json"),
+    work: _WORK = _WORK_FOLDER,
+    seeds: _SEEDS = "0,1,2",
+    only: _ONLY = None,
+    max_samples: Annotated[int, typer.Option(min=200, help="How many test images, a half of which chooses.")] = 4000,
+    definitions: _DEFINITIONS = FOLDER,
+) -> None:
+    """How many images it takes to choose an order of blocks, of a table's models that lie in the work folder.
+
+    Writes `TABLE-images.md` beside the store.
+    """
+    from benchmarks.recipes.choosing import read_model, render_choices
+
+    defined = load_definitions(definitions)
+    workplace = Workplace(work, data, _nothing)
+    folders = {run.training.name: workplace.model_folder(run.training) for run in _runs(defined, table, seeds, only)}
+    found = {name: folder for name, folder in folders.items() if folder is not None}
+    if not found:
+        raise typer.BadParameter(f"no model of {table} lies there: train them with recipes", param_hint="--work")
+    models = []
+    for name, folder in found.items():
+        models.append(read_model(folder, data, max_samples))
+        _report(f"{name}: measured")
+    about = (
+        "# How many images a choice of schedule takes\n\n"
+        f"Made by `python -m benchmarks choosing {table} --work WORK --data DATA`, of {', '.join(found)}.\n\n"
+        "How far the area under accuracy over bytes of the chosen order is below that of the best, in points: mean and "
+        f"worst of 20 draws of so many of one half of {max_samples:,} test images; the other half judges. Chosen by "
+        "the divergence KL(teacher || mask), which needs no labels, and by right answers."
+    )
+    text = render_choices(models, about)
+    store.with_name(f"{table}-images.md").write_text(text, encoding="utf-8")
+    typer.echo(text)
+
+
+def _runs(definitions: Definitions, table: str, seeds: str, only: Sequence[str] | None) -> list[Run]:
+    return runs_of(definitions, _table(definitions, table), _numbers(seeds), only or [])
 
 
 def _table(definitions: Definitions, name: str) -> Table:

@@ -19,7 +19,7 @@ Options = dict[str, Any]
 Kind = TypeVar("Kind")
 
 FOLDER = Path(__file__).parent / "definitions"
-FORMS = ("orders", "variants", "cost")
+FORMS = ("orders", "variants", "cost", "schedules")
 ORDERS = ("all", "prefix")
 
 
@@ -32,12 +32,14 @@ class Data:
         files: The SHA-256 of each file below the folder given with `--data`.
         options: Options of both training scripts.
         evaluate: Options of `pwl-hf evaluate`.
+        num_labels: The number of labels, for the sizes of networks.
     """
 
     title: str
     files: dict[str, str] = field(default_factory=dict)
     options: Options = field(default_factory=dict)
     evaluate: Options = field(default_factory=dict)
+    num_labels: int = 10
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,8 @@ class Table:
 
     Args:
         title: Its heading.
-        form: `orders` (a row a mask), `variants` (a row a recipe) or `cost` (images/s in rounds).
+        form: `orders` (a row a mask), `variants` (a row a recipe), `schedules` (a row a recipe: the best order of its
+            blocks) or `cost` (images/s in rounds).
         sections: Its parts, a pair each.
         about: What a reader must know, in Markdown.
         times: For `variants`: the `cost` table of the same sections and recipes, whose rounds tell the time.

@@ -9,6 +9,7 @@ from benchmarks.recipes.definitions import Definitions, Section, Table
 from benchmarks.recipes.estimates import MISSING, Accuracies, Estimate, accuracy, difference
 from benchmarks.recipes.results import Results
 from benchmarks.recipes.rounds import Rounds
+from benchmarks.recipes.schedules import schedules_section
 from benchmarks.store import Entry
 
 
@@ -24,7 +25,7 @@ def render(
 
     Args:
         definitions: What is defined.
-        table: The table, of the form `orders` or `variants`.
+        table: The table, of any form but `cost`.
         runs: The store's runs by key.
         rounds: The store's rounds by key, for the time of `variants`.
         seeds: The seeds.
@@ -40,6 +41,8 @@ def render(
         parts.append(f"{pair.title}; {pair.schedule}.\n{results.about()}")
         if table.form == "orders":
             parts.append(orders_section(definitions, section, results))
+        elif table.form == "schedules":
+            parts.append(schedules_section(definitions, section, results))
         else:
             timed = definitions.tables[table.times]
             (alike,) = (s for s in timed.sections if (s.title, s.pair) == (section.title, section.pair))

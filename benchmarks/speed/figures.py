@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, Self
 
-from benchmarks.speed.pairs import Pair, repository, with_graphs
+from benchmarks.speed.pairs import Pair, repository, with_graphs, with_tier
 from benchmarks.speed.timing import Spread
 
 # Rows of several measures.
@@ -38,6 +38,10 @@ class Place:
     def repository(self) -> Path:
         """The pair's repository with random weights, made if it is not there; `student/` in it is the plain student."""
         return repository(self.pair, self.data / self.name)
+
+    def with_tier(self) -> Path:
+        """The same repository with the teacher in low precision too."""
+        return with_tier(self.repository())
 
     def exported(self) -> Path:
         """The same repository with the ONNX graphs of its stages, which it gets if it has none."""

@@ -13,7 +13,9 @@ from pwl_hf import PWLConfig, PWLForImageClassification, VGGConfig
 from pwl_hf.demo import run_demo
 from pwl_hf.exporting import export_repository
 from pwl_hf.modeling.publishing.push import Target
+from pwl_hf.modeling.repository.manifest import MANIFEST_FILE
 from pwl_hf.modeling.repository.source import Repository
+from pwl_hf.quantising import quantise_repository
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,15 @@ def repository(pair: Pair, folder: Path) -> Path:
             model.save_pretrained(folder)
         model.student.save_pretrained(folder / "student")
     return folder
+
+
+def with_tier(folder: Path) -> Path:
+    """A copy of a repository that has the teacher in low precision too, made if it is not there."""
+    copy = folder.with_name(f"{folder.name}-rungs")
+    known = Repository.open(folder).manifest().fingerprint
+    if not (copy / MANIFEST_FILE).is_file() or Repository.open(copy).manifest().fingerprint != known:
+        quantise_repository(str(folder), copy, target=Target(str(folder)))
+    return copy
 
 
 def with_graphs(folder: Path) -> Path:

@@ -84,6 +84,19 @@ SUITE: dict[str, Entry] = {
         "with an empty cache. A third of the rounds: each downloads the teacher three times.",
         "hub_loading:hub",
     ),
+    "rungs-hub": Entry(
+        "Rungs of precision, from a Hub",
+        "First load and first answer of a process whose imports are done, from a Hub at 20 MB/s and 20 ms latency, "
+        "with an empty cache: the teacher in low precision (`QQQQ`), and the whole way to the exact teacher by rungs "
+        "and without. A third of the rounds.",
+        "rungs:hub",
+    ),
+    "rungs-bytes": Entry(
+        "Rungs of precision: bytes, and the speed of the split",
+        "What all rungs weigh, student and encoders with them, against the teacher's shards, in three dtypes; and GB "
+        "of a block a second on one thread, compression and proof with the splitting, decompression with the merging.",
+        "rungs:weights",
+    ),
     "fresh-process-hub": Entry(
         "Fresh process, from a Hub",
         "From the start of a process to its first answer, imports included, with the same Hub and an empty cache; one "

@@ -8,8 +8,8 @@ from pathlib import PurePosixPath
 
 import onnx
 
+from ..arrays.mapped import TensorPlace
 from ..graphs.index import FEATURES_IN, LOGITS, initialiser
-from ..graphs.tensors import Place
 from .tracing import FEATURES, OPSET, Template
 
 # The newest that opset 20 needs: older runtimes can read it.
@@ -30,7 +30,7 @@ class Stored:
 
     file: str
     name: str
-    place: Place
+    place: TensorPlace
 
     @property
     def initialiser(self) -> str:

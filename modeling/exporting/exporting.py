@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from transformers import PreTrainedConfig
 
+from ..arrays.mapped import MappedFile
 from ..errors import MissingFileError, RepositoryError, SaveError
 from ..graphs.index import INDEX_FILE, GraphIndex
-from ..graphs.tensors import MappedFile
 from ..parts.parts import Parts
 from ..parts.router import Router
 from ..repository.manifest import PROCESSOR_FILE, Manifest
@@ -59,22 +59,25 @@ def export_onnx(parts: Parts, main_input: str, *, image_size: int | None = None)
             f"dtype=torch.float32) on the CPU, this one is {model.dtype} on {model.device}"
         )
     repository, manifest, config = store.repository, store.manifest, parts.config
+    # Blocks in low precision run the graphs of the blocks themselves.
+    schedule = manifest.schedule.without_tier()
+    weights = [entry for entry in manifest.files if entry.tier_block is None]
     # 1. The files as they lie there, and inputs that no layer could take for others.
-    files = {path: MappedFile(local) for path, local in repository.fetch_verified(manifest.files).items()}
+    files = {path: MappedFile(local) for path, local in repository.fetch_verified(weights).items()}
     processor = _processor(repository)
     shape = _image_shape(config.teacher_config, processor, image_size)
     inputs = {main_input: torch.randn(SAMPLES, *shape, generator=torch.Generator().manual_seed(0))}
-    _check_fit(parts, manifest.schedule, inputs, shape)
+    _check_fit(parts, schedule, inputs, shape)
     # 2. The graphs, compared before anyone sees them.
-    exported = GraphWriter(parts, manifest.schedule, files, inputs, main_input).graphs()
-    logits = torch_logits(parts, manifest.schedule, inputs)
-    differences = prove(exported, manifest.schedule, files, inputs, logits)
+    exported = GraphWriter(parts, schedule, files, inputs, main_input).graphs()
+    logits = torch_logits(parts, schedule, inputs)
+    differences = prove(exported, schedule, files, inputs, logits)
     # 3. What a reader needs beside them.
     index = GraphIndex(
         fingerprint=manifest.fingerprint,
         inputs={main_input: (-1, *shape)},
         graphs={path: found.graph for path, found in exported.items()},
-        stages=manifest.schedule.masks,
+        stages=schedule.masks,
         labels=tuple(name for _, name in sorted((config.id2label or {}).items())),
         problem_type=config.problem_type,
         processor=processor,

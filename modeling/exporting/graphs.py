@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 import torch
 
+from ..arrays.mapped import MappedFile
 from ..errors import SaveError
 from ..families.base import Features
 from ..graphs.index import FEATURES_OUT, LOGITS, TEACHER_GRAPH, Graph, block_graph, graphs_of
-from ..graphs.tensors import MappedFile
 from ..parts.parts import Parts
 from ..parts.router import Router
 from ..parts.weights import statistics_names

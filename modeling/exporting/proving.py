@@ -12,10 +12,10 @@ import onnxruntime
 import torch
 from numpy.typing import NDArray
 
+from ..arrays.mapped import MappedFile
 from ..errors import SaveError
 from ..graphs.index import TEACHER_GRAPH, graphs_of, initialiser
 from ..graphs.session import GraphSession, run_chain
-from ..graphs.tensors import MappedFile
 from ..parts.parts import Parts
 from ..parts.router import Router
 from ..schedule import Schedule

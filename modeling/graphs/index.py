@@ -45,7 +45,8 @@ def tail_graph(sources: Sources) -> str:
 
 
 def graphs_of(sources: Sources) -> tuple[str, ...]:
-    """The graphs that a mask's path runs through, in their order."""
+    """The graphs that a mask's path runs through, in their order: low precision has those of the block itself."""
+    sources = sources.exact
     leading = next((i for i, role in enumerate(sources.roles) if role != "teacher"), len(sources))
     blocks = tuple(block_graph(block) for block in range(1, leading + 1))
     if leading == len(sources):
@@ -102,7 +103,7 @@ class GraphIndex:
         fingerprint: That of the weights that they were exported for.
         inputs: The shape of each input of the model by name, -1 for the batch: `{"pixel_values": (-1, 3, 224, 224)}`.
         graphs: The graphs by path.
-        stages: The mask of each stage.
+        stages: The mask of each stage, without those of low precision, which run the same graphs.
         labels: The name of each class.
         problem_type: As in the config: how logits become scores, if it says so.
         processor: The repository's `preprocessor_config.json`; None if it has none.
@@ -116,9 +117,9 @@ class GraphIndex:
     problem_type: str | None
     processor: Mapping[str, Any] | None
 
-    def graphs_for(self, stage: int) -> tuple[Graph, ...]:
-        """The graphs that a stage runs, in their order."""
-        return tuple(self.graphs[path] for path in graphs_of(self.stages[stage]))
+    def graphs_for(self, sources: Sources) -> tuple[Graph, ...]:
+        """The graphs that a mask's path runs through, in their order."""
+        return tuple(self.graphs[path] for path in graphs_of(sources))
 
     def to_json(self) -> str:
         """The text of `onnx/index.json`."""
@@ -189,7 +190,7 @@ class GraphIndex:
                 f"{INDEX_FILE} is of the weights {self.fingerprint!r:.80}, the repository has {manifest.fingerprint}: "
                 "export it again with `pwl-hf export`"
             )
-        if self.stages != manifest.schedule.masks:
+        if self.stages != manifest.schedule.without_tier().masks:
             raise RepositoryError(
                 f"{INDEX_FILE} has the stages {' '.join(map(str, self.stages))!r:.200}, the repository has "
                 f"{' '.join(map(str, manifest.schedule))!r:.200}: export it again with `pwl-hf export`"

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
+from ..arrays.mapped import TensorFile
 from ..errors import RepositoryError
 from .index import FEATURES_IN, Graph, initialiser
-from .tensors import MappedFile
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -48,7 +48,7 @@ class GraphSession:
         self,
         graph: Graph,
         content: bytes,
-        files: Mapping[str, MappedFile],
+        files: Mapping[str, TensorFile],
         options: Options,
         providers: Sequence[Any] = CPU,
     ) -> None:

@@ -238,16 +238,16 @@ class Blueprint:
         """Whether a block, or a shared module, is in the network."""
         return not isinstance(network.get_submodule(self.paths(section)[0]), Vacant)
 
-    def find_tied(self, network: PreTrainedModel, shared: Shared) -> nn.Parameter | None:
+    def find_tied(self, network: nn.Module, shared: Shared) -> nn.Parameter | None:
         """A tied tensor, where the network has it now; None if no block that needs it is resident."""
         found = (self._resident_tensor(network, name) for name in shared.places)
         return next((parameter for parameter in found if parameter is not None), None)
 
-    def difference(self, network: PreTrainedModel, section: int | str | None = None) -> str | None:
+    def difference(self, network: nn.Module, section: int | str | None = None) -> str | None:
         """How what is resident differs from what the config describes, its values aside.
 
         Args:
-            network: The network.
+            network: The network, or what its modules stand in by the same paths.
             section: A block (from 1) or a shared module's path; the whole network, as far as it is resident, by
                 default.
 
@@ -377,7 +377,7 @@ class Blueprint:
                 network.save_pretrained = partial(raise_incomplete, self.role, block)  # type: ignore[method-assign]
                 return
 
-    def _untied(self, network: PreTrainedModel) -> str | None:
+    def _untied(self, network: nn.Module) -> str | None:
         """The first tied tensor that has been given another value at one of its places, in words."""
         for name, first in self._tied.items():
             one, other = (self._resident_tensor(network, n) for n in (name, first))
@@ -385,7 +385,7 @@ class Blueprint:
                 return f"{name!r} is not tied to {first!r}, as its config says"
         return None
 
-    def _resident_tensor(self, network: PreTrainedModel, name: str) -> nn.Parameter | None:
+    def _resident_tensor(self, network: nn.Module, name: str) -> nn.Parameter | None:
         path, _, leaf = name.rpartition(".")
         return network.get_submodule(path)._parameters.get(leaf) if _exists(network, path) else None
 

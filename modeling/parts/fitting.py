@@ -69,6 +69,11 @@ def estimate_statistics(router: Router, batches: Iterable[Inputs], masks: Sequen
     for mask in masks:
         if not mask.is_mixed:
             raise ValueError(f"sources {str(mask)!r} is one whole network, whose own statistics are right")
+        if mask.low_blocks:
+            raise ValueError(
+                f"sources {str(mask)!r} goes by the statistics of {str(mask.exact)!r}, of the teacher's own blocks: "
+                "give that"
+            )
         parts.check_resident(mask)
     found = statistics_at_rest(masks, parts.networks.blueprints, parts.networks.of)
     masks = [mask for mask in masks if found[mask.mask]]

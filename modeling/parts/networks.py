@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import nn
@@ -12,8 +12,11 @@ from transformers import PreTrainedModel
 from ..configuration_pwl import PWLConfig
 from ..routes.converters import Converter
 from ..sources import Direction, Role
-from .blueprint import Blueprint
+from .blueprint import Blueprint, Shared
 from .locking import StateLock
+
+# The model's children that are frozen with the teacher.
+OF_TEACHER = ("teacher", "quantised")
 
 
 class Networks:
@@ -61,6 +64,25 @@ class Networks:
         plans = self.blueprints.items()
         return {f"{role}.{name}": f"{role}.{first}" for role, plan in plans for name, first in plan.aliases.items()}
 
+    @property
+    def low_precision(self) -> LowPrecision:
+        """The teacher's blocks in low precision that are resident."""
+        found = self.model._modules.get("quantised")
+        if found is None:
+            with self.lock:
+                if "quantised" not in self.model._modules:
+                    add_children(self.model, {"quantised": LowPrecision()})
+            found = self.model._modules["quantised"]
+        return found  # type: ignore[return-value]
+
+    def find_tied(self, role: Role, shared: Shared) -> nn.Parameter | None:
+        """A tied tensor, where a block of a network has it now; None if no block that needs it is resident."""
+        stands: list[nn.Module] = [self.of(role)] if self.has(role) else []
+        if role == "teacher" and "quantised" in self.model._modules:
+            stands.append(self.low_precision)
+        found = (self.blueprints[role].find_tied(stand, shared) for stand in stands)
+        return next((parameter for parameter in found if parameter is not None), None)
+
     def has(self, role: Role) -> bool:
         """Whether a network exists, which asking for it would make."""
         return role in self.model._modules
@@ -86,6 +108,42 @@ class Networks:
         )
         before, after = (teacher, student) if direction == "encoder" else (student, teacher)
         return Converter(before.width, after.width, before.channels_first)
+
+
+class LowPrecision(nn.Module):
+    """The teacher's blocks in low precision, each module at its path in the teacher, with nothing between them."""
+
+    def has(self, path: str) -> bool:
+        """Whether a module is here."""
+        module: nn.Module | None = self
+        for step in path.split("."):
+            module = module._modules.get(step) if module is not None else None
+        return module is not None
+
+    def make_way(self, paths: Iterable[str]) -> None:
+        """Make the containers of modules that are about to come: a route notes where they will be."""
+        for path in paths:
+            parent: nn.Module = self
+            for step in path.split(".")[:-1]:
+                if parent._modules.get(step) is None:
+                    add_children(parent, {step: nn.Module().eval()})
+                parent = parent._modules[step]  # type: ignore[assignment]
+
+    def add(self, modules: Mapping[str, nn.Module]) -> None:
+        """Put modules at their paths."""
+        self.make_way(modules)
+        for path, module in modules.items():
+            parent, _, name = path.rpartition(".")
+            add_children(self.get_submodule(parent), {name: module})
+
+    def remove(self, paths: Iterable[str]) -> None:
+        """Take modules away, and what is empty then."""
+        for path in paths:
+            while path:
+                above, _, name = path.rpartition(".")
+                parent = self.get_submodule(above)
+                remove_child(parent, name)
+                path = "" if parent._modules else above
 
 
 # A new dict: another thread may be iterating over the old one.

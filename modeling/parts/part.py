@@ -71,6 +71,11 @@ class Part(ABC):
         return self.role == "teacher"
 
     @property
+    def is_low(self) -> bool:
+        """Whether it is a block in low precision, which stands in for one of the teacher's."""
+        return False
+
+    @property
     def blocks(self) -> tuple[int, ...]:
         """If it is shared by blocks of its network, those blocks (from 1)."""
         return ()
@@ -146,6 +151,8 @@ class NetworkPart(Part):
         self.plan = networks.blueprints[self.network_role]
         self._shared = shared
         self._section: int | str = part_id.number if shared is None else shared.name
+        # What the full names of its modules begin with.
+        self._root: str = self.network_role
 
     @property
     def blocks(self) -> tuple[int, ...]:
@@ -155,16 +162,14 @@ class NetworkPart(Part):
     def units(self) -> frozenset[str]:
         if self._shared is not None:
             return frozenset()
-        return frozenset(f"{self.network_role}.{path}" for path in self.plan.units.intersection(self._paths))
+        return frozenset(f"{self._root}.{path}" for path in self.plan.units.intersection(self._paths))
 
     @property
     def of_labels(self) -> frozenset[str]:
         if self.id.number != self.networks.num_blocks:
             return frozenset()
         paths = self.plan.family.classifier_paths(self.plan.config)
-        return frozenset(
-            name for name in self.specs if name.startswith(tuple(f"{self.network_role}.{p}." for p in paths))
-        )
+        return frozenset(name for name in self.specs if name.startswith(tuple(f"{self._root}.{p}." for p in paths)))
 
     @cached_property
     def specs(self) -> Mapping[str, TensorSpec]:
@@ -182,12 +187,12 @@ class NetworkPart(Part):
         tied: dict[str, nn.Parameter] = {}
         for shared in self.plan.shared:
             held = _held(made, self.network_role, shared) if shared.places else None
-            parameter = self.plan.find_tied(network, shared) if held is None else held
+            parameter = self.networks.find_tied(self.network_role, shared) if held is None else held
             if parameter is not None:
                 tied[shared.name] = parameter
-        own = {name.removeprefix(f"{self.network_role}."): tensor for name, tensor in tensors.items()}
+        own = {name.removeprefix(f"{self._root}."): tensor for name, tensor in tensors.items()}
         modules = self.plan.make(network, self._section, own, device, tied)
-        return {f"{self.network_role}.{path}": module for path, module in modules.items()}
+        return {f"{self._root}.{path}": module for path, module in modules.items()}
 
     def attach(self, made: Made) -> None:
         modules = {name.removeprefix(f"{self.network_role}."): module for name, module in made.items()}
@@ -197,15 +202,60 @@ class NetworkPart(Part):
         self.plan.release(self.networks.of(self.network_role), self._section)
 
     def modules(self) -> dict[str, nn.Module]:
-        network = self.networks.of(self.network_role)
-        return {f"{self.network_role}.{path}": network.get_submodule(path) for path in self._paths}
+        return {f"{self._root}.{path}": self._stand.get_submodule(path) for path in self._paths}
 
     def difference(self) -> str | None:
-        return self.plan.difference(self.networks.of(self.network_role), self._section)
+        return self.plan.difference(self._stand, self._section)
 
     @property
     def _paths(self) -> tuple[str, ...]:
         return self.plan.paths(self._section)
+
+    @property
+    def _stand(self) -> nn.Module:
+        """Where its modules stand, by their paths in the network."""
+        return self.networks.of(self.network_role)
+
+
+class QuantisedPart(NetworkPart):
+    """A block of the teacher in low precision; its modules stand apart from the teacher, which has exact ones alone."""
+
+    def __init__(self, part_id: PartId, networks: Networks) -> None:
+        super().__init__(part_id, networks)
+        self._root = "quantised"
+
+    @cached_property
+    def specs(self) -> Mapping[str, TensorSpec]:
+        return {f"{self._root}.{name}": spec for name, spec in self.plan.specs(self._section).items()}
+
+    @property
+    def exact(self) -> PartId:
+        """The block itself."""
+        return PartId("teacher", self.id.number)
+
+    @property
+    def is_low(self) -> bool:
+        return True
+
+    @property
+    def is_resident(self) -> bool:
+        # Asking must not make a place for them.
+        return "quantised" in self.networks.model._modules and self.networks.low_precision.has(self._paths[0])
+
+    def make(self, tensors: Tensors, device: torch.device, made: Mapping[Part, Made]) -> Made:
+        self.networks.low_precision.make_way(self._paths)
+        return super().make(tensors, device, made)
+
+    def attach(self, made: Made) -> None:
+        modules = {name.removeprefix(f"{self._root}."): module for name, module in made.items()}
+        self.networks.low_precision.add(modules)
+
+    def release(self) -> None:
+        self.networks.low_precision.remove(self._paths)
+
+    @property
+    def _stand(self) -> nn.Module:
+        return self.networks.low_precision
 
 
 class TiedPart(Part):
@@ -252,9 +302,7 @@ class TiedPart(Part):
         return {} if found is None else {name: found.detach() for name in self.specs}
 
     def _found(self) -> nn.Parameter | None:
-        if not self.networks.has(self.network_role):
-            return None
-        return self.plan.find_tied(self.networks.of(self.network_role), self._shared)
+        return self.networks.find_tied(self.network_role, self._shared)
 
 
 class ConverterPart(Part):
@@ -320,16 +368,19 @@ class Inventory:
                 kind = TiedPart if shared.places else NetworkPart
                 found.append(kind(PartId("shared", 0, shared.name, role), self.networks, shared))
             found += [NetworkPart(PartId(role, block), self.networks) for block in range(1, plan.num_blocks + 1)]
+        blocks = range(1, self.networks.num_blocks + 1)
+        found += [QuantisedPart(PartId("quantised", block), self.networks) for block in blocks]
         for boundary in range(1, self.networks.num_blocks):
             found += [ConverterPart(PartId(direction, boundary), self.networks) for direction in DIRECTIONS]
         return {part.id: part for part in sorted(found)}
 
     @cached_property
     def by_file(self) -> dict[str, list[Part]]:
-        """The parts that each file of a repository holds."""
+        """The parts that each file of a repository holds, as they are in it."""
         found: dict[str, list[Part]] = {}
         for part in self.parts.values():
-            found.setdefault(part.file, []).append(part)
+            if not isinstance(part, QuantisedPart):
+                found.setdefault(part.file, []).append(part)
         return found
 
     def of(self, sources: Sources) -> frozenset[Part]:

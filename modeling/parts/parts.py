@@ -18,9 +18,10 @@ from ..routes.compiling import Compiling
 from ..sources import Role, Sources
 from ..transformers_internals import copy_checkpointing
 from .locking import StateLock
-from .networks import Networks
-from .part import Inventory, Made, Part, Tensors
+from .networks import OF_TEACHER, Networks
+from .part import Inventory, Made, Part, QuantisedPart, Tensors
 from .structure import hooked_by_others
+from .tier import coarse
 from .weights import WeightStore, same_bits
 
 logger = logging.get_logger(__name__)
@@ -38,6 +39,7 @@ class Parts:
         statistics: BatchNorm statistics by mask: full name of a running statistic -> its values.
         discarded: Masks whose statistics in the repository are neither loaded nor saved again.
         compiling: How units are compiled, those that come later as well.
+        tier: The bits of a weight in the teacher's low precision, which the model then has; None without it.
         joined_from: The folders of networks that were joined: they are not saved into.
 
     Args:
@@ -55,6 +57,7 @@ class Parts:
         self.statistics: dict[str, Statistics] = {}
         self.discarded: frozenset[str] = frozenset()
         self.compiling: Compiling | None = None
+        self.tier: int | None = None
         self.joined_from: tuple[str, ...] = ()
         # Whether parameters of the teacher (True), or of the rest, require gradients, as last seen.
         self._trainable = {True: False, False: True}
@@ -101,10 +104,18 @@ class Parts:
         return frozenset(part for part in self if part.is_resident)
 
     def wanted(self, sources: Sources) -> frozenset[Part]:
-        """The parts that are to be resident at a mask."""
-        if self.is_whole:
-            return frozenset(self)
-        return self.inventory.of(sources) | {part for part in self if part.role in self.keep}
+        """The parts that are to be resident at a mask; low precision is nowhere else, whatever is kept.
+
+        Raises:
+            StageError: If the mask has blocks in low precision, and there is no tier of them.
+        """
+        if sources.low_blocks and self.tier is None:
+            raise StageError(
+                f"sources {sources.mask!r} has blocks in low precision, and the model has none: make them with "
+                "add_tier, or `pwl-hf quantise` for a repository"
+            )
+        kept = (part for part in self if not part.is_low and (self.is_whole or part.role in self.keep))
+        return self.inventory.of(sources).union(kept)
 
     def check_resident(self, sources: Sources, made: Collection[Part] = ()) -> None:
         """Refuse a mask that needs what is neither resident nor about to be.
@@ -125,7 +136,7 @@ class Parts:
         Raises:
             StageError: With the first part that is not.
         """
-        if missing := sorted(set(self) - self.resident()):
+        if missing := sorted({part for part in self if not part.is_low} - self.resident()):
             raise StageError(f"this needs {missing[0]}, which is not resident: load the model with keep_all=True")
 
     # --- Values -------------------------------------------------------------------------------------------------
@@ -136,9 +147,9 @@ class Parts:
 
     def is_unchanged(self, part: Part) -> bool:
         """Whether a resident part is, bit for bit, what the repository holds."""
-        if self.store is None or part.difference() is not None:
+        if part.difference() is not None or (self.store is None and not part.is_low):
             return False
-        stored, resident = self.store.read(part), part.tensors()
+        stored, resident = self.values(part), part.tensors()
         return stored.keys() == resident.keys() and all(
             _is_as_stored(tensor, stored[name]) for name, tensor in resident.items()
         )
@@ -149,7 +160,7 @@ class Parts:
         """Note if new parameters, of the teacher and of the rest, are to require gradients: as resident ones do."""
         for of_teacher in (True, False):
             children = self.networks.model.named_children()
-            networks = [child for name, child in children if (name == "teacher") == of_teacher]
+            networks = [child for name, child in children if (name in OF_TEACHER) == of_teacher]
             modules = chain.from_iterable(network.modules() for network in networks)
             found = (p.requires_grad for module in modules for p in module._parameters.values() if p is not None)
             first = next(found, None)
@@ -168,13 +179,10 @@ class Parts:
             made: What was made before it and is not attached yet.
 
         Raises:
-            StageError: If the model came from no repository.
-            RepositoryError: If its file is not what the manifest says.
+            RepositoryError: If the model came from none, or its file is not what the manifest says.
         """
-        if self.store is None:
-            raise StageError("the model was not loaded from a repository")
         model = self.networks.model
-        modules = part.make(_cast(self.store.read(part), device, dtype), device, made or {})
+        modules = part.make(_cast(self.values(part), device, dtype), device, made or {})
         copy_checkpointing(model, modules.values())
         units = part.units if self.compiling is not None else ()
         for name, module in modules.items():
@@ -191,7 +199,8 @@ class Parts:
         if self.store is None:
             return {}
         known = self.statistics.keys() | self.discarded
-        found = {mask.mask: self.store.statistics(mask) for mask in masks if mask.mask not in known}
+        exact = {mask.exact for mask in masks if mask.exact.mask not in known}
+        found = {mask.mask: self.store.statistics(mask) for mask in exact}
         return {mask: tensors for mask, tensors in found.items() if tensors is not None}
 
     def tell_of_hooks(self, part: Part) -> None:
@@ -223,7 +232,7 @@ class Parts:
         """
         device = self.networks.model.device
         for part in self:
-            if not part.of_teacher or teacher_too:
+            if not part.is_low and (teacher_too or not part.of_teacher):
                 stored = store.read(part)
                 for name, tensor in part.tensors().items():
                     tensor.copy_(stored[name])
@@ -236,12 +245,19 @@ class Parts:
         known = self.store.manifest.masks if self.store is not None else ()
         self.discarded |= {mask.mask for mask in known} - statistics.keys()
 
-    def stored(self, part: Part) -> Tensors:
-        """The tensors of a part as the repository has them.
+    def is_made(self, part: Part) -> bool:
+        """Whether a part follows from the teacher's own block: low precision, where that is here or no file has it."""
+        return part.is_low and (self.store is None or self.keeps_all or self.store.manifest.tier != self.tier)
+
+    def values(self, part: Part) -> Tensors:
+        """What the tensors of a part are to be: as the repository has them, or as low precision follows from the block.
 
         Raises:
             RepositoryError: If the model came from none, or the part's file is not what the manifest says.
         """
+        if isinstance(part, QuantisedPart) and self.is_made(part) and self.tier is not None:
+            exact = self.inventory.parts[part.exact]
+            return coarse(part, exact.tensors() if exact.is_resident else self.values(exact), self.tier)
         if self.store is None:
             raise RepositoryError(f"{part} is neither in memory nor in a repository")
         return self.store.read(part)

@@ -8,16 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import NamedTuple
 
 import torch
+from transformers.utils import logging
 
 from ..errors import RepositoryError, SaveError
-from ..repository.manifest import FileEntry, statistics_file
-from ..sources import Sources
+from ..repository.manifest import FileEntry, quantised_file, refinement_file, statistics_file, teacher_shard
+from ..sources import PartId, Sources
 from .part import Part, Tensors
 from .parts import Parts
 from .structure import has_accelerate_hooks
+from .tier import split
 from .weights import WeightStore, same_bits, statistics_names
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -35,11 +41,36 @@ class PlannedFile:
     path: str
     parameters: int
     entry: FileEntry | None
-    tensors: Callable[[], Tensors] | None
+    tensors: Callable[[], FileContents] | None
     blocks: tuple[int, ...] = ()
 
 
-def plan_files(parts: Parts, state_dict: Mapping[str, torch.Tensor] | None = None) -> list[PlannedFile]:
+class FileContents(NamedTuple):
+    """What a weight file is made of.
+
+    Args:
+        tensors: Its tensors, by name in the file.
+        metadata: What it says of itself: one text at most, for safetensors writes several in any order.
+    """
+
+    tensors: Tensors
+    metadata: Mapping[str, str] = MappingProxyType({"format": "pt"})
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a save consists of.
+
+    Args:
+        files: Its weight files.
+        tier: The bits of the teacher's low precision among them; None without it.
+    """
+
+    files: list[PlannedFile]
+    tier: int | None
+
+
+def plan_files(parts: Parts, state_dict: Mapping[str, torch.Tensor] | None = None) -> Plan:
     """The weight files of a model's repository, from whatever stage it is at.
 
     Args:
@@ -84,7 +115,7 @@ def _differences(parts: Parts) -> Iterator[str]:
     for part in sorted(parts.resident()):
         if part.role is None and (found := part.difference()) is not None:
             yield f"of {part}, {found}"
-    own = ("teacher.", "student.", "encoders.", "decoders.")
+    own = ("teacher.", "student.", "quantised.", "encoders.", "decoders.")
     for name in networks.model.state_dict():
         if not name.startswith(own):
             yield f"it holds the tensor {name!r}, which is none of its networks'"
@@ -125,11 +156,62 @@ class _Planner:
                     how = "has no values, it is on the meta device: load the model on another one"
                 raise SaveError(f"{name} cannot be saved: it {how} first")
 
-    def plan(self) -> list[PlannedFile]:
+    def plan(self) -> Plan:
         planned = [self._plan_file(path, parts) for path, parts in self.parts.inventory.by_file.items()]
         stored = self.store.manifest.masks if self.store is not None else ()
         masks = {str(mask) for mask in stored} - self.parts.discarded | self.parts.statistics.keys()
-        return planned + [self._plan_statistics(Sources(mask)) for mask in sorted(masks)]
+        tier = self._tier(planned)
+        planned += [self._plan_statistics(Sources(mask)) for mask in sorted(masks)]
+        blocks = range(1, self.parts.num_blocks + 1) if tier is not None else ()
+        return Plan([*planned, *(file for block in blocks for file in self._plan_tier(block, tier or 0))], tier)
+
+    def _tier(self, planned: list[PlannedFile]) -> int | None:
+        """The tier that the save has: that of the model, unless the teacher is no more what it was made of."""
+        bits, store = self.parts.tier, self.store
+        if bits is None or store is None or store.manifest.tier != bits:
+            return bits
+        entries = {file.path: file.entry for file in planned}
+        shards = (teacher_shard(block, self.parts.num_blocks) for block in range(1, self.parts.num_blocks + 1))
+        if all(entries[path] is not None for path in shards):
+            return bits
+        logger.warning(
+            "saved without the tier of low precision, which was of another teacher, or of another dtype: call add_tier "
+            "for one of this teacher, and save again"
+        )
+        return None
+
+    def _plan_tier(self, block: int, bits: int) -> list[PlannedFile]:
+        count = self.parts.num_blocks
+        paths = quantised_file(block, count), refinement_file(block, count)
+        part = self.parts.inventory.parts[PartId("teacher", block)]
+        parameters = (part.num_parameters, 0)
+        entries = [self._same_dtype_entry(path) for path in paths]
+        if self.store is not None and self.store.manifest.tier == bits and None not in entries:
+            quantised = self.parts.inventory.parts[PartId("quantised", block)]
+            if quantised in self.resident and not self.parts.is_unchanged(quantised):
+                raise SaveError(
+                    f"{quantised} was changed since it was loaded, and what is saved follows from the teacher: "
+                    "change the teacher itself, loaded with keep_all=True"
+                )
+            return [PlannedFile(p, n, e, None) for p, n, e in zip(paths, parameters, entries, strict=True)]
+
+        # Both files come of one split, which is let go of with the second.
+        kept: list[FileContents] = []
+
+        def low() -> FileContents:
+            tensors, metadata, rest = split(self._gather([part]).tensors, bits)
+            kept[:] = [FileContents(rest)]
+            return FileContents(tensors, metadata)
+
+        def refinement() -> FileContents:
+            if not kept:
+                low()
+            return kept.pop()
+
+        return [
+            PlannedFile(paths[0], parameters[0], None, low),
+            PlannedFile(paths[1], parameters[1], None, refinement),
+        ]
 
     def _plan_file(self, path: str, parts: list[Part]) -> PlannedFile:
         parameters = sum(part.num_parameters for part in parts)
@@ -167,21 +249,23 @@ class _Planner:
         if tensors is None:
             raise RepositoryError(f"the statistics of {mask} are neither in memory nor in a repository")
         names = statistics_names(mask, self.parts.networks.blueprints)
-        return PlannedFile(path, 0, None, lambda: {d: tensors[n].cpu().to(self.dtype) for d, n in names.items()})
+        return PlannedFile(
+            path, 0, None, lambda: FileContents({d: tensors[n].cpu().to(self.dtype) for d, n in names.items()})
+        )
 
     def _same_dtype_entry(self, path: str) -> FileEntry | None:
         if self.store is None or self.store.dtype != self.dtype:
             return None
         return self.store.manifest.get(path)
 
-    def _gather(self, parts: list[Part]) -> Tensors:
+    def _gather(self, parts: list[Part]) -> FileContents:
         tensors: Tensors = {}
         for part in parts:
-            found = self._own(part) if part in self.resident else self.parts.stored(part)
+            found = self._own(part) if part in self.resident else self.parts.values(part)
             for name, tensor in found.items():
                 dtype = self.dtype if tensor.is_floating_point() else tensor.dtype
                 tensors[part.specs[name].checkpoint_name] = tensor.detach().to("cpu", dtype)
-        return tensors
+        return FileContents(tensors)
 
     def _own(self, part: Part) -> Tensors:
         return {name: self.state_dict.get(name, tensor) for name, tensor in part.tensors().items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from threading import Event
@@ -10,13 +11,15 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers.utils import logging
 
+from ..arrays.packing import Q_PLANE, SCALES, describe, matrix, residual_names
 from ..errors import RepositoryError
-from ..repository.manifest import Manifest, statistics_file
+from ..repository.manifest import Manifest, quantised_file, refinement_file, statistics_file
 from ..repository.source import Repository, Verified
 from ..repository.verification import is_unchanged
 from ..sources import PartId, Role, Sources
 from .blueprint import Blueprint
 from .part import Inventory, Part, Tensors
+from .tier import floating_shapes, read_split
 
 logger = logging.get_logger(__name__)
 
@@ -125,10 +128,22 @@ class WeightStore:
         self.prepare([path])
         return self._checked[path][0]
 
+    def files_of(self, part: Part) -> tuple[str, ...]:
+        """The files that a part is read from: its own, or its low precision, which is here, and what refines that."""
+        if part.id.kind == "teacher" and self.repository.refines(self.manifest, part.id.number):
+            number, count = part.id.number, self.manifest.num_blocks
+            return quantised_file(number, count), refinement_file(number, count)
+        return (part.file,)
+
     def read(self, part: Part) -> Tensors:
         """The tensors of a part, by full in-memory name."""
-        self.prepare([part.file])
-        return self._read(part.file, {name: spec.checkpoint_name for name, spec in part.specs.items()})
+        paths = self.files_of(part)
+        self.prepare(list(paths))
+        if len(paths) == 1 and not part.is_low:
+            return self._read(part.file, {name: spec.checkpoint_name for name, spec in part.specs.items()})
+        tensors = read_split(part.specs, [self._checked[path][0] for path in paths], self.dtype)
+        self._check_untouched(*paths)
+        return tensors
 
     def statistics(self, sources: Sources) -> Tensors | None:
         """The BatchNorm statistics of a mask by full in-memory name, None if the repository has none."""
@@ -146,12 +161,31 @@ class WeightStore:
             }
         if self.copies:
             tensors = {name: tensor.clone() for name, tensor in tensors.items()}
-        if not is_unchanged(self._checked.get(path)):
-            raise RepositoryError(f"{self.repository}: {path!r} was replaced while it was being read; load it again")
+        self._check_untouched(path)
         if self.ignore_mismatched_heads:
             expected = self._expected(path)
             tensors = {n: t for n, t in tensors.items() if tuple(t.shape) == expected[names[n]][0]}
         return tensors
+
+    def _check_untouched(self, *paths: str) -> None:
+        for path in paths:
+            if not is_unchanged(self._checked.get(path)):
+                raise RepositoryError(
+                    f"{self.repository}: {path!r} was replaced while it was being read; load it again"
+                )
+
+    def _expected_of_tier(self, path: str, block: int) -> dict[str, tuple[tuple[int, ...] | None, str]]:
+        """Name in a file of the tier -> shape, None if it is of any length, and code of the dtype."""
+        if path == refinement_file(block, self.manifest.num_blocks):
+            return dict.fromkeys(residual_names(self.manifest.dtype), (None, "U8"))
+        specs = self.inventory.parts[PartId("quantised", block)].specs
+        sizes = {name: matrix(shape) for name, shape in floating_shapes(specs).items()}
+        found: dict[str, tuple[tuple[int, ...] | None, str]] = {
+            spec.checkpoint_name: (spec.shape, _CODES[self.manifest.dtype] if spec.is_floating else "I64")
+            for spec in specs.values()
+            if sizes.get(spec.checkpoint_name) is None
+        }
+        return found | {Q_PLANE: (None, "U8"), SCALES: ((sum(size[0] for size in sizes.values() if size),), "F32")}
 
     def _expected(self, path: str) -> dict[str, tuple[tuple[int, ...], bool]]:
         """Name in the file -> shape and whether it is floating."""
@@ -175,20 +209,31 @@ class WeightStore:
 
     def _check_tensors(self, path: str, local: Path) -> None:
         where = f"{self.repository}: {path!r}"
-        expected = self._expected(path)
         try:
             with safe_open(local, framework="pt", device="cpu") as file:
+                metadata = file.metadata() or {}
                 slices = {name: file.get_slice(name) for name in list(file.keys())}
                 stored = {name: (part.get_shape(), part.get_dtype()) for name, part in slices.items()}
         except (SafetensorError, OSError) as error:
             raise RepositoryError(f"{where} is not a safetensors file: {error}") from error
+        expected: dict[str, tuple[tuple[int, ...] | None, str]]
+        if (entry := self.manifest.get(path)) is not None and entry.tier_block is not None:
+            expected = self._expected_of_tier(path, entry.tier_block)
+            described = describe(floating_shapes(self.inventory.parts[PartId("quantised", entry.tier_block)].specs))
+            if Q_PLANE in expected and any(metadata.get(key) != text for key, text in described.items()):
+                raise RepositoryError(f"{where} is not of the matrices that config.json says")
+        else:
+            codes = {True: _CODES[self.manifest.dtype], False: "I64"}
+            expected = {name: (shape, codes[floating]) for name, (shape, floating) in self._expected(path).items()}
         for name in sorted(expected.keys() - stored.keys()):
             raise RepositoryError(f"{where} lacks tensor {name!r}")
         for name in sorted(stored.keys() - expected.keys()):
             raise RepositoryError(f"{where} holds tensor {name!r}, which does not belong there")
         resized = self._head_names(path) if self.ignore_mismatched_heads else {}
-        for name, (shape, is_floating) in expected.items():
+        for name, (shape, code) in expected.items():
             found_shape, found_code = stored[name]
+            if shape is None:
+                shape = (math.prod(found_shape),)
             if tuple(found_shape) != shape:
                 if name in resized:
                     self.mismatched.add((resized[name], tuple(found_shape), shape))
@@ -198,7 +243,6 @@ class WeightStore:
                     )
                     continue
                 raise RepositoryError(f"{where}: tensor {name!r} has shape {list(found_shape)}, expected {list(shape)}")
-            code = _CODES[self.manifest.dtype] if is_floating else "I64"
             if found_code != code:
                 raise RepositoryError(f"{where}: tensor {name!r} has dtype {found_code}, expected {code}")
 

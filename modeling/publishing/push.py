@@ -105,7 +105,8 @@ def push_model(parts: Parts, schedule: Schedule, target: Target) -> CommitInfo:
         # What is published is of one stage; it is sent when the model may go on.
         with parts.lock:
             source = parts.store.repository if parts.store is not None else None
-            planned_files = plan_files(parts)
+            plan = plan_files(parts)
+            planned_files = plan.files
             entries: list[FileEntry] = []
             written: dict[str, Path] = {}
             for planned in planned_files:
@@ -116,8 +117,8 @@ def push_model(parts: Parts, schedule: Schedule, target: Target) -> CommitInfo:
                     continue
                 target_path = written[planned.path] = Path(folder, planned.path)
                 entries.append(write_tensors(target_path, planned))
-            attached = fetch_attachments(parts, planned_files)
-            manifest = new_manifest(parts, schedule, entries, attached)
+            attached = fetch_attachments(parts, planned_files, schedule)
+            manifest = new_manifest(parts, schedule, entries, attached, tier=plan.tier)
             written |= {attachment.path: local for attachment, local in attached.items()}
             found = {**text_files(parts, manifest, target.code), **stored_processor(parts)}
             texts = {path: text.encode() for path, text in found.items()}
@@ -163,10 +164,31 @@ def push_attachments(source: Repository, contents: Mapping[str, bytes], target: 
     """
     for path in contents:
         check_attachment(path)
-    before = source.manifest()
     attachments = [entry_of(path, data) for path, data in contents.items()]
-    manifest = replace(before, attachments=tuple(attachments))
-    known = {entry.path for entry in before.attachments}
+    return _push_manifest(source, replace(source.manifest(), attachments=tuple(attachments)), contents, target)
+
+
+def push_schedule(source: Repository, schedule: Schedule, target: Target) -> CommitInfo:
+    """Give a repository of the Hub other stages, in one commit upon the one that is open; weights stay where they are.
+
+    Attachments are removed: they are of the stages that there were.
+
+    Args:
+        source: The repository, at its branch's commit.
+        schedule: The mask of each stage.
+        target: The branch and the commit's texts.
+
+    Raises:
+        RepositoryError: If a stage needs what the repository does not hold.
+        PublishError: If the network or the Hub fails in every try; if its answer about the commit is lost.
+        huggingface_hub.errors.HfHubHTTPError: If the Hub refuses, such as when the branch has moved meanwhile.
+    """
+    return _push_manifest(source, source.manifest().with_schedule(schedule), {}, target)
+
+
+def _push_manifest(source: Repository, manifest: Manifest, contents: Mapping[str, bytes], target: Target) -> CommitInfo:
+    """Another manifest of the same weights, with the files that it attaches and the card that follows from it."""
+    known = {entry.path for entry in source.manifest().attachments}
     api = HfApi(token=target.token)
 
     def attempt() -> CommitInfo:
@@ -194,7 +216,7 @@ def push_attachments(source: Repository, contents: Mapping[str, bytes], target: 
                 commit_description=target.commit_description,
                 revision=target.revision,
                 create_pr=target.create_pr,
-                # Graphs of other weights than the branch has by now would be of no use.
+                # What is said of other weights than the branch has by now would be wrong.
                 parent_commit=source.commit,
             )
         except (httpx.TransportError, HfHubHTTPError) as error:
@@ -202,8 +224,8 @@ def push_attachments(source: Repository, contents: Mapping[str, bytes], target: 
                 raise
             # The same commit again would be refused, for the branch has moved; a pull request would be opened twice.
             raise PublishError(
-                f"{source}: the Hub's answer about the commit was lost; look there whether the graphs have come, and "
-                f"call again if not ({type(error).__name__}: {error})"
+                f"{source}: the Hub's answer about the commit was lost; look there whether it was made, and call again "
+                f"if not ({type(error).__name__}: {error})"
             ) from error
 
     return _trying(target, attempt)

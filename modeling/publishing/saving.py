@@ -31,6 +31,7 @@ from ..repository.manifest import (
     Metric,
     check_attachment,
     entry_of,
+    tier_block,
 )
 from ..repository.output_folder import (
     TEACHER_INDEX_FILE,
@@ -86,8 +87,9 @@ def save_repository(
     root, store = Path(directory), parts.store
     # 1. What is to be written, and all that it is copied from: nothing is touched before it is there and checked.
     code = code_paths(parts.config, chosen_code(parts.config, remote_code))
-    planned_files = plan_files(parts, state_dict)
-    attached = fetch_attachments(parts, planned_files)
+    plan = plan_files(parts, state_dict)
+    planned_files = plan.files
+    attached = fetch_attachments(parts, planned_files, schedule)
     texts = {**stored_processor(parts), **(texts or {})}
     copied = [planned.path for planned in planned_files if planned.entry is not None]
     if store is not None:
@@ -116,7 +118,7 @@ def save_repository(
             with writing(root / attachment.path):
                 copy_file(local, root / attachment.path, attachment.sha256)
             placed |= states(root, [attachment.path])
-        manifest = new_manifest(parts, schedule, entries, attached, before.manifest)
+        manifest = new_manifest(parts, schedule, entries, attached, before.manifest, tier=plan.tier)
         for path, text in {
             **text_files(parts, manifest, remote_code),
             **texts,
@@ -131,29 +133,39 @@ def save_repository(
         own = Path(store.repository.name, store.repository.subfolder)
         if own.exists() and own.samefile(root):
             # The files under the model are these now.
-            parts.store = store.after_save(manifest)
+            parts.store, parts.tier = store.after_save(manifest), manifest.tier
             parts.config.fingerprint = manifest.fingerprint
     return manifest
 
 
-def fetch_attachments(parts: Parts, planned: Collection[PlannedFile]) -> dict[ListedFile, Path]:
+def fetch_attachments(parts: Parts, planned: Collection[PlannedFile], schedule: Schedule) -> dict[ListedFile, Path]:
     """The attachments of the repository that a model came from, by their checked local files.
 
     Args:
         parts: The model's parts.
-        planned: The weight files to be: attachments stay with weights that are the same, every one.
+        planned: The weight files to be: attachments stay with weights that are the same, every one, whatever the tier.
+        schedule: The stages to be: attachments of others are left out, with a warning.
 
     Raises:
         RepositoryError: If one is not what the manifest says, or is a link out of its folder.
     """
-    if parts.store is None or {file.entry for file in planned} != set(parts.store.manifest.files):
+    kept = {file.entry for file in planned if tier_block(file.path) is None}
+    if parts.store is None or kept != {entry for entry in parts.store.manifest.files if entry.tier_block is None}:
         return {}
-    attachments, repository = parts.store.manifest.attachments, parts.store.repository
+    manifest, repository = parts.store.manifest, parts.store.repository
     if repository.commit is None:
         # A folder may have got others, or lost them, since the model was loaded from it.
         with suppress(RepositoryError):
             now = repository.manifest()
-            attachments = now.attachments if now.fingerprint == parts.store.manifest.fingerprint else attachments
+            manifest = now if now.fingerprint == manifest.fingerprint else manifest
+    attachments = manifest.attachments
+    if attachments and manifest.schedule.without_tier() != schedule.without_tier():
+        logger.warning(
+            "saved without the graphs of %s, whose stages are others (%s): export it again",
+            repository,
+            " ".join(map(str, manifest.schedule)),
+        )
+        return {}
     repository.check_links([attachment.path for attachment in attachments])
     files = repository.fetch_verified(attachments)
     return {attachment: files[attachment.path] for attachment in attachments}
@@ -192,6 +204,8 @@ def new_manifest(
     entries: list[FileEntry],
     attachments: Collection[ListedFile] = (),
     before: Manifest | None = None,
+    *,
+    tier: int | None = None,
 ) -> Manifest:
     """The manifest of these files; metrics are kept only if every weight is the one they were measured on.
 
@@ -201,14 +215,14 @@ def new_manifest(
         entries: Its weight files.
         attachments: Files that belong to them.
         before: The manifest that this one replaces: what was measured since the model was loaded is there.
+        tier: The bits of the teacher's low precision among the files; without it no stage has such blocks.
     """
     dtype = str(parts.networks.model.dtype).removeprefix("torch.")
-    manifest = Manifest.build(dtype, schedule, entries, attachments=attachments)
+    schedule = schedule if tier is not None else schedule.without_tier()
+    manifest = Manifest.build(dtype, schedule, entries, attachments=attachments, tier=tier)
     for known in (before, parts.store.manifest if parts.store is not None else None):
         if known is not None and known.fingerprint == manifest.fingerprint and any(s.metrics for s in known.stages):
-            # What was measured is of a mask, whatever stage it is now.
-            found = {stage.sources: stage.metrics for stage in known.stages}
-            return manifest.with_metrics({s.stage: found.get(s.sources, ()) for s in manifest.stages})
+            return manifest.with_metrics_of(known)
     return manifest
 
 
@@ -273,6 +287,46 @@ def write_metrics(directory: str | os.PathLike[str], metrics: Mapping[int, list[
     return manifest
 
 
+def write_schedule(directory: str | os.PathLike[str], schedule: Schedule, made_for: Manifest | None = None) -> Manifest:
+    """Give a saved repository other stages; its weight files stay as they are.
+
+    What was measured stays with its mask. Attachments are removed: they are of the stages that there were.
+
+    Args:
+        directory: The repository's folder.
+        schedule: The mask of each stage.
+        made_for: The manifest of the weights that it was chosen for; by default those that are there.
+
+    Returns:
+        The new manifest.
+
+    Raises:
+        RepositoryError: If it is no PWL repository, or a stage needs what it does not hold.
+        SaveError: If a file cannot be written, or the weights are others by now.
+    """
+    root = Path(directory)
+    with exclusive_folder(root):
+        before = Repository.open(root).manifest()
+        _check_made_for(root, before, made_for)
+        manifest = before.with_schedule(schedule)
+        with writing(root / MANIFEST_FILE):
+            write_text(root / MANIFEST_FILE, manifest.to_json())
+        _remove_attachments(root, before, manifest)
+    return manifest
+
+
+def _check_made_for(root: Path, found: Manifest, made_for: Manifest | None) -> None:
+    if made_for is not None and found.fingerprint != made_for.fingerprint:
+        raise SaveError(f"nothing was written: {root} got other weights meanwhile; do it again for these")
+
+
+def _remove_attachments(root: Path, before: Manifest, after: Manifest) -> None:
+    """Remove what a manifest that is there no more attached, unless the new one does."""
+    for attachment in before.attachments:
+        if attachment.path not in after.paths:
+            (root / attachment.path).unlink(missing_ok=True)
+
+
 def write_attachments(
     directory: str | os.PathLike[str], files: Mapping[str, bytes], made_for: Manifest | None = None
 ) -> Manifest:
@@ -299,23 +353,21 @@ def write_attachments(
     for path in files:
         check_attachment(path)
     with exclusive_folder(root):
-        manifest = Repository.open(directory).manifest()
-        if made_for is not None and manifest.fingerprint != made_for.fingerprint:
-            raise SaveError(f"nothing was written: {root} got other weights meanwhile; do it again for these")
-        known = {attachment.path for attachment in manifest.attachments}
+        before = Repository.open(directory).manifest()
+        _check_made_for(root, before, made_for)
+        known = {attachment.path for attachment in before.attachments}
         advice = "move them away, or attach under other names"
         # What a killed one left is no other's: the same is written again.
         foreign = {path for path, data in files.items() if path not in known and not _holds(root / path, data)}
         check_output(root, foreign, advice=advice)
         attachments = [entry_of(path, data) for path, data in files.items()]
-        manifest = replace(manifest, attachments=tuple(attachments))
+        manifest = replace(before, attachments=tuple(attachments))
         for path, data in files.items():
             with writing(root / path):
                 write_bytes(root / path, data)
         with writing(root / MANIFEST_FILE):
             write_text(root / MANIFEST_FILE, manifest.to_json())
-        for path in known - files.keys():
-            (root / path).unlink(missing_ok=True)
+        _remove_attachments(root, before, manifest)
     return manifest
 
 
@@ -335,7 +387,7 @@ def write_tensors(target: Path, planned: PlannedFile) -> FileEntry:
     """
     if planned.tensors is None:
         raise RuntimeError(f"{planned.path!r} was planned without contents")
-    tensors = planned.tensors()
+    tensors, metadata = planned.tensors()
     scratch = temporary_name(target)
     temporary = scratch / target.name
     with writing(target):
@@ -346,7 +398,7 @@ def write_tensors(target: Path, planned: PlannedFile) -> FileEntry:
             # safetensors makes files that only their owner may read; a repository is like any other file.
             temporary.touch()
             mode = temporary.stat().st_mode
-            save_file({name: t.contiguous() for name, t in tensors.items()}, temporary, metadata={"format": "pt"})
+            save_file({name: t.contiguous() for name, t in tensors.items()}, temporary, metadata=dict(metadata))
             temporary.chmod(mode)
             size, digest = temporary.stat().st_size, sha256_of(temporary)
             os.replace(temporary, target)
@@ -376,7 +428,7 @@ def _teacher_index(parts: Parts, manifest: Manifest) -> str:
     weight_map: dict[str, str] = {}
     total_size = total_parameters = 0
     for part in parts.inventory.parts.values():
-        if part.role != "teacher":
+        if part.role != "teacher" or part.is_low:
             continue
         for spec in part.specs.values():
             weight_map[spec.checkpoint_name] = Path(part.file).name

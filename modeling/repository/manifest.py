@@ -9,11 +9,14 @@ The layout (N blocks):
     converters/decoder-0000i.safetensors              boundary i, student to teacher
     statistics/TTSS.safetensors                       BatchNorm statistics of one mask
     teacher/shared-NAME.safetensors                   what several of the teacher's blocks share: tied tensors, say
+    quantised/model-0000k-of-0000N.safetensors        teacher block k in low precision
+    refinements/model-0000k-of-0000N.safetensors      what makes that the shard, bit for bit
 
 Format version 1 is this without shared tensors, with stage k taking the teacher's blocks 1 to k. Version 2 adds a
 schedule (each stage's mask, in any order of blocks), shared tensors, and attachments: files that belong to a save, such
-as exported graphs, but hold none of its weights; JSON among them lies in a folder of its own. Version 2 is written only
-where one of these is used.
+as exported graphs, but hold none of its weights; JSON among them lies in a folder of its own. Version 3 adds the tier
+of low precision, and rungs as stages: a block that was in low precision before gets its refinement rather than its
+shard. Each version is written only where something of it is used.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import PurePosixPath
@@ -33,20 +36,23 @@ from typing import Any
 from ..bounds import MAX_BLOCKS, MAX_FILES, MAX_METRICS, check_count
 from ..errors import RepositoryError
 from ..schedule import Schedule
-from ..sources import LETTERS, Direction, PartId, Role, Sources
+from ..sources import Direction, PartId, Role, Sources
 
 # The newest format that is read; what needs no more is written as version 1.
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MANIFEST_FILE = "pwl_index.json"
 CONFIG_FILE = "config.json"
 STUDENT_FILE = "model.safetensors"
 PROCESSOR_FILE = "preprocessor_config.json"
+# Bits of a weight that a tier may have.
+BITS = (8, 4)
 # What an attachment may be: exported graphs and what describes them.
 ATTACHED = (".onnx", ".json")
 # Where configs and code of the repository's own lie.
 TEXT_FOLDERS = (".", "teacher")
 
-_STATISTICS = re.compile(rf"statistics/([{''.join(LETTERS)}]+)\.safetensors")
+_STATISTICS = re.compile(r"statistics/([ST]+)\.safetensors")
+_TIER = re.compile(r"(?:quantised|refinements)/model-(\d{5})-of-\d{5}\.safetensors")
 # In the teacher's folder: its index may name files there alone, or the Hub would not serve them to transformers.
 _SHARED = re.compile(r"teacher/shared-[A-Za-z0-9_.-]+\.safetensors")
 
@@ -56,14 +62,30 @@ def teacher_shard(block: int, num_blocks: int) -> str:
     return f"teacher/model-{block:05d}-of-{num_blocks:05d}.safetensors"
 
 
+def quantised_file(block: int, num_blocks: int) -> str:
+    """The file of teacher block `block` (from 1) in low precision."""
+    return f"quantised/model-{block:05d}-of-{num_blocks:05d}.safetensors"
+
+
+def refinement_file(block: int, num_blocks: int) -> str:
+    """The file of what makes a block of low precision exact."""
+    return f"refinements/model-{block:05d}-of-{num_blocks:05d}.safetensors"
+
+
+def tier_block(path: str) -> int | None:
+    """Which block (from 1) a file is of in low precision, or refines; None for other files."""
+    found = _TIER.fullmatch(path)
+    return int(found[1]) if found else None
+
+
 def converter_file(direction: Direction, boundary: int) -> str:
     """The file of the converter at boundary `boundary` (from 1)."""
     return f"converters/{direction}-{boundary:05d}.safetensors"
 
 
 def statistics_file(sources: Sources) -> str:
-    """The file of a mask's BatchNorm statistics."""
-    return f"statistics/{sources}.safetensors"
+    """The file of a mask's BatchNorm statistics; low precision has those of the teacher's own blocks."""
+    return f"statistics/{sources.exact}.safetensors"
 
 
 def file_of(part: PartId, num_blocks: int) -> str:
@@ -72,21 +94,38 @@ def file_of(part: PartId, num_blocks: int) -> str:
         return STUDENT_FILE
     if part.kind == "teacher":
         return teacher_shard(part.number, num_blocks)
+    if part.kind == "quantised":
+        return quantised_file(part.number, num_blocks)
     if part.kind == "shared":
         return f"teacher/shared-{part.name}.safetensors"
     return converter_file("encoder" if part.kind == "encoder" else "decoder", part.number)
 
 
 def stages_of_files(schedule: Schedule, shared: Iterable[FileEntry]) -> dict[str, int]:
-    """The stage that first needs a file; one that no stage needs is not in it."""
+    """The stage that first needs a file, if all are gone through; one that no stage needs is not in it."""
     found: dict[str, int] = {}
+    first_of_block: dict[int, int] = {}
+    low: set[int] = set()
     for stage, mask in enumerate(schedule):
-        for path in (*(file_of(part, schedule.num_blocks) for part in mask.part_ids), statistics_file(mask)):
+        for path in (*_paths_of(mask, low), statistics_file(mask)):
             found.setdefault(path, stage)
-    # Of its blocks' shards, rather than of each mask: the cost is that of what is listed.
+        for block in mask.blocks("teacher"):
+            first_of_block.setdefault(block, stage)
+        low |= set(mask.low_blocks)
+    # Of its blocks, rather than of each mask: the cost is that of what is listed.
     for entry in shared:
-        found[entry.path] = min(found[teacher_shard(block, schedule.num_blocks)] for block in entry.blocks)
+        found[entry.path] = min(first_of_block[block] for block in entry.blocks)
     return found
+
+
+def _paths_of(sources: Sources, refined: Collection[int]) -> Iterator[str]:
+    """The files of a mask's blocks and converters, refinements in place of the shards of some blocks."""
+    num_blocks = len(sources)
+    for part in sources.part_ids:
+        if part.kind == "teacher" and part.number in refined:
+            yield from (quantised_file(part.number, num_blocks), refinement_file(part.number, num_blocks))
+        else:
+            yield file_of(part, num_blocks)
 
 
 @dataclass(frozen=True)
@@ -124,6 +163,11 @@ class FileEntry(ListedFile):
         """Whether it is of tensors that blocks of the teacher share."""
         return _SHARED.fullmatch(self.path) is not None
 
+    @property
+    def tier_block(self) -> int | None:
+        """If it is a block of the teacher in low precision, or what makes that exact: which block (from 1)."""
+        return tier_block(self.path)
+
 
 @dataclass(frozen=True)
 class Metric:
@@ -155,6 +199,7 @@ class Manifest:
         stages: The stages in order, from the student to the teacher.
         other_files: Files that no stage needs: decoders and other masks' statistics, usually.
         attachments: Files that belong to the save and hold none of its weights.
+        tier: The bits of a weight in the teacher's tier of low precision; None without one.
 
     Raises:
         RepositoryError: If a file is listed more than once.
@@ -164,6 +209,7 @@ class Manifest:
     stages: tuple[Stage, ...]
     other_files: tuple[FileEntry, ...] = ()
     attachments: tuple[ListedFile, ...] = ()
+    tier: int | None = None
     _by_path: dict[str, FileEntry] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -181,6 +227,7 @@ class Manifest:
         files: Iterable[FileEntry],
         metrics: Mapping[int, tuple[Metric, ...]] = MappingProxyType({}),
         attachments: Iterable[ListedFile] = (),
+        tier: int | None = None,
     ) -> Manifest:
         """The manifest of these files, each put at the stage that first needs it."""
         files = list(files)
@@ -192,7 +239,7 @@ class Manifest:
             Stage(k, tuple(by_stage.get(k, ())), tuple(metrics.get(k, ())), mask.mask)
             for k, mask in enumerate(schedule)
         )
-        return cls(dtype, stages, tuple(by_stage.get(None, ())), tuple(attachments))
+        return cls(dtype, stages, tuple(by_stage.get(None, ())), tuple(attachments), tier)
 
     @cached_property
     def schedule(self) -> Schedule:
@@ -212,6 +259,8 @@ class Manifest:
     @property
     def format_version(self) -> int:
         """The oldest format that can say all of this."""
+        if self.tier is not None:
+            return 3
         is_new = self.attachments or any(entry.is_shared for entry in self.files) or not self.schedule.is_prefixes
         return 2 if is_new else 1
 
@@ -232,8 +281,11 @@ class Manifest:
 
     @property
     def fingerprint(self) -> str:
-        """sha256 over the sorted paths and hashes of the weight files: two repositories agree or do not mix."""
-        lines = sorted(f"{entry.path} {entry.sha256}\n" for entry in self.files)
+        """sha256 over the sorted paths and hashes of the weight files: two repositories agree or do not mix.
+
+        The tier is left out: it follows from the teacher, and what was made for the weights stays right with it.
+        """
+        lines = sorted(f"{entry.path} {entry.sha256}\n" for entry in self.files if entry.tier_block is None)
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
     @property
@@ -246,20 +298,26 @@ class Manifest:
         """The entry of a file, None if it is not listed."""
         return self._by_path.get(path)
 
-    def files_for(self, sources: Sources, keep: Collection[Role] = ()) -> tuple[FileEntry, ...]:
+    def files_for(
+        self, sources: Sources, keep: Collection[Role] = (), refined: Collection[int] = ()
+    ) -> tuple[FileEntry, ...]:
         """The files that a mask's path needs, its statistics last if there are any.
 
         Args:
             sources: The mask.
             keep: Networks that are needed whole beside it.
+            refined: Blocks of the teacher that are made of their low precision and its refinement, not of their shards.
 
         Raises:
             RepositoryError: If a file is not listed.
         """
-        parts = {*sources.part_ids, *(PartId(role, k) for role in keep for k in range(1, self.num_blocks + 1))}
-        blocks = {part.number for part in parts if part.kind == "teacher"}
+        whole = [
+            Sources(letter * self.num_blocks) for letter, role in (("S", "student"), ("T", "teacher")) if role in keep
+        ]
+        needed = [sources, *whole]
+        blocks = {block for mask in needed for block in mask.blocks("teacher")}
         shared = [entry.path for entry in self.files if entry.is_shared and not blocks.isdisjoint(entry.blocks)]
-        paths = sorted({*(file_of(part, self.num_blocks) for part in parts), *shared})
+        paths = sorted({*(path for mask in needed for path in _paths_of(mask, refined)), *shared})
         self._check_listed(paths, sources)
         statistics = self.get(statistics_file(sources))
         return tuple(self._by_path[path] for path in paths) + ((statistics,) if statistics else ())
@@ -268,6 +326,23 @@ class Manifest:
         """The same files with other metrics, by stage."""
         stages = tuple(replace(s, metrics=tuple(metrics.get(s.stage, s.metrics))) for s in self.stages)
         return replace(self, stages=stages)
+
+    def with_metrics_of(self, other: Manifest) -> Manifest:
+        """The same files with what was measured of the same weights: it is of a mask, whatever stage that is."""
+        found = {stage.sources: stage.metrics for stage in other.stages}
+        return self.with_metrics({stage.stage: found.get(stage.sources, ()) for stage in self.stages})
+
+    def with_schedule(self, schedule: Schedule) -> Manifest:
+        """The same weight files with other stages; attachments go, which are of those before.
+
+        Raises:
+            RepositoryError: If a stage needs a file that is not listed.
+        """
+        built = Manifest.build(self.dtype, schedule, self.files).with_metrics_of(self)
+        kept = self.attachments if schedule.without_tier() == self.schedule.without_tier() else ()
+        manifest = replace(self, stages=built.stages, other_files=built.other_files, attachments=kept)
+        manifest._check_places()
+        return manifest
 
     def to_json(self) -> str:
         """The text of `pwl_index.json`.
@@ -284,6 +359,8 @@ class Manifest:
             "stages": [_without_empty(asdict(stage), hidden) for stage in self.stages],
             "other_files": [_without_empty(asdict(entry)) for entry in self.other_files],
         }
+        if self.tier is not None:
+            data["tier"] = {"bits": self.tier}
         if self.attachments:
             data["attachments"] = [asdict(entry) for entry in self.attachments]
         return json.dumps(data, indent=2, allow_nan=False) + "\n"
@@ -320,6 +397,7 @@ class Manifest:
             stages=tuple(_stage(k, item, schedule) for k, item in enumerate(items)),
             other_files=tuple(_entry(f, "other_files") for f in others),
             attachments=tuple(_attachment(item) for item in attached),
+            tier=_tier(data.get("tier")) if min_reader > 2 else None,
         )
         if data.get("fingerprint") != manifest.fingerprint:
             raise RepositoryError(
@@ -330,7 +408,7 @@ class Manifest:
         return manifest
 
     def _check_places(self) -> None:
-        """Refuse statistics and shared tensors that cannot be, files at another stage than theirs, missing files."""
+        """Refuse statistics, shared tensors and tiers that cannot be; files at the wrong stages; missing files."""
         for entry in self.files:
             if list(entry.blocks) != sorted(set(entry.blocks).intersection(range(1, self.num_blocks + 1))):
                 raise RepositoryError(
@@ -352,8 +430,18 @@ class Manifest:
                 raise RepositoryError(
                     f"{MANIFEST_FILE} lists {entry.path!r} in {where}, it belongs to stage {needed_at}"
                 )
+        if self.schedule.has_tier and self.tier is None:
+            raise RepositoryError(
+                f"{MANIFEST_FILE} has stages with blocks in low precision, and says nothing of a tier of them"
+            )
+        blocks = range(1, self.num_blocks + 1) if self.tier is not None else ()
+        paths = {of(block, self.num_blocks) for block in blocks for of in (quantised_file, refinement_file)}
+        if foreign := sorted({entry.path for entry in self.files if entry.tier_block is not None} - paths):
+            raise RepositoryError(f"{MANIFEST_FILE} lists {foreign[0]!r}, which is of no block in low precision")
+        if missing := min(paths - self._by_path.keys(), default=None):
+            raise RepositoryError(f"{MANIFEST_FILE} does not list {missing!r}, which its tier of low precision needs")
         for mask in self.schedule:
-            self._check_listed({file_of(part, self.num_blocks) for part in mask.part_ids}, mask)
+            self._check_listed(_paths_of(mask.exact, ()), mask)
 
     def _check_listed(self, paths: Iterable[str], sources: Sources) -> None:
         """Refuse a mask some of whose files are not listed."""
@@ -405,7 +493,7 @@ def _check_counts(items: list[dict[str, Any]], others: list[Any], attached: list
     """Refuse more stages, blocks, files or metrics than there can be, before anything is made for each."""
     masks, files, metrics = ([item.get(key) for item in items] for key in ("sources", "files", "metrics"))
     try:
-        check_count(MANIFEST_FILE, len(items) - 1, MAX_BLOCKS, "stages")
+        check_count(MANIFEST_FILE, len(items) - 1, 2 * MAX_BLOCKS, "stages")
         check_count(MANIFEST_FILE, max(len(m) for m in [*masks, ""] if isinstance(m, str)), MAX_BLOCKS, "blocks")
         check_count(MANIFEST_FILE, len(_lists([*files, others, attached])), MAX_FILES, "files")
         check_count(MANIFEST_FILE, len(_lists(metrics)), MAX_METRICS, "metrics")
@@ -440,6 +528,15 @@ def _stage(k: int, item: dict[str, Any], schedule: Schedule) -> Stage:
         tuple(_metric(metric, f"stages[{k}].metrics") for metric in metrics),
         schedule.masks[k].mask,
     )
+
+
+def _tier(data: Any) -> int | None:
+    if data is None:
+        return None
+    bits: int = _typed(_typed(data, dict, "tier").get("bits"), int, "tier.bits")
+    if bits not in BITS:
+        raise RepositoryError(f"{MANIFEST_FILE}: tier.bits must be {' or '.join(map(str, BITS))}, got {bits}")
+    return bits
 
 
 def _typed(value: Any, kind: type, where: str) -> Any:

@@ -32,6 +32,8 @@ from .manifest import (
     Manifest,
     check_path,
     converter_file,
+    quantised_file,
+    refinement_file,
     teacher_shard,
 )
 
@@ -73,7 +75,7 @@ def paths_of_save(num_blocks: int) -> set[str]:
         PROCESSOR_FILE,
         f"teacher/{PROCESSOR_FILE}",
         STUDENT_FILE,
-        *(teacher_shard(block, num_blocks) for block in blocks),
+        *(of(block, num_blocks) for block in blocks for of in (teacher_shard, quantised_file, refinement_file)),
         *(converter_file("encoder", boundary) for boundary in boundaries),
         *(converter_file("decoder", boundary) for boundary in boundaries),
     }

@@ -19,11 +19,12 @@ from huggingface_hub import constants
 
 from ..bounds import MAX_TEXT_BYTES
 from ..errors import FetchError, MissingFileError, RepositoryError
+from ..sources import Role, Sources
 from .background import download_concurrently
 from .files import leads_out, write_text
 from .limits import TooLongError, at_most
 from .location import Location
-from .manifest import MANIFEST_FILE, ListedFile, Manifest
+from .manifest import MANIFEST_FILE, FileEntry, ListedFile, Manifest, quantised_file, teacher_shard
 from .verification import Stamp, blob_of, check_file, discard, is_as_named, is_named, stamp_of
 
 Verified = tuple[Path, Stamp]
@@ -293,6 +294,40 @@ class Repository(Location):
             return Manifest.from_json(content)
         except RepositoryError as error:
             raise RepositoryError(f"{self}: {error}") from error
+
+    def has_shards(self, manifest: Manifest) -> bool:
+        """Whether every shard of the teacher is here; the Hub is not asked."""
+        count = manifest.num_blocks
+        return all(self.local(teacher_shard(block, count)) is not None for block in range(1, count + 1))
+
+    def refines(self, manifest: Manifest, block: int) -> bool:
+        """Whether a block of the teacher is made of its low precision, which is here, and a refinement: no shard is.
+
+        Args:
+            manifest: The repository's manifest.
+            block: The block, from 1.
+        """
+        count = manifest.num_blocks
+        return (
+            manifest.tier is not None
+            and self.local(teacher_shard(block, count)) is None
+            and self.local(quantised_file(block, count)) is not None
+        )
+
+    def files_for(
+        self, manifest: Manifest, sources: Sources, keep: Collection[Role] = (), low: Collection[int] = ()
+    ) -> tuple[FileEntry, ...]:
+        """The files that a mask's path needs, given what is here; see `Manifest.files_for`.
+
+        Args:
+            manifest: The repository's manifest.
+            sources: The mask.
+            keep: Networks that are needed whole beside it.
+            low: Blocks of the teacher that will be here in low precision by then.
+        """
+        blocks = range(1, manifest.num_blocks + 1) if manifest.tier is not None else ()
+        here = {k for k in blocks if self.local(teacher_shard(k, manifest.num_blocks)) is not None}
+        return manifest.files_for(sources, keep, {k for k in blocks if self.refines(manifest, k)} | set(low) - here)
 
     def fetch_verified(self, entries: Collection[ListedFile]) -> dict[str, Path]:
         """As `verify`, without the stamps.

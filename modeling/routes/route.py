@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 from torch import nn
 
 from ..families.base import Features, GetModule, Inputs, Segment, SegmentOutput
-from ..sources import ROLE_OF, PartId, Role, Sources
+from ..sources import PartId, Role, Sources
 from .batchnorm import Statistics, own_statistics, twin
 from .compiling import Compiling
 
@@ -66,7 +66,7 @@ class Route:
         segments: Its runs of blocks of one network, in order.
         converters: After each block, the converter to the next, or None.
         has_own_statistics: Whether the blocks behind the first converter have BatchNorm statistics of the mask's.
-        networks: The networks that its blocks are of.
+        networks: The children of the model that its blocks stand in, by name.
         places: Where its modules were found: a parent, the name there, and the module.
     """
 
@@ -74,16 +74,16 @@ class Route:
     segments: tuple[Segment, ...]
     converters: tuple[nn.Module | None, ...]
     has_own_statistics: bool = False
-    networks: Mapping[Role, nn.Module] = field(default_factory=dict, repr=False, compare=False)
+    networks: Mapping[str, nn.Module] = field(default_factory=dict, repr=False, compare=False)
     places: tuple[Place, ...] = field(default=(), repr=False, compare=False)
 
     def is_current(self, networks: Mapping[str, nn.Module | None]) -> bool:
         """Whether all its modules are still where they were found: a user may have put others there.
 
         Args:
-            networks: The networks that there are now, by role.
+            networks: The children that there are now, by name.
         """
-        return all(networks.get(role) is network for role, network in self.networks.items()) and all(
+        return all(networks.get(name) is network for name, network in self.networks.items()) and all(
             parent._modules.get(name) is module for parent, name, module in self.places
         )
 
@@ -130,6 +130,7 @@ def build_route(
     converters: Mapping[PartId, nn.Module],
     statistics: Statistics | None = None,
     *,
+    low_precision: nn.Module | None = None,
     made: Mapping[str, nn.Module] | None = None,
     compiling: Compiling | None = None,
     training: bool = False,
@@ -143,6 +144,7 @@ def build_route(
         networks: The networks that the mask needs.
         converters: The converters that the mask needs.
         statistics: BatchNorm statistics of the blocks behind the first converter, if they have their own.
+        low_precision: Where the teacher's blocks in low precision stand, if the mask has such.
         made: Modules that are not in the networks yet, by full name; they come before those that are.
         compiling: Arguments of `nn.Module.compile` for what stands in for a compiled module.
         training: Whether the student trains. What of a mixed path has no statistics of the mask's then gets
@@ -158,15 +160,17 @@ def build_route(
     def getter(block: int) -> GetModule:
         role = sources.roles[block - 1]
         network, units = networks[role], blueprints[role].units
+        own = blueprints[role].paths(block) if block in sources.low_blocks else ()
 
         def get(path: str) -> nn.Module:
             if not path:
                 return network
-            # 1. The module, and each place on the way to it.
-            name = f"{role}.{path}"
-            module = ahead[name] if name in ahead else network.get_submodule(path)
+            # 1. The module, and each place on the way to it. What blocks share stands in the network alone.
+            stand, root = (low_precision, "quantised") if path in own and low_precision is not None else (network, role)
+            name, ahead_name = f"{role}.{path}", f"{root}.{path}"
+            module = ahead[ahead_name] if ahead_name in ahead else stand.get_submodule(path)
             *above, last_name = path.split(".")
-            parent: nn.Module = network
+            parent: nn.Module = stand
             for step in above:
                 child: nn.Module = parent._modules[step]  # type: ignore[assignment]
                 note(parent, step, child)
@@ -190,18 +194,21 @@ def build_route(
         return get
 
     segments = []
-    for letter, run in groupby(range(1, len(sources) + 1), key=lambda block: sources.mask[block - 1]):
+    for role, run in groupby(range(1, len(sources) + 1), key=lambda block: sources.roles[block - 1]):
         first, *rest = run
-        plan = blueprints[ROLE_OF[letter]]
+        plan = blueprints[role]
         last = rest[-1] if rest else first
         segments.append(plan.family.segment(plan.config, plan.cuts, first, last, getter))
     at_boundary = {i: converters[PartId(direction, i)] for i, direction in sources.changes}
+    stands: dict[str, nn.Module] = {role: networks[role] for role in networks}
+    if low_precision is not None:
+        stands["quantised"] = low_precision
     return Route(
         sources=sources,
         segments=tuple(segments),
         converters=tuple(at_boundary.get(i) for i in range(1, len(sources) + 1)),
         has_own_statistics=bool(statistics),
-        networks=networks,
+        networks=stands,
         places=tuple(places.values()),
     )
 

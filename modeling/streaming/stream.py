@@ -38,7 +38,7 @@ class StageStream:
     Args:
         repository: Where the model's files come from.
         plan: The files of a stage; asked of the one that it is at, and of all that are to be loaded.
-        first: The stage that it is at.
+        stages: The stage that it is at, and those to load, in order.
         until_stage: The last stage to load.
         prepare: Checks the files of a stage.
         advance: Brings the model to a stage whose files are there and checked.
@@ -55,7 +55,7 @@ class StageStream:
         self,
         repository: Repository,
         plan: Callable[[int], Sequence[ListedFile]],
-        first: int,
+        stages: Sequence[int],
         until_stage: int,
         prepare: Prepare,
         advance: Callable[[int], None],
@@ -68,6 +68,7 @@ class StageStream:
             raise ValueError(f"max_bytes_per_second must be positive, got {max_bytes_per_second}")
         if not lookahead_bytes >= 0:
             raise ValueError(f"lookahead_bytes must not be negative, got {lookahead_bytes}")
+        first, *later = stages
         if until_stage < first:
             raise ValueError(
                 f"until_stage={until_stage} lies behind the model, which is at stage {first}: a stream goes up only, "
@@ -80,9 +81,9 @@ class StageStream:
         self._on_stage = on_stage
         self._repository, self._stage, self._process = repository, first, os.getpid()
         self._lookahead = lookahead_bytes
-        self._plan = {stage: tuple(plan(stage)) for stage in range(first, until_stage + 1)}
+        self._plan = {stage: tuple(plan(stage)) for stage in later}
         # The files of each stage that no earlier one needs.
-        seen = {entry.path for entry in self._plan.pop(first)}
+        seen = {entry.path for entry in plan(first)}
         self._new: dict[int, tuple[ListedFile, ...]] = {}
         for stage, files in self._plan.items():
             self._new[stage] = tuple(entry for entry in files if entry.path not in seen)
@@ -215,7 +216,8 @@ class StageStream:
     def _has_room(self, stage: int, size: int) -> bool:
         """Whether a stage may be fetched now: its turn has come, or it is within the look-ahead."""
         is_next = self._ahead == 0 and self._lookahead > 0
-        return stage == self._stage + 1 or is_next or self._ahead + size <= self._lookahead
+        is_turn = all(other <= self._stage or other >= stage for other in self._new)
+        return is_turn or is_next or self._ahead + size <= self._lookahead
 
     def _grow(self) -> None:
         try:

@@ -18,7 +18,7 @@ from ..parts.router import Router
 from ..parts.structure import has_accelerate_hooks
 from ..repository.manifest import statistics_file
 from ..routes.route import Route
-from ..sources import ROLE_OF, Sources
+from ..sources import Sources
 from .transferring import SideStream, beside_requests, side_stream
 from .warming import Seen, first_call, touch_pages
 
@@ -50,18 +50,18 @@ class Swapper:
             RepositoryError: If a file is not what the manifest says. The model stays as it was.
         """
         parts, store = self.parts, self.parts.store
-        if store is None:
-            raise StageError("the model was not loaded from a repository")
         refuse_hooks(parts)
         wanted, resident = parts.wanted(target), parts.resident()
         missing, surplus = sorted(wanted - resident), sorted(resident - wanted)
         # In the background the device is asked for nothing that requests would wait behind.
         side = side_stream(device) if warm else None
         # 1. Everything that can fail: files, hashes, names, shapes, and changes that would be lost.
-        paths = {part.file for part in missing}
-        masks = store.manifest.masks if parts.keeps_all else [target]
-        paths |= {path for mask in masks if store.manifest.get(path := statistics_file(mask)) is not None}
-        store.prepare(sorted(paths))
+        masks: Sequence[Sources] = [target]
+        if store is not None:
+            masks = store.manifest.masks if parts.keeps_all else masks
+            paths = {path for part in missing if not parts.is_made(part) for path in store.files_of(part)}
+            paths |= {path for mask in masks if store.manifest.get(path := statistics_file(mask)) is not None}
+            store.prepare(sorted(paths))
         for part in surplus:
             with beside_requests(side):
                 unchanged = parts.is_unchanged(part)
@@ -123,7 +123,7 @@ class Swapper:
         # A pass in training mode would leave its mark on statistics and on the random state.
         if seen is None or any(module.training for module in self.parts.networks.model.modules()):
             return
-        blocks = [part.id.number for part in made if part.id.kind in ROLE_OF.values()]
+        blocks = [part.id.number for part in made if part.role is not None and part.id.number]
         # What is compiled is so by module, also what stands in for a block behind with the mask's statistics.
         last = self.parts.num_blocks if self.parts.compiling is not None or not blocks else max(blocks)
         seen_now = first_call(route, min(blocks, default=1), last, seen, device, dtype)

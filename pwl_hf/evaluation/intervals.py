@@ -5,8 +5,9 @@ Intervals speak of other images of the same kind: they say nothing of another tr
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import sqrt
-from statistics import NormalDist
+from statistics import NormalDist, fmean, stdev
 from typing import NamedTuple
 
 CONFIDENCE = 0.95
@@ -56,3 +57,13 @@ def paired(gained: int, lost: int, total: int) -> Interval:
     g, lo = (gained + 1) / (total + 2), (lost + 1) / (total + 2)
     half = _Z * sqrt((g + lo - (g - lo) ** 2) / (total + 2))
     return Interval(max(-1.0, g - lo - half), min(1.0, g - lo + half))
+
+
+def of_mean(values: Sequence[float]) -> Interval:
+    """The interval of a mean of many values, one an image, by the normal distribution: mean ± z s / sqrt(n).
+
+    Args:
+        values: At least two.
+    """
+    mean, half = fmean(values), _Z * stdev(values) / sqrt(len(values))
+    return Interval(mean - half, mean + half)

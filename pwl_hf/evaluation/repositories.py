@@ -7,7 +7,7 @@ import platform
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch.utils.data import Dataset
@@ -89,27 +89,19 @@ def evaluate_repository(
     """
     if orders not in ORDERS:
         raise ValueError(f"orders must be one of {', '.join(ORDERS)}, got {orders!r}")
-    if device is not None:
-        _check_device(device)
-    opened = Repository.open(repo, revision=revision, subfolder=subfolder, token=token)
-    manifest = opened.manifest()
-    # What cannot be measured is refused before data and weights are loaded.
-    config: Any = read_config(opened, PWLForImageClassification.config_class, {})
-    check_one_label(config, str(opened))
-    check_channels(config.num_channels)
-    data = open_split(source, split)
-    data = data.renumbered(class_numbers(data.label_names, config.id2label, data=data.title, model=str(opened)))
-    in_steps = orders == "prefix" and not data.streaming
-    model: PWLForImageClassification = PWLForImageClassification.from_pretrained(
+    in_steps = orders == "prefix" and not source.streaming
+    opened, manifest, model, images = open_to_measure(
         repo,
+        source,
+        split,
         keep_all=not in_steps,
+        keep_images=in_steps,
+        device=device,
         dtype=dtype,
-        device_map=device or ("cuda" if torch.cuda.is_available() else "cpu"),
-        revision=opened.commit,
+        revision=revision,
         subfolder=subfolder,
         token=token,
     )
-    images = _images(data, _processor(opened), config.num_channels, keep=in_steps)
     masks = model.schedule if orders == "prefix" else masks_of(orders, model.num_blocks)
     measure = evaluate_stages if in_steps else partial(evaluate_masks, masks=masks)
     evaluation = measure(
@@ -130,6 +122,77 @@ def evaluate_repository(
         {"python": platform.python_version()}
         | {name: version(name) for name in ("pwl-hf", "torch", "transformers", "datasets")},
     )
+
+
+class Opened(NamedTuple):
+    """A repository and the images that it is measured on.
+
+    Args:
+        repository: The repository, at one commit.
+        manifest: Its manifest.
+        model: Its model.
+        images: Items with `pixel_values` and `labels`, numbered as the model's are.
+    """
+
+    repository: Repository
+    manifest: Manifest
+    model: PWLForImageClassification
+    images: Dataset[Item]
+
+
+def open_to_measure(
+    repo: str | os.PathLike[str],
+    source: DataSource,
+    split: str,
+    *,
+    keep_all: bool,
+    keep_images: bool,
+    device: str | None = None,
+    dtype: str | None = None,
+    revision: str | None = None,
+    subfolder: str = "",
+    token: str | bool | None = None,
+) -> Opened:
+    """Open a repository and the images that it is to be measured on; what cannot be measured is refused first.
+
+    Args:
+        repo: As in `evaluate_repository`.
+        source: As there.
+        split: As there.
+        keep_all: Load both networks whole.
+        keep_images: Keep the images in memory, if they are not streamed and fit.
+        device: As in `evaluate_repository`.
+        dtype: As there.
+        revision: As there.
+        subfolder: As there.
+        token: As there.
+
+    Raises:
+        InputError: As `evaluate_repository`, and all that follow.
+        ValueError: As there.
+        DataError: As there.
+        RepositoryError: As there.
+    """
+    if device is not None:
+        _check_device(device)
+    opened = Repository.open(repo, revision=revision, subfolder=subfolder, token=token)
+    manifest = opened.manifest()
+    # What cannot be measured is refused before data and weights are loaded.
+    config: Any = read_config(opened, PWLForImageClassification.config_class, {})
+    check_one_label(config, str(opened))
+    check_channels(config.num_channels)
+    data = open_split(source, split)
+    data = data.renumbered(class_numbers(data.label_names, config.id2label, data=data.title, model=str(opened)))
+    model: PWLForImageClassification = PWLForImageClassification.from_pretrained(
+        repo,
+        keep_all=keep_all,
+        dtype=dtype,
+        device_map=device or ("cuda" if torch.cuda.is_available() else "cpu"),
+        revision=opened.commit,
+        subfolder=subfolder,
+        token=token,
+    )
+    return Opened(opened, manifest, model, _images(data, _processor(opened), config.num_channels, keep=keep_images))
 
 
 def record_metrics(directory: str | os.PathLike[str], report: Report) -> Manifest:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -68,21 +68,77 @@ def evaluate_masks(
         >>> found["STTS"].correct, found["STTS"].over_student  # doctest: +SKIP
         (633, Comparison(reference='SSSS', gained=14, lost=51, total=719))
     """
+    reader = _Reader(data, _classes(model, label_names), batch_size, num_workers, progress)
+    tally = Tally(masks, model.schedule)
+    for logits, labels in _logits_by_batch(model, reader, masks):
+        tally.add(torch.stack([_is_right(logits[mask], labels) for mask in masks]).cpu())
+    return tally.result()
+
+
+class Answers(NamedTuple):
+    """What several masks answer, image by image, both (masks, images) on the CPU.
+
+    Args:
+        right: Whether an image is right, bool.
+        divergence: KL(p || q) in nats, p being the teacher's probabilities and q the mask's, float64.
+    """
+
+    right: torch.Tensor
+    divergence: torch.Tensor
+
+
+def answers_of(
+    model: Model,
+    data: Dataset[Any],
+    masks: Sequence[str],
+    *,
+    batch_size: int = 64,
+    num_workers: int = 0,
+    progress: bool = False,
+) -> Answers:
+    """What several masks answer, image by image, in one pass over the data.
+
+    Args:
+        model: As in `evaluate_masks`.
+        data: As there, with labels as the model numbers them.
+        masks: As there.
+        batch_size: As there.
+        num_workers: As there.
+        progress: As there.
+
+    Raises:
+        ValueError: As `evaluate_masks`.
+        StageError: If a mask, or the teacher, needs what is not in memory.
+    """
+    reader = _Reader(data, _classes(model, None), batch_size, num_workers, progress)
+    teacher = "T" * model.num_blocks
+    empty = torch.empty(len(masks), 0)
+    right, divergence = [empty.bool()], [empty.double()]
+    for logits, labels in _logits_by_batch(model, reader, [*masks, *({teacher} - {*masks})]):
+        expected = logits[teacher].double().log_softmax(-1)
+        found = torch.stack([logits[mask].double().log_softmax(-1) for mask in masks])
+        # Logits that are no numbers are as far from the teacher's as can be.
+        divergence.append((expected.exp() * (expected - found)).sum(-1).nan_to_num(nan=torch.inf).cpu())
+        right.append(torch.stack([_is_right(logits[mask], labels) for mask in masks]).cpu())
+    return Answers(torch.cat(right, 1), torch.cat(divergence, 1))
+
+
+def _logits_by_batch(
+    model: Model, reader: _Reader, masks: Sequence[str]
+) -> Iterator[tuple[dict[str, torch.Tensor], torch.Tensor]]:
+    """The logits (B, K) of each mask, and the labels (B,), batch by batch."""
     found = [Sources.of(mask, model.num_blocks).mask for mask in masks]
     if len(set(found)) != len(found) or not found:
         raise ValueError(f"masks must be at least one, each named once, got {list(masks)}")
-    reader = _Reader(data, _classes(model, label_names), batch_size, num_workers, progress)
-    tally = Tally(found, model.schedule)
-    with _evaluating(model):
+    with _evaluating(model), _low_precision(model, found):
         for inputs, labels in reader.batches(model):
-            right: dict[str, torch.Tensor] = {}
+            logits: dict[str, torch.Tensor] = {}
             waiting = iter(sorted(found))
             while together := list(islice(waiting, _SHARING)):
                 paths = model.shared_paths(inputs)
                 with _naming(inputs[model.main_input_name]):
-                    right |= {mask: _is_right(paths(mask).logits, labels) for mask in together}
-            tally.add(torch.stack([right[mask] for mask in found]).cpu())
-    return tally.result()
+                    logits |= {mask: paths(mask).logits for mask in together}
+            yield logits, labels
 
 
 def evaluate_stages(
@@ -174,6 +230,19 @@ def _is_right(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """(B,) bool from logits (B, K) and labels (B,)."""
     # argmax takes a NaN for the greatest.
     return (logits.argmax(-1) == labels) & ~logits.isnan().any(-1)
+
+
+@contextmanager
+def _low_precision(model: Model, masks: Sequence[str]) -> Iterator[None]:
+    """Let a model that keeps everything have the teacher in low precision too, if a mask takes blocks of it."""
+    before = model.sources
+    if model.parts.is_whole and any("Q" in mask for mask in masks):
+        model.set_sources("Q" * model.num_blocks)
+    try:
+        yield
+    finally:
+        if model.sources != before:
+            model.set_sources(before)
 
 
 @contextmanager

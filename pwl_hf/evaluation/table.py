@@ -1,6 +1,9 @@
-"""An evaluation as a table on the terminal."""
+"""An evaluation, or a choice of schedule, as a table on the terminal."""
 
 from __future__ import annotations
+
+from itertools import zip_longest
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
@@ -9,6 +12,9 @@ from pwl_hf.evaluation.intervals import Interval
 from pwl_hf.evaluation.report import Report
 from pwl_hf.modeling.plain import plain
 from pwl_hf.modeling.publishing.model_card import human_bytes
+
+if TYPE_CHECKING:
+    from pwl_hf.scheduling import ScheduleReport
 
 
 def print_report(report: Report, console: Console | None = None) -> None:
@@ -35,6 +41,46 @@ def print_report(report: Report, console: Console | None = None) -> None:
     for line in _remarks(report):
         # As it is: paths are not broken, and brackets in them are no markup.
         console.print(plain(line), soft_wrap=True, highlight=False, markup=False)
+
+
+def print_schedule(report: ScheduleReport, data: str, console: Console | None = None) -> None:
+    """Print both schedules side by side, stage by stage, then what they come to.
+
+    Args:
+        report: What was found.
+        data: What the images are called.
+        console: Where to print; the terminal by default.
+    """
+    console = console or Console()
+    table = Table("stage", "now", "so far", "accuracy", "best", "so far", "accuracy")
+    sides = [zip(f.masks, f.total_bytes, f.accuracies, strict=True) for f in (report.present, report.best)]
+    for stage, row in enumerate(zip_longest(*sides)):
+        cells = [("-", "-", "-") if s is None else (s[0], human_bytes(s[1]), f"{s[2]:.2%}") for s in row]
+        table.add_row(str(stage), *cells[0], *cells[1])
+    console.print(table)
+    for line in _schedule_remarks(report, data):
+        console.print(plain(line), soft_wrap=True, highlight=False, markup=False)
+
+
+def _schedule_remarks(report: ScheduleReport, data: str) -> list[str]:
+    gain = report.best.area - report.present.area
+    lines = [
+        f"{report.num_masks} masks, chosen by {report.num_chosen_by:,} images and judged by {report.num_judged_by:,} "
+        f"others: {data}.",
+        f"Area under the accuracy over the bytes: {report.present.area:.4f} now, {report.best.area:.4f} at best, "
+        f"{gain:+.4f} (95 %: {report.gain.low:+.4f} to {report.gain.high:+.4f}).",
+    ]
+    if report.best.masks == report.present.masks:
+        return [*lines, "No order has a greater area: the schedule stays."]
+    if not report.is_better:
+        return [*lines, "That is no more than images differ by: the schedule stays."]
+    if report.without_statistics:
+        lines.append(f"Without BatchNorm statistics of their own: {', '.join(report.without_statistics)}.")
+    if report.unmeasured:
+        lines.append(f"Without an accuracy in the manifest: {', '.join(report.unmeasured)}; see pwl-hf evaluate.")
+    if report.had_graphs:
+        lines.append("Its ONNX graphs are of the stages before and go: pwl-hf export makes those of the new ones.")
+    return [*lines, "The schedule was written." if report.written else "Nothing was written."]
 
 
 def _interval(found: Interval) -> str:

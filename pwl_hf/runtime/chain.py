@@ -7,7 +7,7 @@ the leading ones has another.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event
@@ -17,11 +17,18 @@ from weakref import WeakSet
 import numpy as np
 from numpy.typing import NDArray
 
+from pwl_hf.modeling.arrays.mapped import MappedFile, TensorFile
+from pwl_hf.modeling.arrays.packing import UnpackedFile
 from pwl_hf.modeling.errors import InputError, RepositoryError
 from pwl_hf.modeling.graphs.index import Graph, GraphIndex, files_of
 from pwl_hf.modeling.graphs.session import GraphSession
-from pwl_hf.modeling.graphs.tensors import MappedFile
-from pwl_hf.modeling.repository.manifest import ListedFile, Manifest
+from pwl_hf.modeling.repository.manifest import (
+    ListedFile,
+    Manifest,
+    quantised_file,
+    refinement_file,
+    teacher_shard,
+)
 from pwl_hf.modeling.repository.source import Repository, Verified
 from pwl_hf.modeling.repository.verification import is_unchanged
 from pwl_hf.modeling.sources import Sources
@@ -46,17 +53,33 @@ class Like(NamedTuple):
         return np.zeros(self.shape, self.dtype)
 
 
+class Key(NamedTuple):
+    """A graph, and in which precision it runs.
+
+    Args:
+        path: Its path.
+        low: The blocks of the teacher (from 1) that it runs in low precision.
+    """
+
+    path: str
+    low: tuple[int, ...]
+
+
+# The files that tensors are read from: one, or low precision and what makes it exact.
+Origin = tuple[str, ...]
+
+
 @dataclass(frozen=True)
 class Seen:
     """What a call was of, to make another like it.
 
     Args:
-        graphs: The paths of its graphs.
+        graphs: Its graphs.
         inputs: What the model was called with.
         outputs: What each graph gave.
     """
 
-    graphs: tuple[str, ...]
+    graphs: tuple[Key, ...]
     inputs: Mapping[str, Like]
     outputs: tuple[Like, ...]
 
@@ -67,20 +90,17 @@ class Chain:
 
     Args:
         sources: The stage's mask.
-        sessions: The sessions, in their order.
-        files: The mapped weight files that they run over, by path.
+        graphs: Which graphs they are of, in their order.
+        sessions: The sessions.
+        files: What each runs over, by the files that it was read from.
         process: The process that made it.
     """
 
     sources: Sources
+    graphs: tuple[Key, ...]
     sessions: tuple[GraphSession, ...]
-    files: Mapping[str, MappedFile]
+    files: Mapping[Key, Mapping[Origin, TensorFile]]
     process: int = field(default_factory=os.getpid)
-
-    @property
-    def graphs(self) -> tuple[str, ...]:
-        """The paths of its graphs."""
-        return tuple(session.graph.path for session in self.sessions)
 
     def __call__(self, inputs: Inputs, first: int = 0, features: NDArray[Any] | None = None) -> Answer:
         """Run it to its end.
@@ -145,12 +165,21 @@ class Graphs:
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_verified": {}}
 
-    def files_of(self, sources: Sources) -> tuple[ListedFile, ...]:
-        """The graphs and weight files that a stage's path needs."""
-        graphs = self._graphs_of(sources)
+    def files_of(self, sources: Sources, low: Collection[int] = ()) -> tuple[ListedFile, ...]:
+        """The graphs and weight files that a stage's path needs.
+
+        Args:
+            sources: The stage's mask.
+            low: Blocks of the teacher (from 1) that will be here in low precision by then.
+        """
+        graphs = self.index.graphs_for(sources)
         attached = {entry.path: entry for entry in self.manifest.attachments}
-        weights = (entry for entry in self.manifest.files if entry.path in files_of(graphs))
-        return (*(attached[graph.path] for graph in graphs), *weights)
+        taken = files_of(graphs)
+        weights = self.repository.files_for(self.manifest, sources, low=low)
+        return (
+            *(attached[graph.path] for graph in graphs),
+            *(entry for entry in weights if entry.path in taken or entry.tier_block is not None),
+        )
 
     def prepare(
         self,
@@ -178,27 +207,54 @@ class Graphs:
             RepositoryError: If a file is not what the manifest says, or onnxruntime refuses a graph.
             InputError: If a provider does not come up.
         """
-        graphs = self._graphs_of(sources)
-        sessions = {session.graph.path: session for session in present.sessions} if present is not None else {}
-        files = dict(present.files) if present is not None else {}
+        graphs = {self._key(graph, sources): graph for graph in self.index.graphs_for(sources)}
+        sessions = dict(zip(present.graphs, present.sessions, strict=True)) if present is not None else {}
+        taken = dict(present.files) if present is not None else {}
+        files = {origin: file for own in taken.values() for origin, file in own.items()}
         # 1. Everything is there, and what it should be; what is mapped stays as it is.
-        new = [graph for graph in graphs if graph.path not in sessions]
-        self.prepare([entry for entry in self.files_of(sources) if entry.path not in {*sessions, *files}])
-        # 2. The files of what is new, each mapped once.
-        for path in files_of(new):
-            if path not in files:
-                files[path] = MappedFile(self._verified[path][0])
-                self._check_unchanged(path)
+        new = [key for key in graphs if key not in sessions]
+        origins = {path: self._origin(path, sources) for key in new for path in graphs[key].tensors}
+        here = {key.path for key in sessions} | {path for origin in files for path in origin}
+        self.prepare([entry for entry in self.files_of(sources) if entry.path not in here])
+        # 2. The files of what is new, each mapped, or merged, once.
+        for origin in origins.values():
+            if origin not in files:
+                files[origin] = self._read(origin)
         # 3. Its sessions.
-        for graph in new:
-            sessions[graph.path] = self._session(graph, files)
-        kept = files_of(graphs)
-        return Chain(sources, tuple(sessions[graph.path] for graph in graphs), {path: files[path] for path in kept})
+        for key in new:
+            sessions[key] = self._session(graphs[key], {path: files[origins[path]] for path in graphs[key].tensors})
+            taken[key] = {origins[path]: files[origins[path]] for path in graphs[key].tensors}
+        return Chain(
+            sources, tuple(graphs), tuple(sessions[key] for key in graphs), {key: taken[key] for key in graphs}
+        )
 
-    def _graphs_of(self, sources: Sources) -> tuple[Graph, ...]:
-        return self.index.graphs_for(self.index.stages.index(sources))
+    def _key(self, graph: Graph, sources: Sources) -> Key:
+        low = (k for k in sources.low_blocks if teacher_shard(k, len(sources)) in graph.tensors)
+        return Key(graph.path, tuple(low))
 
-    def _session(self, graph: Graph, files: Mapping[str, MappedFile]) -> GraphSession:
+    def _origin(self, path: str, sources: Sources) -> Origin:
+        """The files that the tensors of a file are read from at a stage."""
+        count = len(sources)
+        for block in sources.blocks("teacher"):
+            if path == teacher_shard(block, count):
+                if block in sources.low_blocks:
+                    return (quantised_file(block, count),)
+                if self.repository.refines(self.manifest, block):
+                    return quantised_file(block, count), refinement_file(block, count)
+        return (path,)
+
+    def _read(self, origin: Origin) -> TensorFile:
+        local = [self._verified[path][0] for path in origin]
+        found: TensorFile
+        if origin[0].startswith("quantised/"):
+            found = UnpackedFile(local[0], local[1] if len(local) > 1 else None, self.manifest.dtype)
+        else:
+            found = MappedFile(local[0])
+        for path in origin:
+            self._check_unchanged(path)
+        return found
+
+    def _session(self, graph: Graph, files: Mapping[str, TensorFile]) -> GraphSession:
         content = self._verified[graph.path][0].read_bytes()
         self._check_unchanged(graph.path)
         made = GraphSession(graph, content, files, self.settings.make, self.settings.providers)

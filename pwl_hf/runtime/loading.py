@@ -129,6 +129,6 @@ def _fetch(repo: str | os.PathLike[str], stage: int | str, options: Mapping[str,
             f"{repository} has no ONNX graphs, which onnxruntime needs: add them with `pwl-hf export {repository.name}`"
         )
     # At once, rather than the index first: what a stage needs is told by its mask.
-    files = repository.verify([*graphs, *manifest.files_for(sources)], cancelled=cancelled)
+    files = repository.verify([*graphs, *repository.files_for(manifest, sources)], cancelled=cancelled)
     index = GraphIndex.from_json(files[INDEX_FILE][0].read_bytes(), manifest)
     return _Fetched(repository, manifest, index, sources, files)

@@ -6,7 +6,7 @@ Notation: B images, K labels.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from threading import Event
@@ -256,8 +256,11 @@ class RuntimeModel(Staged):
     def _growing_from(self) -> Repository:
         return self._graphs.repository
 
-    def _files_of(self, target: Sources) -> Sequence[ListedFile]:
-        return self._graphs.files_of(target)
+    def _has_shards(self) -> bool:
+        return self._graphs.repository.has_shards(self._graphs.manifest)
+
+    def _files_of(self, target: Sources, low: Collection[int]) -> Sequence[ListedFile]:
+        return self._graphs.files_of(target, low)
 
     def _prepare(self, files: Sequence[ListedFile], fetched: Mapping[str, Path], cancelled: Event) -> None:
         self._graphs.prepare(files, fetched, cancelled)

@@ -16,9 +16,9 @@ from torch import nn
 from transformers import ResNetConfig, SwinConfig
 
 from pwl_hf import PWLConfig, PWLForImageClassification, VGGConfig
+from pwl_hf.modeling.arrays.mapped import MappedFile
 from pwl_hf.modeling.graphs.index import INDEX_FILE, Graph, GraphIndex
 from pwl_hf.modeling.graphs.session import GraphSession, run_chain
-from pwl_hf.modeling.graphs.tensors import MappedFile
 from pwl_hf.modeling.repository.source import Repository
 from tests.tiny import tiny_images, tiny_model
 

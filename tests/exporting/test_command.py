@@ -256,7 +256,7 @@ def test_a_lost_answer_is_told_and_nothing_is_done_twice(hub, pushed, create_pr)
     count = len(hub.store.commits(pushed))
     with (
         hub.faulty(Fault("close", "/commit/", method="POST")),
-        pytest.raises(PublishError, match="answer about the commit was lost; look there whether the graphs have come"),
+        pytest.raises(PublishError, match="answer about the commit was lost; look there whether it was made"),
     ):
         attach(pushed, GRAPHS, create_pr=create_pr)
     assert len(hub.store.commits(pushed)) <= count + (not create_pr)

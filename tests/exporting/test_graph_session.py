@@ -14,9 +14,9 @@ from onnx import TensorProto, helper
 from safetensors.torch import save_file
 
 from pwl_hf import RepositoryError
+from pwl_hf.modeling.arrays.mapped import MappedFile
 from pwl_hf.modeling.graphs.index import Graph
 from pwl_hf.modeling.graphs.session import GraphSession, run_chain
-from pwl_hf.modeling.graphs.tensors import MappedFile
 from tests.exporting.helpers import mapped, read_index, run_stage, sessions, small_images
 
 FILE, OTHER = "a.safetensors", "b.safetensors"

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from pwl_hf import RepositoryError
-from pwl_hf.modeling.graphs.tensors import FORMATS, MappedFile
+from pwl_hf.modeling.arrays.mapped import FORMATS, MappedFile
 
 DTYPES = {
     "F64": torch.float64,

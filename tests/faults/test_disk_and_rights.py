@@ -12,7 +12,7 @@ import torch
 from huggingface_hub.errors import RepositoryNotFoundError
 
 from pwl_hf import FetchError, RepositoryError, SaveError
-from pwl_hf.modeling.parts.planning import PlannedFile
+from pwl_hf.modeling.parts.planning import FileContents, PlannedFile
 from pwl_hf.modeling.publishing import saving
 from tests.hub import Fault
 from tests.repository.helpers import INDEX, contents, load, logits, shard, tree
@@ -304,7 +304,7 @@ def test_size_limit_of_the_system_is_a_save_error_that_names_the_file(tmp_path):
             resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
             torch.set_num_threads(1)
             try:
-                planned = PlannedFile("w", 9999, None, lambda: {"a": torch.zeros(9999)})
+                planned = PlannedFile("w", 9999, None, lambda: FileContents({"a": torch.zeros(9999)}))
                 saving.write_tensors(tmp_path / "w", planned)
             except SaveError as error:
                 known = f"{tmp_path / 'w'} could not be written: the disk is full" in str(error)

@@ -78,8 +78,9 @@ def edit_json(path: Path, change: Callable[[Any], Any]) -> None:
 
 
 def fingerprint_of(index: dict) -> str:
-    """As the issue defines it: sha256 over the sorted paths and hashes of the weight files."""
+    """sha256 over the sorted paths and hashes of the weight files; a tier follows from them."""
     entries = [e for stage in index["stages"] for e in stage["files"]] + index.get("other_files", [])
+    entries = [e for e in entries if not e["path"].startswith(("quantised/", "refinements/"))]
     lines = sorted(f"{e['path']} {e['sha256']}\n" for e in entries)
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 

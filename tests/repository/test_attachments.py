@@ -62,6 +62,21 @@ def test_another_dtype_drops_them(attached, tmp_path):
     assert attachments(tmp_path / "wide") == set()
 
 
+def test_other_stages_drop_them_and_this_is_said(hub, repo_id, attached, tmp_path, caplog):
+    load(attached).push_to_hub(repo_id)
+    model = load(attached)
+    model.set_schedule(["SSSS", "SSTT", "TTTT"])
+    model.save_pretrained(tmp_path / "other")
+    assert "without the graphs" in caplog.text
+    assert attachments(tmp_path / "other") == set()
+    assert not (tmp_path / "other" / "onnx").exists()
+    model.push_to_hub(repo_id)
+    assert not {path for path in hub.store.files(repo_id) if path.startswith("onnx/")}
+    assert attachments(attached) == GRAPHS.keys()
+    model.save_pretrained(attached)
+    assert attachments(attached) == set()
+
+
 def test_a_push_sends_them_and_one_of_other_weights_removes_them(hub, repo_id, attached, tmp_path):
     load(attached).push_to_hub(repo_id)
     model = load(repo_id, cache_dir=tmp_path / "cache")

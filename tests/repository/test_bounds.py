@@ -61,7 +61,7 @@ DIFFERENT = [{**FILE, "path": f"{i}.safetensors"} for i in range(MAX_FILES + 1)]
 SHARED = {**FILE, "path": "teacher/shared-a.safetensors"}
 LONG_MASKS = [{"stage": k, "sources": letter * 10**6, "files": []} for k, letter in enumerate("ST")]
 BOMBS: dict[str, tuple[Callable[[], str], str]] = {
-    "one stage too many": (lambda: index(MAX_BLOCKS + 1, []), f"{MAX_BLOCKS + 1} stages"),
+    "one stage too many": (lambda: index(2 * MAX_BLOCKS + 1, []), f"{2 * MAX_BLOCKS + 1} stages"),
     "1600 stages": (lambda: index(1600, []), "1600 stages"),
     "1600 stages of version 1": (lambda: index(1600, [], reader=1), "1600 stages"),
     "masks of a million blocks": (lambda: index(1, [], stages=LONG_MASKS), "1000000 blocks"),

@@ -198,8 +198,8 @@ def test_newer_format_that_old_readers_may_read_is_read_as_what_they_know_of_it(
 
 @pytest.mark.parametrize("rest", ["kept", "changed beyond recognition"])
 def test_larger_min_reader_says_upgrade(rest):
-    data = {**example(), "min_reader": 3} if rest == "kept" else {"min_reader": 3, "blocks": "elsewhere"}
-    with pytest.raises(RepositoryError, match="format version 3, this one reads up to 2: upgrade pwl-hf"):
+    data = {**example(), "min_reader": 4} if rest == "kept" else {"min_reader": 4, "blocks": "elsewhere"}
+    with pytest.raises(RepositoryError, match="format version 4, this one reads up to 3: upgrade pwl-hf"):
         read(data)
 
 

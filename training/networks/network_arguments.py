@@ -99,6 +99,13 @@ class NetworkArguments:
             "their cross entropy is lower then; 0 for never."
         },
     )
+    quantised_tier: Literal[8, 4] | None = field(
+        default=None,
+        metadata={
+            "help": "Save the teacher in low precision too, of so many bits, with stages that go by it; nothing more "
+            "is trained for it."
+        },
+    )
     image_size: int | None = field(
         default=None, metadata={"help": "Pixels a side that images are resized to, if the teacher has no processor."}
     )

@@ -107,7 +107,7 @@ class CheckpointWriter:
         if planned.entry is not None:
             if planned.entry.sha256 != entry.sha256 or not _is_whole_file(copy, entry):
                 return None
-        elif planned.tensors is None or not _holds(copy, planned.tensors()):
+        elif planned.tensors is None or not _holds(copy, planned.tensors().tensors):
             return None
         if target.exists() and copy.samefile(target):
             return entry

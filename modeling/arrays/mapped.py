@@ -8,7 +8,7 @@ import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,10 +41,12 @@ FORMATS = {
     "U8": Format("<u1", 2),
     "BOOL": Format("<?", 9),
 }
+# What the safetensors format calls the floating dtypes.
+CODES = {"float16": "F16", "bfloat16": "BF16", "float32": "F32", "float64": "F64"}
 
 
 @dataclass(frozen=True)
-class Place:
+class TensorPlace:
     """Where a tensor lies in a file.
 
     Args:
@@ -63,6 +65,19 @@ class Place:
     def format(self) -> Format:
         """How its values are read."""
         return FORMATS[self.dtype]
+
+
+class TensorFile(Protocol):
+    """Tensors by name, and what each is."""
+
+    @property
+    def places(self) -> Mapping[str, TensorPlace]:
+        """Where each tensor lies, or would lie in its own file."""
+        ...
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        """A tensor."""
+        ...
 
 
 class MappedFile(Mapping[str, NDArray[Any]]):
@@ -84,7 +99,7 @@ class MappedFile(Mapping[str, NDArray[Any]]):
     """
 
     def __init__(self, local: Path) -> None:
-        self.places = _read_header(local)
+        self.places = read_header(local).places
         self._bytes: NDArray[np.uint8] = np.memmap(local, mode="r", dtype=np.uint8)
 
     def __getitem__(self, name: str) -> NDArray[Any]:
@@ -99,7 +114,24 @@ class MappedFile(Mapping[str, NDArray[Any]]):
         return len(self.places)
 
 
-def _read_header(local: Path) -> dict[str, Place]:
+class Header(NamedTuple):
+    """What a safetensors file says of itself.
+
+    Args:
+        places: Where each tensor lies, by name.
+        metadata: Its texts, by name.
+    """
+
+    places: dict[str, TensorPlace]
+    metadata: dict[str, str]
+
+
+def read_header(local: Path) -> Header:
+    """Read the header of a safetensors file.
+
+    Raises:
+        RepositoryError: If it is none, or holds a dtype that is not read here.
+    """
     size = local.stat().st_size
     try:
         with local.open("rb") as file:
@@ -107,16 +139,17 @@ def _read_header(local: Path) -> dict[str, Place]:
             if length > min(MAX_TEXT_BYTES, size):
                 raise ValueError(f"its header would be {length} bytes long")
             header = json.loads(file.read(length))
-        return {n: _place(item, 8 + length, size) for n, item in header.items() if n != "__metadata__"}
+        metadata = header.pop("__metadata__", {})
+        return Header({name: _place(item, 8 + length, size) for name, item in header.items()}, dict(metadata))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, struct.error) as error:
         raise RepositoryError(f"{local} is no safetensors file that can be read: {error}") from error
 
 
-def _place(item: Mapping[str, Any], start: int, size: int) -> Place:
+def _place(item: Mapping[str, Any], start: int, size: int) -> TensorPlace:
     dtype, shape, (begin, end) = item["dtype"], tuple(item["shape"]), item["data_offsets"]
     if dtype not in FORMATS:
         raise ValueError(f"it holds a tensor of dtype {dtype!r:.20}, expected one of {', '.join(FORMATS)}")
     whole = all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in (*shape, begin, end))
     if not whole or end - begin != math.prod(shape) * np.dtype(FORMATS[dtype].numpy).itemsize or start + end > size:
         raise ValueError(f"a tensor of shape {list(shape)!r:.100} cannot lie at bytes {begin!r:.20} to {end!r:.20}")
-    return Place(dtype, shape, start + begin, end - begin)
+    return TensorPlace(dtype, shape, start + begin, end - begin)
