@@ -6,6 +6,7 @@ import typer
 
 from benchmarks.digits import digits
 from benchmarks.exporting import export
+from benchmarks.real.command import real
 from benchmarks.recipes.command import cards, choosing, recipes
 from benchmarks.rungs import rungs
 from benchmarks.speed.command import speed
@@ -18,6 +19,7 @@ app.command()(choosing)
 app.command()(digits)
 app.command()(export)
 app.command()(rungs)
+app.command()(real)
 
 
 @app.callback()

@@ -10,7 +10,6 @@ import typer
 
 app = typer.Typer(
     name="pwl-hf",
-    help="Progressive Weight Loading: models that answer after their first shard and grow into their teacher.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
@@ -34,6 +33,24 @@ RemoteCode = Annotated[
     ),
 ]
 License = Annotated[str | None, typer.Option(help="The licence for the model card; the teacher's by default.")]
+
+
+@app.callback()
+def families(
+    family_module: Annotated[
+        str | None,
+        typer.Option(
+            help="A Python module of yours, by name or file, that registers families (register_family); it is imported "
+            "first.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Progressive Weight Loading: models that answer after their first shard and grow into their teacher."""
+    if family_module is not None:
+        from pwl_hf.own_families import import_families
+
+        import_families(family_module)
 
 
 @app.command()

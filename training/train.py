@@ -24,6 +24,7 @@ from typing import Any
 from pwl_hf import PWLForImageClassification
 from pwl_hf.data.processing import channels_of
 from pwl_hf.modeling.repository.output_folder import check_output, paths_of_save
+from pwl_hf.own_families import import_families
 from pwl_hf.training.assembly import assemble, begin_as_teacher, checkpoint_of
 from pwl_hf.training.command_line import CommandLine, Parsed, told_in_a_line, write_options
 from pwl_hf.training.data_arguments import DataArguments
@@ -66,6 +67,8 @@ def train(parsed: Parsed) -> list[float]:
         TrainingError: If loss or weights are no longer finite; nothing of that is saved, measured or pushed.
     """
     networks, data, objective_arguments, gradients, args = parsed.parts
+    if networks.family_module is not None:
+        import_families(networks.family_module)
     folder, checkpoint = Path(args.output_dir), checkpoint_of(args)
     # Before anything is loaded or trained: what could not be saved at the end.
     given = [name for name in (networks.teacher, networks.student) if name is not None]

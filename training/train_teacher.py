@@ -25,6 +25,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from pwl_hf.modeling import OverwriteError
 from pwl_hf.modeling.repository.layout import CONFIG_FILE, MANIFEST_FILE, PROCESSOR_FILE, STUDENT_FILE
 from pwl_hf.modeling.repository.output_folder import check_output
+from pwl_hf.own_families import import_families
 from pwl_hf.training.command_line import RUN_FILE, CommandLine, Parsed, told_in_a_line, write_options
 from pwl_hf.training.data_arguments import DataArguments
 from pwl_hf.training.networks.network_arguments import TeacherArguments
@@ -58,6 +59,8 @@ def train_teacher(parsed: Parsed) -> dict[str, float]:
         TrainingError: If loss or weights are no longer finite; nothing of that is saved, measured or pushed.
     """
     teacher, data, args = parsed.parts
+    if teacher.family_module is not None:
+        import_families(teacher.family_module)
     _check_output(Path(args.output_dir), teacher.model)
     trainer, metrics = fit_teacher(teacher, data, args, resume=args.resume_from_checkpoint)
     trainer.save_model()

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -19,10 +19,14 @@ from benchmarks.recipes.workplace import Workplace
 from benchmarks.store import Store
 
 _TABLE = Annotated[
-    str, typer.Argument(help="A table of the definitions: headline, narrow, order, objective, cost, objective-cost.")
+    str,
+    typer.Argument(
+        help="A table of the definitions: headline, narrow, order, objective, cost, objective-cost, full, real."
+    ),
 ]
 _STORE = Annotated[Path, typer.Option(help="The JSON file of all results; tables are written beside it.")]
 _DATA = Annotated[Path | None, typer.Option(help="The folder of the data's files, such as train.parquet.")]
+_WEIGHTS = Annotated[Path | None, typer.Option(help="The folder of published weights, for pairs that have such.")]
 _WORK = Annotated[Path, typer.Option(help="Where teachers and models are trained and kept.")]
 _ONLY = Annotated[list[str] | None, typer.Option(help="PAIR/RECIPE, with * and ?; may be given several times.")]
 _SEEDS = Annotated[str, typer.Option(help="Seeds, with commas between them.")]
@@ -34,6 +38,7 @@ def recipes(
     table: _TABLE,
     store: _STORE = Path("model_cards/results.json"),
     data: _DATA = None,
+    weights: _WEIGHTS = None,
     work: _WORK = _WORK_FOLDER,
     seeds: _SEEDS = "0,1,2",
     only: _ONLY = None,
@@ -54,11 +59,13 @@ def recipes(
     failed: dict[str, str] = {}
     if not table_only:
         for section in asked.sections:
-            _refused_as_option(check_files, defined.data[defined.pairs[section.pair].data].files, data)
+            pair = defined.pairs[section.pair]
+            refuse_other_files(defined.data[pair.data].files, data, "data")
+            refuse_other_files(pair.weights, weights, "weights")
         # Asked to end, a process must end its children too.
         signal.signal(signal.SIGTERM, interrupt)
         with Children(threads) as children:
-            workplace = Workplace(work, data, children)
+            workplace = Workplace(work, data, children, weights)
             if asked.form == "cost":
                 failed = _rounds(defined, asked, results, workplace, only or [])
             else:
@@ -68,6 +75,8 @@ def recipes(
                 if asked.times and not only:
                     failed |= _rounds(defined, defined.tables[asked.times], results, workplace, [])
     command = f"python -m benchmarks recipes {table} --store {store} --data DATA"
+    if any(defined.pairs[section.pair].weights for section in asked.sections):
+        command = f"{command} --weights WEIGHTS"
     if asked.form == "cost":
         text = render_costs(defined, asked, results.read("rounds"), command)
     else:
@@ -114,6 +123,7 @@ def cards(
         pair = defined.pairs[run.pair]
         titles = {"pair": f"{pair.title}; {pair.schedule}", "recipe": defined.recipes[run.recipe].title}
         command = f"python -m benchmarks recipes {table} --only {run.pair}/{run.recipe} --seeds {run.seed} --data DATA"
+        command += " --weights WEIGHTS" if pair.weights else ""
         path = publish_card(run, stored[run.key], titles, command, Workplace(work, None, _nothing), store.parent)
         typer.echo(path)
 
@@ -174,11 +184,12 @@ def seeds_of(seeds: str) -> list[int]:
         raise typer.BadParameter(f"seeds are whole numbers with commas, got {seeds!r}", param_hint="--seeds") from None
 
 
-def _refused_as_option(check: Any, *arguments: Any) -> None:
+def refuse_other_files(files: Mapping[str, str], folder: Path | None, option: str) -> None:
+    """Refuse a folder of `--data` or `--weights` that lacks the files of the definitions, or has others."""
     try:
-        check(*arguments)
+        check_files(files, folder, option)
     except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="--data") from None
+        raise typer.BadParameter(str(error), param_hint=f"--{option}") from None
 
 
 def _report(line: str) -> None:
@@ -186,7 +197,7 @@ def _report(line: str) -> None:
 
 
 def interrupt(*_: object) -> None:
-    """What a signal does that asks the process to end: as an interrupt does."""
+    """End a process that was asked to end, and its children with it: a handler of SIGTERM."""
     raise KeyboardInterrupt
 
 

@@ -1,8 +1,8 @@
 """What is compared: data, pairs of networks, recipes and tables, read from YAML and checked before anything runs.
 
 Options are those of `training/train_teacher.py`, `training/train.py` and `pwl-hf evaluate`, by their names; this
-package knows no list of them. Where a value says `{data}`, the folder given with `--data` is put in; where it says
-`{teacher}`, a folder that all runs with the same teacher share.
+package knows no list of them. Where a value says `{data}` or `{weights}`, the folder given with `--data` or
+`--weights` is put in; where it says `{teacher}`, a folder that all runs with the same teacher share.
 """
 
 from __future__ import annotations
@@ -49,9 +49,12 @@ class Pair:
     Args:
         title: Networks and sizes, in words.
         data: The name of the data.
-        teacher: Options of `training/train_teacher.py`: network, images, epochs, optimizer. The seed is among them.
+        teacher: Options of `training/train_teacher.py`: network, images, epochs, optimizer. The seed is among them. Or
+            those of `published`.
         training: Options of `training/train.py` that all recipes share: the student, images, epochs, optimizer.
         evaluate: Options of `pwl-hf evaluate`.
+        published: The module that makes the teacher of published weights, in place of a training.
+        weights: The SHA-256 of each file of these below the folder given with `--weights`.
     """
 
     title: str
@@ -59,6 +62,8 @@ class Pair:
     teacher: Options
     training: Options
     evaluate: Options = field(default_factory=dict)
+    published: str | None = None
+    weights: dict[str, str] = field(default_factory=dict)
 
     @property
     def num_blocks(self) -> int:
@@ -68,7 +73,8 @@ class Pair:
     @property
     def schedule(self) -> str:
         """How long teacher and students are trained, in words."""
-        return f"the teacher trained on {_schedule(self.teacher)}, all else on {_schedule(self.training)}"
+        teacher = "published" if self.published else f"trained on {_schedule(self.teacher)}"
+        return f"the teacher {teacher}, all else trained on {_schedule(self.training)}"
 
 
 @dataclass(frozen=True)

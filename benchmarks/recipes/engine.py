@@ -76,12 +76,13 @@ def fill(
     return failed
 
 
-def check_files(files: Mapping[str, str], folder: Path | None) -> None:
-    """Refuse data files that are not those of the definitions.
+def check_files(files: Mapping[str, str], folder: Path | None, option: str = "data") -> None:
+    """Refuse files that are not those of the definitions.
 
     Args:
         files: The SHA-256 of each file.
         folder: Their folder.
+        option: What gives the folder: `data` or `weights`.
 
     Raises:
         ValueError: If no folder is given, a file is missing or has other bytes.
@@ -89,7 +90,7 @@ def check_files(files: Mapping[str, str], folder: Path | None) -> None:
     if not files:
         return
     if folder is None:
-        raise ValueError(f"the data's folder is needed, with {', '.join(files)}: give --data DIR")
+        raise ValueError(f"the folder of {option} is needed, with {', '.join(files)}: give --{option} DIR")
     for name, wanted in files.items():
         path = folder / name
         if not path.is_file():
@@ -98,5 +99,5 @@ def check_files(files: Mapping[str, str], folder: Path | None) -> None:
         if found != wanted:
             raise ValueError(
                 f"{path} is not the file that the definitions name: its SHA-256 is {found}, not {wanted}. "
-                "Results of other data are other results: define data of its own"
+                f"Results of other {option} are other results: define them by a name of their own"
             )

@@ -19,10 +19,10 @@ class Training:
 
     Args:
         name: What it is called in logs and as a folder.
-        script: The module that trains: `train_teacher` or `train`.
-        options: All options given to it, without paths: `{data}` stands for the data's folder, `{teacher}` for that of
-            the teacher's training.
-        files: The SHA-256 of the data's files.
+        script: The module that trains: `train_teacher` or `train` of the library, or one by its whole name.
+        options: All options given to it, without paths: `{data}` stands for the data's folder, `{weights}` for that of
+            published weights, `{teacher}` for that of the teacher's training.
+        files: The SHA-256 of the files that it reads.
         teacher: The training of its teacher, if the script needs one.
     """
 
@@ -76,8 +76,11 @@ class Run:
 
 def teacher_of(definitions: Definitions, pair: str) -> Training:
     """The training of a pair's teacher: one for all recipes and seeds, and for all pairs that say the same of it."""
-    data = definitions.data[definitions.pairs[pair].data]
-    options = data.options | definitions.pairs[pair].teacher
+    entry = definitions.pairs[pair]
+    if entry.published is not None:
+        return Training("published-teacher", entry.published, entry.teacher, entry.weights)
+    data = definitions.data[entry.data]
+    options = data.options | entry.teacher
     return Training(f"{options.get('model_type', 'given')}-teacher", "train_teacher", options, data.files)
 
 

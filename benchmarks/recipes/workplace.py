@@ -32,11 +32,13 @@ class Workplace:
         folder: The folder.
         data: The folder of the data's files, for `{data}` in options.
         execute: Runs a command.
+        weights: The folder of published weights, for `{weights}` in options.
     """
 
-    def __init__(self, folder: Path, data: Path | None, execute: Execute) -> None:
+    def __init__(self, folder: Path, data: Path | None, execute: Execute, weights: Path | None = None) -> None:
         self._folder = folder.resolve()
-        self._data = data.resolve() if data is not None else None
+        given = {"data": data, "weights": weights}
+        self._places = {name: place.resolve() if place is not None else None for name, place in given.items()}
         self._execute = execute
 
     def train(self, training: Training, *, again: bool = False) -> Path:
@@ -58,7 +60,7 @@ class Workplace:
                 return model
             (place / "done.json").unlink(missing_ok=True)
             shutil.rmtree(model, ignore_errors=True)
-            places = {"data": self._data}
+            places = dict(self._places)
             given: Options = {"output_dir": str(model)}
             if training.teacher is not None:
                 given["teacher"] = str(self.train(training.teacher))
@@ -66,7 +68,8 @@ class Workplace:
             options = filled(training.options, places) | given
             recipe = place / "recipe.yaml"
             recipe.write_text(yaml.safe_dump(options, sort_keys=False), encoding="utf-8")
-            command = [sys.executable, "-m", f"pwl_hf.training.{training.script}", str(recipe)]
+            script = training.script if "." in training.script else f"pwl_hf.training.{training.script}"
+            command = [sys.executable, "-m", script, str(recipe)]
             self._execute(command, place / "log.txt")
             result = read_training(model) | {"command": self._shown(command)}
             write_text(place / "done.json", json.dumps(result, indent=1) + "\n")
@@ -95,8 +98,9 @@ class Workplace:
         model = self.train(run.training)
         place = self._place(run.training)
         output = place / "evaluation.json"
-        options = filled(run.evaluate, {"data": self._data}) | {"output": str(output), "quiet": True}
-        command = [sys.executable, "-m", "pwl_hf.cli", "evaluate", str(model), *flags(options)]
+        options = filled(run.evaluate, self._places) | {"output": str(output), "quiet": True}
+        own = flags({"family_module": run.training.options.get("family_module")})
+        command = [sys.executable, "-m", "pwl_hf.cli", *own, "evaluate", str(model), *flags(options)]
         with FileLock(place / ".lock"):
             output.unlink(missing_ok=True)
             self._execute(command, place / "log.txt")
@@ -128,7 +132,9 @@ class Workplace:
     def _shown(self, command: Sequence[str]) -> str:
         """A command as it can be published: the folders by what they are."""
         text = shlex.join(["python", *command[1:]]).replace(str(self._folder), "WORK")
-        return text.replace(str(self._data), "DATA") if self._data is not None else text
+        for name, place in self._places.items():
+            text = text.replace(str(place), name.upper()) if place is not None else text
+        return text
 
 
 def flags(options: Options) -> list[str]:

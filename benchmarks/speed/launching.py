@@ -63,15 +63,15 @@ def fresh(task: Task, environment: Mapping[str, str]) -> Run:
     return _run(start, seconds, marks)
 
 
-def fresh_from_empty_cache(place: Place, hub: Hub, task: Task) -> Run:
+def fresh_from_empty_cache(data: Path, hub: Hub, task: Task) -> Run:
     """Do a task in a fresh process with a Hub cache of its own.
 
     Args:
-        place: Where the cache is made.
+        data: The folder in which the cache is made.
         hub: The Hub that the task loads from.
         task: The task, without a cache.
     """
-    with TemporaryDirectory(dir=place.data) as home:
+    with TemporaryDirectory(dir=data) as home:
         return fresh(task, hub.environment(Path(home)))
 
 

@@ -245,6 +245,14 @@ class Family(ABC):
     def head(self, config: PreTrainedConfig, get: GetModule) -> Callable[[Features], torch.Tensor]:
         """A callable from the last features to logits (B, num_labels)."""
 
+    def carried(self, config: PreTrainedConfig, level: int) -> int | None:
+        """Where the channels of the level before stand in the stream of `level` (from 1), one after the other.
+
+        For shortcuts without parameters, which carry them over as they are. None where a projection leads from one
+        level to the next.
+        """
+        return None
+
     def segment(
         self, config: PreTrainedConfig, cuts: Sequence[int], first: int, last: int, get: Callable[[int], GetModule]
     ) -> Segment:

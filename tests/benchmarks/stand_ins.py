@@ -108,7 +108,7 @@ class Scripts:
 
     def _evaluate(self, command) -> None:
         given = dict(itertools.pairwise(command))
-        options = json.loads((Path(command[4]) / "options.json").read_text())
+        options = json.loads((Path(command[command.index("evaluate") + 1]) / "options.json").read_text())
         n = options["num_blocks"]
         rows = masks.stages(n)
         if given["--orders"] == "all":

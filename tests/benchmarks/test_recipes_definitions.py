@@ -70,7 +70,9 @@ def test_every_run_is_of_options_that_its_script_takes(tmp_path, script):
     runs = every_run()
     trainings = [run.training if script is train else run.training.teacher for run in runs]
     line = script.command_line()
-    for training in {training.key: training for training in trainings}.values():
+    # Published weights have a script of their own.
+    given = {training.key: training for training in trainings if training.script == script.__name__.rpartition(".")[2]}
+    for training in given.values():
         options = filled(training.options, {"data": tmp_path, "teacher": tmp_path}) | {"output_dir": str(tmp_path)}
         recipe = tmp_path / f"{training.key}.yaml"
         recipe.write_text(yaml.safe_dump(options | ({"teacher": "teacher"} if script is train else {})))

@@ -12,9 +12,9 @@ import pytest
 import yaml
 
 from benchmarks.recipes.definitions import load_definitions
-from benchmarks.recipes.engine import check_files
+from benchmarks.recipes.engine import check_files, fill
 from benchmarks.recipes.runs import filled, run_of, runs_of
-from benchmarks.recipes.workplace import flags
+from benchmarks.recipes.workplace import Workplace, flags
 from benchmarks.store import Store
 from tests.benchmarks.stand_ins import DEFINITIONS, Scripts, run_all, write_definitions
 
@@ -47,6 +47,40 @@ def test_training_gets_the_teacher_the_data_and_the_seed(definitions, tmp_path):
     assert given["seed"] == 7
     assert given["dataset"] == str(tmp_path / "data" / "toy")
     assert json.loads((Path(given["teacher"]) / "options.json").read_text())["seed"] == 1
+
+
+def test_published_weights_are_the_teacher_of_a_family_of_ones_own(tmp_path):
+    pair = DEFINITIONS["pairs"]["small"] | {
+        "published": "my.published",
+        "weights": {"w.safetensors": "0"},
+        "teacher": {"weights": "{weights}/w.safetensors"},
+        "training": {"num_blocks": 3, "family_module": "my.family"},
+    }
+    definitions = load_definitions(
+        write_definitions(tmp_path / "definitions", {"pairs": DEFINITIONS["pairs"] | {"small": pair}})
+    )
+    scripts, store = Scripts(), Store(tmp_path / "results.json")
+    workplace = Workplace(tmp_path / "work", tmp_path / "data", scripts, tmp_path / "weights")
+    (run,) = runs_of(definitions, definitions.tables["orders"], [0], ["small/ours"])
+    assert fill([run], store, workplace, jobs=1, report=lambda _: None) == {}
+    assert [command[2] for command in scripts.commands] == ["my.published", "pwl_hf.training.train", "pwl_hf.cli"]
+    assert scripts.commands[2][3:6] == ["--family-module", "my.family", "evaluate"]
+    made, trained = scripts.options
+    # Of the teacher, no data: its files are those of the weights.
+    assert made == {"weights": str(tmp_path / "weights" / "w.safetensors"), "output_dir": trained["teacher"]}
+    assert run.training.teacher.files == {"w.safetensors": "0"}
+    assert "the teacher published, all else trained on" in definitions.pairs["small"].schedule
+    text = (tmp_path / "results.json").read_text()
+    assert str(tmp_path) not in text
+
+
+def test_other_weights_make_another_teacher(tmp_path):
+    keys = set()
+    for name, digest in (("a", "0"), ("b", "1")):
+        pair = DEFINITIONS["pairs"]["small"] | {"published": "my.published", "weights": {"w.safetensors": digest}}
+        changed = {"pairs": DEFINITIONS["pairs"] | {"small": pair}}
+        keys.add(run_of(load_definitions(write_definitions(tmp_path / name, changed)), "small", "ours", 0).key)
+    assert len(keys) == 2
 
 
 def test_store_holds_no_path_of_the_machine(definitions, tmp_path):
@@ -216,3 +250,5 @@ def test_other_bytes_of_the_data_are_refused(tmp_path):
         check_files({"b.parquet": "0" * 64}, tmp_path)
     with pytest.raises(ValueError, match="--data"):
         check_files({"a.parquet": "0" * 64}, None)
+    with pytest.raises(ValueError, match="the folder of weights is needed, with a: give --weights DIR"):
+        check_files({"a": "0" * 64}, None, "weights")

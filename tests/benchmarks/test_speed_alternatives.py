@@ -28,7 +28,7 @@ from benchmarks.speed.measures.alternatives import (
     Way,
     ways,
 )
-from benchmarks.speed.measures.alternatives_files import INT8, SCALE, dequantised, quantised
+from benchmarks.speed.measures.alternatives_forms import INT8, SCALE, dequantised, quantised
 from benchmarks.speed.pairs import Pair, pairs, repository
 from benchmarks.speed.peers import CHECKOUT
 from benchmarks.speed.plots.timeline import draw

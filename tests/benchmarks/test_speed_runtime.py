@@ -42,9 +42,9 @@ def test_process_of_the_runtime_imports_no_more_than_a_user_of_it(tiny, tmp_path
 def test_runtime_asks_the_hub_for_its_student_alone_and_then_for_its_stages(tiny, tmp_path):
     tiny.exported()
     with serving_pair(tiny, latency=0.0) as hub:
-        first = fresh_from_empty_cache(tiny, hub, task(RUNTIME_CLASS, PWL))
+        first = fresh_from_empty_cache(tiny.data, hub, task(RUNTIME_CLASS, PWL))
         assert {asked.file for asked in hub.take() if asked.file} == STUDENT_FILES
-        whole = fresh_from_empty_cache(tiny, hub, task(RUNTIME_CLASS, PWL, "stream"))
+        whole = fresh_from_empty_cache(tiny.data, hub, task(RUNTIME_CLASS, PWL, "stream"))
         files = {asked.file for asked in hub.take() if asked.file}
     assert {"onnx/tail-TS.onnx", "onnx/teacher-00002.onnx"} | STUDENT_FILES < files
     assert "teacher/model.onnx" not in files
@@ -57,7 +57,7 @@ def test_runtime_asks_the_hub_for_its_student_alone_and_then_for_its_stages(tiny
 def test_plain_session_is_of_the_teacher_and_asks_the_hub_for_nothing_else(tiny):
     with serving_pair(tiny, latency=0.0) as hub:
         tiny.exported()
-        fresh_from_empty_cache(tiny, hub, task(SESSION_CLASS, PWL))
+        fresh_from_empty_cache(tiny.data, hub, task(SESSION_CLASS, PWL))
         files = {asked.file for asked in hub.take() if asked.file}
     assert {name for name in files if name.endswith(".onnx")} == {"teacher/model.onnx"}
     assert {Path(name).parent.name for name in files} == {"teacher"}

@@ -70,7 +70,8 @@ def test_only_onnxruntime_is_needed_for_the_teacher(folder):
 
 def test_commands_and_options_exist(tmp_path, monkeypatch, run):
     commands = get_command(app).commands
-    options = {option for parameter in commands["export"].params for option in parameter.opts}
+    parameters = [*commands["export"].params, *get_command(app).params]
+    options = {option for parameter in parameters for option in parameter.opts}
     assert {"--image-size", "--create-pr", "-o"} <= options
     named = set(re.findall(r"(--[a-z][a-z-]+)", TEXT)) - {"--local-dir"}
     assert named <= options

@@ -49,11 +49,13 @@ class PatchNetForImageClassification(PreTrainedModel):
         self.classifier = nn.Linear(config.width, config.num_labels)
         self.post_init()
 
-    def forward(self, pixel_values: torch.Tensor) -> ImageClassifierOutput:
+    def forward(self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None) -> ImageClassifierOutput:
         hidden = self.patches(pixel_values).flatten(2).transpose(1, 2)
         for layer in self.layers:
             hidden = layer(hidden)
-        return ImageClassifierOutput(logits=self.classifier(hidden.mean(1)))
+        logits = self.classifier(hidden.mean(1))
+        loss = None if labels is None else self.loss_function(labels, logits, self.config)
+        return ImageClassifierOutput(loss=loss, logits=logits)
 
 
 class PatchNetFamily(Family):

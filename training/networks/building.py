@@ -32,7 +32,7 @@ from transformers.utils.constants import (
 from pwl_hf.data.processing import channels_of, check_channels, to_tensor
 from pwl_hf.evaluation.labels import check_one_label
 from pwl_hf.modeling import PWLForImageClassification
-from pwl_hf.modeling.families.registry import family_of
+from pwl_hf.modeling.families.registry import OWN_CONFIGS, family_of
 from pwl_hf.modeling.parts import construction
 from pwl_hf.modeling.sources import Role
 from pwl_hf.training.networks.network_arguments import NetworkArguments, TeacherArguments
@@ -54,12 +54,26 @@ def read_config(name: str) -> PreTrainedConfig:
     """
     path = Path(name)
     if path.suffix != ".json":
-        return AutoConfig.from_pretrained(name)
+        return _known_config(name)
     values = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(values, dict) or not isinstance(values.get("model_type"), str):
         raise ValueError(f"{path} must be a config with a model_type")
-    config: PreTrainedConfig = AutoConfig.for_model(**values)
+    config = _config_of(**values)
     family_of(config)
+    return config
+
+
+def _known_config(name: str) -> PreTrainedConfig:
+    """The config of a folder or Hub id; AutoConfig alone knows none of the user's own families."""
+    model_type = PreTrainedConfig.get_config_dict(name)[0].get("model_type")
+    own = OWN_CONFIGS.get(model_type) if isinstance(model_type, str) else None
+    return AutoConfig.from_pretrained(name) if own is None else own.from_pretrained(name)
+
+
+def _config_of(model_type: str, **values: Any) -> PreTrainedConfig:
+    """A config of these values."""
+    own = OWN_CONFIGS.get(model_type)
+    config: PreTrainedConfig = AutoConfig.for_model(model_type, **values) if own is None else own(**values)
     return config
 
 
@@ -126,7 +140,7 @@ def load_network(
         ValueError: If its family cannot be cut; if it has another number of labels, or does not choose one of several.
         RepositoryError: If its checkpoint lacks tensors, has some that would be lost, or holds NaN or infinity.
     """
-    config = AutoConfig.from_pretrained(name)
+    config = _known_config(name)
     family_of(config)
     # Whatever dtype it is stored in: it is trained, or trained with, in full precision.
     options: dict[str, Any] = {"dtype": torch.float32}
@@ -157,9 +171,7 @@ def new_teacher(arguments: TeacherArguments, label_names: Sequence[str]) -> PreT
     if arguments.model is not None:
         allowed = arguments.allow_new_head
         return load_network(arguments.model, label_names, replace_head=True, allow_new_head=allowed)
-    base = (
-        AutoConfig.for_model(str(arguments.model_type)) if arguments.config is None else read_config(arguments.config)
-    )
+    base = _config_of(str(arguments.model_type)) if arguments.config is None else read_config(arguments.config)
     overrides = parse_pairs(arguments.config_overrides or (), "config_overrides")
     return fresh(with_labels(derived_config(base, overrides), label_names))
 

@@ -94,9 +94,7 @@ def inherit(
     if converters:
         begin_converters(model, slices)
     mine, theirs = model.student, model.teacher
-    same = {
-        path for path, of in pairs.items() if _shapes(mine.get_submodule(path)) == _shapes(theirs.get_submodule(of))
-    }
+    same = {path for path, of in pairs.items() if _equal(mine.get_submodule(path), theirs.get_submodule(of))}
     found = Inheritance(
         {path: of for path, of in pairs.items() if path in same},
         {path: of for path, of in pairs.items() if path not in same},
@@ -148,8 +146,10 @@ def _is_numbered(path: str) -> bool:
     return path.rpartition(".")[2].isdigit()
 
 
-def _shapes(module: torch.nn.Module) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+def _equal(own: torch.nn.Module, other: torch.nn.Module) -> bool:
+    """Whether a module is a copy of another: channels may be as many, and in another order."""
+    given = other.state_dict()
+    return all(torch.equal(tensor, given[name]) for name, tensor in own.state_dict().items())
 
 
 def _has(network: torch.nn.Module, path: str) -> bool:

@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 _OVERRIDES = "as NAME=VALUE ..., VALUE in JSON (in a recipe: a mapping)"
+_FAMILY_MODULE = (
+    "A Python module of yours, by name or file, that registers families (register_family); it is imported first."
+)
 
 
 @dataclass
@@ -106,6 +109,7 @@ class NetworkArguments:
     image_size: int | None = field(
         default=None, metadata={"help": "Pixels a side that images are resized to, if the teacher has no processor."}
     )
+    family_module: str | None = field(default=None, metadata={"help": _FAMILY_MODULE})
 
     def __post_init__(self) -> None:
         sources = ("teacher", "student", "student_preset", "student_config_overrides", "init_student_from_teacher")
@@ -163,6 +167,7 @@ class TeacherArguments:
         default=None,
         metadata={"help": "Pixels a side that images are resized to, if the network has no image processor."},
     )
+    family_module: str | None = field(default=None, metadata={"help": _FAMILY_MODULE})
 
     def __post_init__(self) -> None:
         given = [name for name in ("model", "config", "model_type") if getattr(self, name) is not None]

@@ -48,7 +48,7 @@ def preset_overrides(name: str, teacher: PreTrainedConfig) -> dict[str, Any]:
         teacher: A config of any family that can be cut.
 
     Raises:
-        ValueError: For an unknown name or family.
+        ValueError: For an unknown name or family, and for a family of the user's own.
 
     Example:
 
@@ -58,8 +58,13 @@ def preset_overrides(name: str, teacher: PreTrainedConfig) -> dict[str, Any]:
     """
     if name not in PRESETS:
         raise ValueError(f"student_preset must be one of {', '.join(PRESETS)}, got {name!r}")
-    preset = PRESETS[name]
-    return _FAMILIES[family_of(teacher).model_type](teacher, preset)
+    preset, model_type = PRESETS[name], family_of(teacher).model_type
+    if model_type not in _FAMILIES:
+        raise ValueError(
+            f"student_preset={name}: presets know no sizes of model_type {model_type!r}, a family of your own: give "
+            "student_config_overrides"
+        )
+    return _FAMILIES[model_type](teacher, preset)
 
 
 def _part(whole: int, part: Fraction, multiple: int = 1) -> int:

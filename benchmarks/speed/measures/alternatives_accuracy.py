@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.speed.figures import Figure, Measured, Place
 from benchmarks.speed.measures.alternatives import BF16_WAY, INT8_WAY, PWL_WAY, STUDENT_WAY, TEACHER_WAY, ways
-from benchmarks.speed.measures.alternatives_files import BF16, INT8
+from benchmarks.speed.measures.alternatives_forms import BF16, INT8
 from pwl_hf import PWLForImageClassification
 from pwl_hf.modeling.repository.layout import MANIFEST_FILE, STUDENT_FILE
 from pwl_hf.modeling.repository.manifest import Manifest

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -19,18 +18,11 @@ from safetensors.torch import save_file
 
 from benchmarks.speed.figures import Place
 from benchmarks.speed.hub import plain_teacher
+from benchmarks.speed.measures.alternatives_forms import BF16, BOTH, INT8, MODULES, STUDENT_CONFIG, quantised
 from pwl_hf.modeling.families.registry import family_of
-
-INT8, BF16, MODULES = "int8.safetensors", "bf16", "modules.safetensors"
-BOTH, STUDENT_CONFIG = "both.safetensors", "student.json"
 
 # accelerate asks for it.
 _METADATA = {"format": "pt"}
-
-# Of a quantised tensor: its scales are beside it under its name and this.
-SCALE = ":scale"
-# Matrices of linear layers and kernels of convolutions; embeddings of positions, norms and biases are a percent of all.
-_QUANTISED_DIMENSIONS = (2, 4)
 
 
 def alternatives(place: Place) -> Path:
@@ -53,38 +45,3 @@ def alternatives(place: Place) -> Path:
         both = {f"{part}.{name}": tensor for part, state in states.items() for name, tensor in state.items()}
         save_file(both, folder / BOTH, metadata=_METADATA)
     return folder
-
-
-def quantised(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A network's tensors with matrices and kernels in int8: per output channel, symmetric, nearest.
-
-    Args:
-        state: Tensors by name, of floating point where they have 2 or 4 dimensions.
-
-    Returns:
-        Those in int8, (out, ...), with their scales in fp32, (out,), under the name and `SCALE`; the rest as it is.
-    """
-    found: dict[str, torch.Tensor] = {}
-    for name, tensor in state.items():
-        if tensor.dim() not in _QUANTISED_DIMENSIONS:
-            found[name] = tensor.contiguous()
-            continue
-        largest = tensor.abs().flatten(1).amax(dim=1).float()
-        # A channel of zeros stays one.
-        scale = torch.where(largest > 0, largest / 127, torch.ones_like(largest))
-        found[name] = (tensor / _along(scale, tensor)).round().to(torch.int8)
-        found[name + SCALE] = scale
-    return found
-
-
-def dequantised(stored: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """What `quantised` gave, in fp32 again."""
-    return {
-        name: tensor * _along(stored[name + SCALE], tensor) if name + SCALE in stored else tensor
-        for name, tensor in stored.items()
-        if not name.endswith(SCALE)
-    }
-
-
-def _along(scale: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
-    return scale.view(-1, *[1] * (tensor.dim() - 1))

@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
-from accelerate import init_empty_weights, load_checkpoint_and_dispatch
 from huggingface_hub import hf_hub_download
 from safetensors.torch import load_file
 from transformers import AutoConfig, PreTrainedModel
 
-from benchmarks.speed.measures.alternatives_files import BF16, BOTH, INT8, MODULES, STUDENT_CONFIG, dequantised
+from benchmarks.speed.measures.alternatives_forms import BF16, BOTH, INT8, MODULES, STUDENT_CONFIG, dequantised
 from pwl_hf.modeling.families.registry import family_of
 
 
@@ -45,6 +44,9 @@ class Accelerate(_Way):
     @classmethod
     def from_pretrained(cls, source: str, cache_dir: str | None = None) -> Self:
         """Load the teacher."""
+        # Here, for the imports of the other ways are timed too.
+        from accelerate import init_empty_weights, load_checkpoint_and_dispatch
+
         config = AutoConfig.from_pretrained(source, cache_dir=cache_dir)
         with init_empty_weights():
             model = family_of(config).model_class()(config)

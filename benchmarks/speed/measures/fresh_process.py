@@ -38,8 +38,8 @@ def from_hub(place: Place) -> Measured:
     with serving_pair(place) as hub:
         # Brings what all processes import into the page cache.
         for name in (LOCAL, RUNTIME):
-            fresh_from_empty_cache(place, hub, tasks[name])
-        things = {name: partial(fresh_from_empty_cache, place, hub, task) for name, task in tasks.items()}
+            fresh_from_empty_cache(place.data, hub, tasks[name])
+        things = {name: partial(fresh_from_empty_cache, place.data, hub, task) for name, task in tasks.items()}
         runs = in_turn(things, place.rounds(1, of=3))
     return _measured(runs, [_against(runs, name, LOCAL) for name in (FIRST_ROW, AHEAD)])
 

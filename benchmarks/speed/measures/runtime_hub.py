@@ -25,7 +25,7 @@ def hub(place: Place) -> Measured:
 
         def done(name: str) -> Run:
             server.take()
-            run = fresh_from_empty_cache(place, server, tasks[name])
+            run = fresh_from_empty_cache(place.data, server, tasks[name])
             asked[name].append(server.take())
             return run
 

@@ -22,7 +22,7 @@ _STYLES: Mapping[str, tuple[str, str, str]] = {
     INT8_WAY: ("teacher in int8, then in fp32", "#CC79A7", "-."),
 }
 # 800 pixels wide, and sharp on screens with two dots a pixel.
-_WIDTH, _DOTS = 8.0, 200
+WIDTH, DOTS = 8.0, 200
 # Of the seconds, to the right of the last event.
 _MARGIN = 0.06
 
@@ -37,7 +37,7 @@ def draw(series: Mapping[str, Any], path: Path) -> None:
     figure = picture(series)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as temporary:
-        figure.savefig(temporary, format=path.suffix[1:], dpi=_DOTS)
+        figure.savefig(temporary, format=path.suffix[1:], dpi=DOTS)
 
 
 def picture(series: Mapping[str, Any]) -> Figure:
@@ -46,7 +46,7 @@ def picture(series: Mapping[str, Any]) -> Figure:
     With accuracies it is that of tiny networks, whose memory is lost in that of Python: it is left out.
     """
     with_memory = series["level"] != "accuracy"
-    figure = Figure(figsize=(_WIDTH, 5.2 if with_memory else 3.6), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 5.2 if with_memory else 3.6), layout="constrained")
     FigureCanvasAgg(figure)
     heights = (3, 2) if with_memory else (1,)
     panels = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights, squeeze=False)[:, 0]
@@ -57,7 +57,7 @@ def picture(series: Mapping[str, Any]) -> Figure:
     for name in reversed(ways):
         _, color, dashes = _STYLES[name]
         look = {"color": color, "linestyle": dashes, "linewidth": 2}
-        lines[name] = _steps(panels[0], ways[name]["answers"], end, look)
+        lines[name] = steps(panels[0], ways[name]["answers"], end, look)
         if with_memory:
             seconds, _, proportional = zip(*ways[name]["memory"], strict=True)
             panels[1].plot([*seconds, end], [*proportional, proportional[-1]], **look)
@@ -81,8 +81,15 @@ def picture(series: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def _steps(axes: Axes, rows: Sequence[Sequence[float]], end: float, look: Mapping[str, Any]) -> Line2D:
-    """From the first answer on; before it nothing answers."""
+def steps(axes: Axes, rows: Sequence[Sequence[float]], end: float, look: Mapping[str, Any]) -> Line2D:
+    """Draw what answers from the first answer on; before it nothing does.
+
+    Args:
+        axes: Where.
+        rows: The second and the level of each answer.
+        end: The second up to which the last level is drawn.
+        look: Colour and dashes.
+    """
     seconds, levels = zip(*rows, strict=True)
     (line,) = axes.plot(
         [*seconds, end],

@@ -60,6 +60,20 @@ class Scope(NamedTuple):
     writes: str | None
 
 
+class Carried(NamedTuple):
+    """A stream whose channels a shortcut without parameters carries over into another, one after the other.
+
+    Args:
+        source: The axis that they come from.
+        teacher: Where the first of them stands in the teacher's stream.
+        student: The same in the student's.
+    """
+
+    source: str
+    teacher: int
+    student: int
+
+
 @dataclass(frozen=True)
 class Axes:
     """The axes of a pair of networks, and the dimensions of the student's tensors that lie on them.
@@ -69,6 +83,7 @@ class Axes:
         tensors: Path of a tensor in the student -> its dimensions on axes; none for what has no channels.
         sources: Path of a tensor in the student -> path of the teacher's that it is made of.
         streams: Boundary between blocks (from 1) -> the axis of the features there.
+        carried: Axis of a stream -> what is carried over into it.
         parts: Path of a module of the teacher that something begins as -> where it stands, and between which streams.
     """
 
@@ -76,6 +91,7 @@ class Axes:
     tensors: dict[str, tuple[Dim, ...]] = field(default_factory=dict)
     sources: dict[str, str] = field(default_factory=dict)
     streams: dict[int, str] = field(default_factory=dict)
+    carried: dict[str, Carried] = field(default_factory=dict)
     parts: dict[str, Scope] = field(default_factory=dict)
 
     def lengths(self, layout: Layout) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -128,6 +144,10 @@ def _scopes(model: PWLPreTrainedModel, found: Axes) -> dict[str, Scope]:
         same = (mine[level], theirs[level]) == (mine[level - 1], theirs[level - 1])
         axes.append(axes[-1] if same else f"stream {level}")
     found.sizes.update({axis: (theirs[i], mine[i]) for i, axis in enumerate(axes)})
+    for level in range(1, depths):
+        places = family.carried(other, level), family.carried(own, level)
+        if axes[level + 1] != axes[level] and places[0] is not None and places[1] is not None:
+            found.carried[axes[level + 1]] = Carried(axes[level], places[0], places[1])
 
     # 2. Within a level features are as at its end, or, if units end with what leads on, as at its beginning.
     def after(unit: int) -> str:

@@ -6,6 +6,8 @@ and G = W^T W; a student keeps s of the channels.
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
+
 import torch
 
 # Of the mean second moment: what is less is not told from nothing.
@@ -17,7 +19,15 @@ def spaced(count: int, of: int) -> torch.Tensor:
     return torch.arange(count) * of // count
 
 
-def chosen(second: torch.Tensor, gram: torch.Tensor, count: int, width: int = 1) -> torch.Tensor:
+def chosen(
+    second: torch.Tensor,
+    gram: torch.Tensor,
+    count: int,
+    width: int = 1,
+    *,
+    given: Sequence[int] = (),
+    barred: Collection[int] = (),
+) -> torch.Tensor:
     """The groups of channels that are best kept, one after the other.
 
     Each next group B is the one that lessens most what readers miss once the rest is regressed on what is kept,
@@ -29,6 +39,8 @@ def chosen(second: torch.Tensor, gram: torch.Tensor, count: int, width: int = 1)
         gram: G (t, t), float64.
         count: How many groups.
         width: Channels of a group, which follow each other: 1, or those of a head.
+        given: Groups that are kept already, of the `count`.
+        barred: Groups that are not to be kept.
 
     Returns:
         The numbers of the groups, ascending.
@@ -38,13 +50,13 @@ def chosen(second: torch.Tensor, gram: torch.Tensor, count: int, width: int = 1)
     rest, read = second.clone(), gram @ second
     floor = noise * torch.eye(width, dtype=second.dtype)
     kept: list[int] = []
-    for _ in range(count):
+    for place in range(count):
         # 1. What each group would take away.
         own = rest.view(groups, width, groups, width).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
         seen = torch.einsum("gat,tgb->gab", rest.view(groups, width, total), read.view(total, groups, width))
         gains = torch.linalg.solve(own + floor, seen).diagonal(dim1=1, dim2=2).sum(-1)
-        gains[kept] = -torch.inf
-        best = int(gains.argmax())
+        gains[[*kept, *barred]] = -torch.inf
+        best = given[place] if place < len(given) else int(gains.argmax())
         kept.append(best)
         # 2. Without it.
         block = slice(best * width, (best + 1) * width)

@@ -33,7 +33,7 @@ class Slices:
 
     Args:
         axes: The axes.
-        kept: Axis -> the numbers of the channels that stay, ascending.
+        kept: Axis -> the numbers of the channels that stay, in the student's order.
         back: Layout without copies -> A (t, s), float64, for what reads it.
         decoders: Axis of a stream -> A (t, s), float64, for what comes back over a boundary.
         rotations: Axis of a stream -> how it is turned.
@@ -159,6 +159,7 @@ def slices_of(
         return found
     # 1. What flows, and what reads it.
     seen, tied, grams = observe(model, axes, batches), _tied(model.student, axes), _grams(model.teacher, axes)
+    _carry_back(grams, axes)
     # 2. Streams, turned where that may be.
     streams = {scope.writes for scope in axes.parts.values()}
     for name in (name for name in axes.narrower if name in streams):
@@ -167,9 +168,13 @@ def slices_of(
     # 3. Channels and heads, with what makes up for those that go.
     for layout, second in seen.read.items():
         teacher, student = axes.lengths(layout)
-        if teacher != student and layout[0] not in found.rotations:
+        if layout[0] in found.rotations:
+            continue
+        if teacher != student:
             _choose(found, layout, second, grams[layout])
             found.back[layout] = regression(second, found.places(layout))
+        elif layout[0] in axes.carried:
+            _order(found, str(layout[0]))
     chosen_by = {factor for layout in seen.read for factor in layout}
     if unread := [name for name in axes.narrower if name not in chosen_by and name not in found.rotations]:
         raise ValueError(
@@ -203,7 +208,41 @@ def _choose(found: Slices, layout: Layout, second: torch.Tensor, gram: torch.Ten
         if student == teacher:
             continue
         width = math.prod(found.axes.lengths(layout)[0][1:])
-        found.kept[str(axis)] = spaced(student, teacher) if place else chosen(second, gram, student, width)
+        if place:
+            found.kept[str(axis)] = spaced(student, teacher)
+            continue
+        given, barred = _carried(found, str(axis))
+        found.kept[str(axis)] = chosen(second, gram, student, width, given=given, barred=barred)
+        _order(found, str(axis))
+
+
+def _carried(found: Slices, axis: str) -> tuple[list[int], list[int]]:
+    """The channels of a stream that stay as others do that are carried over into it, and those that must not."""
+    if axis not in found.axes.carried:
+        return [], []
+    source, start, _ = found.axes.carried[axis]
+    given = (start + found.kept[source]).tolist()
+    going = set(range(start, start + found.axes.sizes[source][0])) - set(given)
+    teacher, student = found.axes.sizes[axis]
+    # Elsewhere in the student nothing would be carried over into them; but there may be no others.
+    return given, sorted(going) if teacher - len(going) >= student else []
+
+
+def _order(found: Slices, axis: str) -> None:
+    """Let the channels that are carried over into a stream stand where the student's shortcut puts them."""
+    if axis not in found.axes.carried:
+        return
+    given, start = _carried(found, axis)[0], found.axes.carried[axis].student
+    others = [channel for channel in found.kept[axis].tolist() if channel not in given]
+    found.kept[axis] = torch.tensor([*others[:start], *given, *others[start:]])
+
+
+def _carry_back(grams: dict[Layout, torch.Tensor], axes: Axes) -> None:
+    """What reads a stream reads what is carried over into it, too: from the last level to the first."""
+    for axis, (source, start, _) in reversed(axes.carried.items()):
+        if (axis,) in grams and (source,) in grams:
+            width = axes.sizes[source][0]
+            grams[source,] = grams[source,] + grams[axis,][start : start + width, start : start + width]
 
 
 def _grams(teacher: nn.Module, axes: Axes) -> dict[Layout, torch.Tensor]:
