@@ -3,8 +3,8 @@
 Format version 1 lists the files of `layout` without shared tensors, with stage k taking the teacher's blocks 1 to k.
 Version 2 adds a schedule (each stage's mask, in any order of blocks), shared tensors, and attachments: files that
 belong to a save, such as exported graphs, but hold none of its weights; JSON among them lies in a folder of its own.
-Version 3 adds the tier of low precision, and rungs as stages: a block that was in low precision before gets its refinement rather
-than its shard. Each version is written only where something of it is used.
+Version 3 adds the tier of low precision, and rungs as stages: a block that was in low precision before gets its
+refinement rather than its shard. Each version is written only where something of it is used.
 """
 
 from __future__ import annotations
