@@ -76,8 +76,10 @@ def tasks_of(config: PreTrainedConfig, tasks: Iterable[str]) -> list[str]:
     """
     mappings = {task: getattr(transformers, task)._model_mapping for task in tasks}
     found = {task: mapping[type(config)] for task, mapping in mappings.items() if type(config) in mapping}
-    named = [task for task, network in found.items() if network.__name__ in (config.architectures or ())]
-    return named or list(found)
+    # Some have several: DeiT a class with a second head.
+    classes = {task: network if isinstance(network, tuple) else (network,) for task, network in found.items()}
+    given = set(config.architectures or ())
+    return [t for t, own in classes.items() if given & {network.__name__ for network in own}] or list(found)
 
 
 def is_activation(name: str) -> bool:

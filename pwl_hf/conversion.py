@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 from PIL import Image
-from transformers import AutoConfig, BaseImageProcessor
+from transformers import AutoConfig, BaseImageProcessor, PreTrainedConfig
 
 from pwl_hf import modeling
 from pwl_hf.data.errors import DataError
 from pwl_hf.data.processing import check_channels, process, upright
 from pwl_hf.modeling import PWLConfig, PWLPreTrainedModel
 from pwl_hf.modeling.errors import InputError
+from pwl_hf.modeling.families.built_in import FAMILIES
 from pwl_hf.modeling.plain import one_line
 from pwl_hf.modeling.publishing.model_card import card_of, write_card
 from pwl_hf.modeling.publishing.processing import load_processing
@@ -138,7 +139,9 @@ def _class_of(teacher: str, pipeline: str | None, token: str | bool | None) -> t
     if pipeline is not None and pipeline not in named:
         raise InputError(f"there is no task {pipeline!r}: give one of {', '.join(sorted(named))}")
     if pipeline is None:
-        found = tasks_of(AutoConfig.from_pretrained(teacher, token=token), TASKS)
+        # What cannot be cut may not even be made without packages of its own.
+        model_type = PreTrainedConfig.get_config_dict(teacher, token=token)[0].get("model_type")
+        found = tasks_of(AutoConfig.from_pretrained(teacher, token=token), TASKS) if model_type in FAMILIES else []
         if len(found) > 1:
             names = ", ".join(TASKS[task].pipeline for task in found)
             raise InputError(

@@ -189,7 +189,7 @@ def test_images_to_choose_by_are_not_those_to_judge_by(saved):
     report = schedule_repository(str(saved), source, "test", target=target, dry_run=True)
     assert (report.num_chosen_by, report.num_judged_by) == (40, 40)
     opened = open_to_measure(saved, source, "test", keep_all=True, keep_images=True)
-    found = answers_of(opened.model, opened.images, PREFIX)
+    found = answers_of(opened.model, opened.samples, PREFIX)
     right = found.right.double()
     assert list(report.present.accuracies) == right[:, 1::2].mean(1).tolist()
     assert right[:, ::2].mean(1).tolist() != right[:, 1::2].mean(1).tolist()

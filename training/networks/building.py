@@ -114,9 +114,9 @@ def fresh(config: PreTrainedConfig) -> PreTrainedModel:
     """A network with fresh weights.
 
     Raises:
-        ValueError: If its family cannot be cut.
+        ValueError: If its family cannot be cut, or has none for the task.
     """
-    return family_of(config).model_class()(config)
+    return family_of(config).class_for(config, PWLForImageClassification.task)(config)
 
 
 def load_network(

@@ -156,7 +156,7 @@ def restore(
     store.prepare([entry.path for entry in manifest.files])
     if not teacher_too:
         for part in parts:
-            if part.of_teacher and not _same(part.tensors(), store.read(part)):
+            if part.of_teacher and not part.is_low and not _same(part.tensors(), store.read(part)):
                 raise ValueError(
                     f"{repository} is a checkpoint of another model: its {part} has other weights; give the teacher "
                     "that it was trained with"
