@@ -19,7 +19,7 @@ TEXT = DOCS.read_text(encoding="utf-8")
 SCRIPTS = {"training/train.py": train, "training/train_teacher.py": train_teacher}
 # Of the launchers, and of `pwl-hf` (`--family-module`) and its `evaluate`.
 OF_OTHERS = {"multi_gpu", "num_processes", "num_machines", "machine_rank", "main_process_ip", "main_process_port"}
-OF_OTHERS |= {"nproc_per_node", "cpu", "orders", "family"}
+OF_OTHERS |= {"nproc_per_node", "cpu", "orders", "family", "store"}
 
 
 def fences(language: str) -> list[str]:
