@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers.utils import logging
 
+from ..arrays.mapped import CODES
 from ..arrays.packing import Q_PLANE, SCALES, describe, matrix, residual_names
 from ..errors import RepositoryError
 from ..repository.layout import quantised_file, refinement_file, statistics_file
@@ -23,9 +24,6 @@ from .part import Inventory, Part, Tensors
 from .tier import floating_shapes, read_split
 
 logger = logging.get_logger(__name__)
-
-# Codes of the safetensors format, by dtype.
-_CODES = {"float16": "F16", "bfloat16": "BF16", "float32": "F32", "float64": "F64"}
 
 # Whole numbers, the widest first.
 _WHOLE = (torch.int64, torch.int32, torch.int16, torch.uint8)
@@ -70,9 +68,9 @@ class WeightStore:
             raise RepositoryError(
                 f"{repository}: pwl_index.json has {manifest.num_blocks} blocks, config.json has {num_blocks}"
             )
-        if manifest.dtype not in _CODES:
+        if manifest.dtype not in CODES:
             raise RepositoryError(
-                f"{repository}: pwl_index.json has dtype {manifest.dtype!r}, expected one of {', '.join(_CODES)}"
+                f"{repository}: pwl_index.json has dtype {manifest.dtype!r}, expected one of {', '.join(CODES)}"
             )
 
     def after_save(self, manifest: Manifest) -> WeightStore:
@@ -182,7 +180,7 @@ class WeightStore:
         specs = self.inventory.parts[PartId("quantised", block)].specs
         sizes = {name: matrix(shape) for name, shape in floating_shapes(specs).items()}
         found: dict[str, tuple[tuple[int, ...] | None, str]] = {
-            spec.checkpoint_name: (spec.shape, _CODES[self.manifest.dtype] if spec.is_floating else "I64")
+            spec.checkpoint_name: (spec.shape, CODES[self.manifest.dtype] if spec.is_floating else "I64")
             for spec in specs.values()
             if sizes.get(spec.checkpoint_name) is None
         }
@@ -224,7 +222,7 @@ class WeightStore:
             if Q_PLANE in expected and any(metadata.get(key) != text for key, text in described.items()):
                 raise RepositoryError(f"{where} is not of the matrices that config.json says")
         else:
-            codes = {True: _CODES[self.manifest.dtype], False: "I64"}
+            codes = {True: CODES[self.manifest.dtype], False: "I64"}
             expected = {name: (shape, codes[floating]) for name, (shape, floating) in self._expected(path).items()}
         for name in sorted(expected.keys() - stored.keys()):
             raise RepositoryError(f"{where} lacks tensor {name!r}")
