@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 GetModule = Callable[[str], Any]
 # What a model is called with, by the names of its `forward`: `pixel_values`, or `input_ids` and `attention_mask`.
 Inputs = Mapping[str, Any]
+# What networks take that have their images cut into patches before; see `Family.takes`.
+PATCHES = "patches of images"
 
 
 class Features(NamedTuple):
@@ -126,12 +128,24 @@ class Boundary:
         geometry: Everything that teacher and student must share, in words.
         channels_first: Whether the channels are dimension 1 rather than the last.
         grid: The token grid (h, w) of inputs of the config's own size, where features carry one.
+        image_size: The height and width of the only images that the network takes; None if it takes others too.
     """
 
     width: int
     geometry: str
     channels_first: bool
     grid: tuple[int, int] | None = None
+    image_size: tuple[int, int] | None = None
+
+    def joins(self, other: Boundary) -> bool:
+        """Whether a converter can lead from these features to others, of the same images."""
+        sizes = {self.image_size, other.image_size} - {None}
+        return (self.geometry, self.channels_first) == (other.geometry, other.channels_first) and len(sizes) < 2
+
+    def __str__(self) -> str:
+        """What must be the same, in words."""
+        size = "" if self.image_size is None else " of an image of {}x{} pixels".format(*self.image_size)
+        return self.geometry + size
 
 
 class Family(ABC):
@@ -147,7 +161,7 @@ class Family(ABC):
     """
 
     model_type: str
-    interpolates: ClassVar[bool] = False
+    interpolates: bool = False
     code_module: ClassVar[str | None] = None
     layers: ClassVar[str | None] = None
     has_optional_paths: ClassVar[bool] = False

@@ -1,4 +1,4 @@
-"""Every type of text and audio: bit equality at both ends, any mask, gradients, and nothing in memory but what runs."""
+"""Every type: bit equality at both ends, any mask, gradients, and nothing in memory but what runs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from torch import nn
 
 from pwl_hf import Sources
 from pwl_hf.modeling.families.registry import family_of
-from tests.modeling.types import AUDIO, TEXT, batch, model_class, network_config
+from pwl_hf.modeling.routes.batchnorm import BATCH_NORMS
+from tests.modeling.types import AUDIO, IMAGES, TEXT, batch, model_class, network_config
 
 # One of each mechanism; the others are slow together.
 MECHANISMS = [
@@ -31,8 +32,22 @@ MECHANISMS = [
     "wav2vec2-bert",
     "audio-spectrogram-transformer",
     "whisper",
+    "beit",
+    "clip",  # a config within the config
+    "siglip2",  # padded patches
+    "regnet",
+    "hgnet_v2",  # no base model
+    "mobilenet_v1",  # two modules a unit
+    "mobilevit",
+    "cvt",  # units that are levels
+    "swinv2",  # a grid that flows along
+    "focalnet",  # tokens between levels are made of maps
+    "pvt",
+    "hiera",  # tokens in another order
+    "levit",
 ]
-TYPES = [name if name in MECHANISMS else pytest.param(name, marks=pytest.mark.slow) for name in (*TEXT, *AUDIO)]
+EVERY = (*IMAGES, *TEXT, *AUDIO)
+TYPES = [name if name in MECHANISMS else pytest.param(name, marks=pytest.mark.slow) for name in EVERY]
 # transformers' own code fails there: a mask of another dtype, an embedding of float32.
 WITHOUT_BFLOAT16 = ["deberta"]
 
@@ -43,7 +58,28 @@ def networks(model_type: str, student: str = "student", dtype: torch.dtype = tor
     configs = [network_config(model_type, role, **others) for role in ("teacher", student)]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return [auto_class.from_config(config, dtype=dtype).eval() for config in configs]
+        found = [auto_class.from_config(config, dtype=dtype).eval() for config in configs]
+        if model_type in IMAGES:
+            for network in found:
+                _stir(network, given(model_type, dtype))
+        # As within a model: torch multiplies in another order where weights require gradients (LeViT, SwiftFormer).
+        found[0].requires_grad_(False)
+        return found
+
+
+@torch.no_grad()
+def _stir(network: nn.Module, inputs: dict[str, torch.Tensor]) -> None:
+    """Weights that are not trivial, and statistics of them: of fresh ones networks of images give nearly the same."""
+    for parameter in network.parameters():
+        parameter.add_(torch.randn_like(parameter) * 0.2)
+    norms = {module: module.momentum for module in network.modules() if isinstance(module, BATCH_NORMS)}
+    for module in norms:
+        module.momentum = None
+    if norms:
+        network.train()(**inputs)
+        network.eval()
+    for module, momentum in norms.items():
+        module.momentum = momentum
 
 
 def joined(model_type: str, student: str = "student", **others: Any) -> Any:
