@@ -48,6 +48,7 @@ MECHANISMS = [
 ]
 EVERY = (*IMAGES, *TEXT, *AUDIO)
 TYPES = [name if name in MECHANISMS else pytest.param(name, marks=pytest.mark.slow) for name in EVERY]
+BY_HAND = ("vit", "deit", "dinov2", "resnet", "convnext", "swin")
 # transformers' own code fails there: a mask of another dtype, an embedding of float32.
 WITHOUT_BFLOAT16 = ["deberta"]
 
@@ -109,6 +110,7 @@ def attentions(model_type: str) -> list[str]:
 def test_ends_are_the_networks_and_a_twin_is_the_teacher_at_every_mask(model_type: str) -> None:
     model, twin, inputs = joined(model_type), joined(model_type, "teacher"), given(model_type)
     twin.student.load_state_dict(twin.teacher.state_dict())
+    twin.student.requires_grad_(False)
     for converter in (*twin.encoders.values(), *twin.decoders.values()):
         converter.weight.copy_(torch.eye(len(converter.bias)))
         converter.bias.zero_()
@@ -153,7 +155,7 @@ def test_it_grows_from_a_folder_into_the_teacher(tmp_path: Path, model_type: str
     # 3. The teacher alone, in plain transformers, and the same bytes from any stage.
     plain, info = getattr(transformers, whole.task).from_pretrained(tmp_path / "teacher", output_loading_info=True)
     assert not any(info.values())
-    assert torch.equal(plain.eval()(**inputs).logits, teacher(**inputs).logits)
+    assert torch.equal(plain.requires_grad_(False).eval()(**inputs).logits, teacher(**inputs).logits)
     model.save_pretrained(tmp_path / "again")
     for path in (tmp_path / "again").rglob("*.safetensors"):
         assert path.read_bytes() == (tmp_path / path.relative_to(tmp_path / "again")).read_bytes()
@@ -175,6 +177,8 @@ def test_gradients_reach_the_blocks_and_converters_of_a_mask(model_type: str) ->
 
 @pytest.mark.parametrize("model_type", TYPES)
 def test_a_middle_segment_holds_its_layers_and_what_blocks_share(model_type: str) -> None:
+    if model_type in BY_HAND:
+        pytest.skip("its layers are called one by one")
     model = joined(model_type)
     route = model._router.of("STS")
     middle = route.segments[1]
