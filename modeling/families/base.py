@@ -158,6 +158,8 @@ class Family(ABC):
         layers: The path of the list of all units, where the config's `num_hidden_layers` units are built alike.
         has_optional_paths: Whether some of its paths are not there in every network, and are passed over there.
         takes: What its networks take, if they join with those of other families that take the same; None if not.
+        tells_channels: Whether its layers are called as other networks call theirs, so that their names tell which
+            channels a tensor reads and writes; see `training.networks.slices.axes`.
     """
 
     model_type: str
@@ -166,6 +168,7 @@ class Family(ABC):
     layers: ClassVar[str | None] = None
     has_optional_paths: ClassVar[bool] = False
     takes: str | None = None
+    tells_channels: bool = True
 
     @abstractmethod
     def model_class(self) -> type[PreTrainedModel]:
@@ -192,6 +195,10 @@ class Family(ABC):
         width = getattr(config, "hidden_size", None)
         if isinstance(heads, int) and isinstance(width, int) and not hasattr(config, "head_dim") and width % heads:
             raise ValueError(f"hidden_size {width} cannot be divided among num_attention_heads {heads}")
+
+    def seeing(self, config: PreTrainedConfig) -> Any:
+        """The config of what sees the images, where that is one within a config, as CLIP has it."""
+        return config
 
     def input_settings(self, config: PreTrainedConfig) -> dict[str, Any]:
         """What two networks must have in common to take the same inputs, by the names of the config."""
@@ -242,6 +249,10 @@ class Family(ABC):
     @abstractmethod
     def unit_paths(self, config: PreTrainedConfig, unit: int) -> tuple[str, ...]:
         """Paths of the modules of unit `unit` (from 0)."""
+
+    def layer_path(self, config: PreTrainedConfig, unit: int) -> str:
+        """The one of `unit_paths` that is the unit itself; others lead from one resolution to the next."""
+        return next(path for path in self.unit_paths(config, unit) if path.rpartition(".")[2].isdigit())
 
     @abstractmethod
     def head_paths(self, config: PreTrainedConfig) -> tuple[str, ...]:

@@ -35,6 +35,7 @@ _OF_THE_MODEL = ("labels", "return_dict", "sources")
 
 # Fields of a config that must be off, since what they turn on reaches over blocks.
 _REFUSED = {
+    "use_swiglu_ffn": "a checkpoint holds two of its tensors as one",
     "use_weighted_layer_sum": "its head reads the output of every layer",
     "add_cross_attention": "its layers read a second sequence",
 }
@@ -137,7 +138,7 @@ class DrivenFamily(Family):
         return tuple(self._in_base(path) for path in self.before)
 
     def layer_path(self, config: PreTrainedConfig, unit: int) -> str:
-        """The one of `unit_paths` that stands for the unit: where it is absent, features are put in there."""
+        """See `Family.layer_path`; where the unit is absent, features are put in there."""
         return self._in_base(f"{self.layer_list}.{unit}")
 
     def unit_paths(self, config: PreTrainedConfig, unit: int) -> tuple[str, ...]:

@@ -35,7 +35,6 @@ class ImageFamily(DrivenFamily):
     interpolates: bool = False
 
     def seeing(self, config: PreTrainedConfig) -> Any:
-        """The config of what sees the images."""
         return getattr(config, self.within) if self.within else config
 
     def check_config(self, config: PreTrainedConfig) -> None:

@@ -1,4 +1,4 @@
-"""Networks of several levels whose features are maps, (B, width, height, width). Each is a row of paths (see `staged`)."""
+"""Networks of several levels whose features are maps, (B, channels, height, width). Rows of paths (see `staged`)."""
 
 from __future__ import annotations
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import nn
 
+from ..bounds import check_depth
 from .base import Boundary, pair
 from .images import ImageFamily
 from .ports import Patches, Through, Window
@@ -47,32 +48,25 @@ class StagedFamily(ImageFamily):
         gives: What of these, and of what comes before the layers, makes tokens of a map, and what it gives besides
             them, a name of `ports.GIVEN`.
         tokens: How its features are laid out where they are tokens, in words; empty where they are maps.
-        stem: How many pixels lie between two features of the first level.
-        depths_in: The name of the numbers of units in the config.
-        widths_in: The name of the widths.
     """
 
     before: tuple[str, ...] = ()
+    tells_channels: bool = False
     opens: tuple[str, ...] = ()
     closes: tuple[str, ...] = ()
     gives: Mapping[str, str] = field(default_factory=dict)
     tokens: str = ""
-    stem: int = 4
-    depths_in: str = "depths"
-    widths_in: str = "hidden_sizes"
 
     # --- What a kind of network tells of itself ------------------------------------------------------------------
 
     def levels(self, config: Any) -> Levels:
         """The units of each level: by default each level has one width, and half the resolution of the one before."""
-        depths, widths = getattr(config, self.depths_in), getattr(config, self.widths_in)
-        if len(depths) != len(widths):
-            raise ValueError(f"{self.depths_in} {list(depths)} and {self.widths_in} {list(widths)} name other levels")
-        return uniform(depths, widths, [self.stem_of(config) * 2**level for level in range(len(depths))])
+        stem = self.stem_of(config)
+        return uniform(config.depths, config.hidden_sizes, [stem * 2**level for level in range(len(config.depths))])
 
     def stem_of(self, config: Any) -> int:
         """How many pixels lie between two features of the first level."""
-        return self.stem
+        return 4
 
     def window(self, config: Any, level: int) -> Window:
         """How what leads to a level goes over the image or map before it, where that makes tokens of it."""
@@ -84,8 +78,8 @@ class StagedFamily(ImageFamily):
         super().check_config(config)
         try:
             levels = self.levels(config)
-        except (ArithmeticError, LookupError, TypeError) as error:
-            raise ValueError(f"no levels can be made of it: {type(error).__name__}: {error}") from error
+        except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+            raise ValueError(f"its levels cannot be told: {error}") from error
         for unit in (unit for level in levels for unit in level):
             if any(isinstance(size, bool) or not isinstance(size, int) or size < 1 for size in unit):
                 raise ValueError(f"a unit has width {unit.width!r} and stride {unit.stride!r}: both must be at least 1")
@@ -129,7 +123,14 @@ class StagedFamily(ImageFamily):
 
 
 def uniform(depths: Sequence[int], widths: Sequence[int], strides: Sequence[int]) -> Levels:
-    """Levels of units of one width and stride each."""
+    """Levels of units of one width and stride each.
+
+    Raises:
+        ValueError: If there are not as many of each, or more units than any network has.
+    """
+    if not len(depths) == len(widths) == len(strides):
+        raise ValueError(f"there are {len(depths)} depths, {len(widths)} widths and {len(strides)} strides")
+    check_depth("a network", sum(depths))
     return [[Unit(width, stride)] * depth for depth, width, stride in zip(depths, widths, strides, strict=True)]
 
 

@@ -11,6 +11,8 @@ from pwl_hf.modeling.families.built_in import IMAGE_FAMILIES
 from pwl_hf.modeling.transformers_internals import class_of_task
 
 IMAGES = [family.model_type for family in IMAGE_FAMILIES]
+# Those of transformers' that cannot be cut.
+REFUSED = ("dinat", "imagegpt", "perceiver", "pp_lcnet", "shieldgemma2", "timm_wrapper")
 
 _WIDE = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 4, "num_hidden_layers": 4}
 _NARROW = {"hidden_size": 8, "intermediate_size": 12, "num_attention_heads": 2, "num_hidden_layers": 3}
@@ -103,7 +105,11 @@ def image_config(model_type: str, role: str, **others: Any) -> PreTrainedConfig:
             "depth_coefficient": 2.0 if is_teacher else 1.0,
             "depth_divisor": 2,
         },
-        "swiftformer": {"embed_dims": [16, 16, 32, 64] if is_teacher else [16, 16, 16, 32], "depths": depths, "mlp_ratio": 2},
+        "swiftformer": {
+            "embed_dims": [16, 16, 32, 64] if is_teacher else [16, 16, 16, 32],
+            "depths": depths,
+            "mlp_ratio": 2,
+        },
         "cvt": {"embed_dim": [8, 12, 16] if is_teacher else [4, 8, 12], "num_heads": [1, 2, 2], "depth": depth},
         "swin": {"embed_dim": widths[0], "depths": depths, "num_heads": heads, "window_size": 2, "patch_size": 2},
         "swinv2": {"embed_dim": widths[0], "depths": depths, "num_heads": heads, "window_size": 2, "patch_size": 2},
