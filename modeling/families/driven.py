@@ -35,7 +35,6 @@ _OF_THE_MODEL = ("labels", "return_dict", "sources")
 
 # Fields of a config that must be off, since what they turn on reaches over blocks.
 _REFUSED = {
-    "use_swiglu_ffn": "a checkpoint holds two of its tensors as one",
     "use_weighted_layer_sum": "its head reads the output of every layer",
     "add_cross_attention": "its layers read a second sequence",
 }

@@ -70,13 +70,6 @@ class Dinov2Family(ViTFamily):
     class_name = "Dinov2ForImageClassification"
     layers: ClassVar[str] = "dinov2.encoder.layer"
 
-    def check_config(self, config: PreTrainedConfig) -> None:
-        super().check_config(config)
-        if config.use_swiglu_ffn:
-            raise ValueError(
-                "use_swiglu_ffn is on, and a checkpoint holds two of its tensors as one: it cannot be cut into blocks"
-            )
-
     def embedder(self, config: PreTrainedConfig, get: GetModule) -> Callable[[Inputs], Features]:
         return partial(_embed_any_size, get("dinov2.embeddings"))
 
