@@ -18,7 +18,7 @@ UNCUTTABLE = {
     "albert": "its layers are one module, called again and again",
     **dict.fromkeys(("bart", "mbart", "t5", "mt5", "umt5", "led", "plbart", "mvp"), _TWO_STACKS),
     **dict.fromkeys(("mixtral", "qwen2_moe", "qwen3_moe"), _EXPERTS),
-    "dinat": "its attention is that of the package natten, without which it cannot be built",
+    "dinat": "its attention is that of the package natten, without which no cut could be checked",
     "imagegpt": "it takes the numbers of colours, not pixels",
     "perceiver": "its layers are one stack, called again and again",
     "pp_lcnet": "its class gives no logits that a task could find",

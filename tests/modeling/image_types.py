@@ -11,6 +11,8 @@ from pwl_hf.modeling.families.built_in import IMAGE_FAMILIES
 from pwl_hf.modeling.transformers_internals import class_of_task
 
 IMAGES = [family.model_type for family in IMAGE_FAMILIES]
+# Their inputs are not one array an image.
+NOT_EXPORTED = ("siglip2",)
 # Those of transformers' that cannot be cut.
 REFUSED = ("dinat", "imagegpt", "perceiver", "pp_lcnet", "shieldgemma2", "timm_wrapper")
 

@@ -14,12 +14,12 @@ from transformers import AutoConfig, AutoModelForImageClassification
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
 
 from pwl_hf import PWLConfig, PWLForImageClassification, SaveError, Sources
-from pwl_hf.modeling.families.registry import family_of
+from pwl_hf.modeling.families.registry import UNCUTTABLE, family_of
 from pwl_hf.modeling.publishing.processing import processing_files
 from pwl_hf.modeling.routes.batchnorm import batch_norms
 from tests.children import python
-from tests.modeling.image_types import IMAGES, REFUSED, image_batch, image_config
-from tests.modeling.test_types import TYPES, given, joined, networks
+from tests.modeling.image_types import IMAGES, NOT_EXPORTED, REFUSED, image_batch, image_config
+from tests.modeling.test_types import TYPES, attentions, given, joined, networks
 from tests.modeling.types import NUM_LABELS
 
 Size = tuple[int, int, int]
@@ -354,3 +354,41 @@ def test_patches_are_not_exported(tmp_path: Path) -> None:
     with pytest.raises(SaveError, match=r"takes patches of images \(siglip2\) is not exported; nothing was written"):
         joined("siglip2").export(tmp_path / "new")
     assert not any(tmp_path.rglob("*.onnx"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model_type", [name for name in IMAGES if name not in NOT_EXPORTED])
+def test_graphs_give_what_torch_gives(tmp_path: Path, model_type: str) -> None:
+    side = given(model_type)["pixel_values"].shape[-1]
+    differences = joined(model_type).export(tmp_path / "new", image_size=side)
+    assert len(differences) == 4
+
+
+# --- The tables of the docs -------------------------------------------------------------------------------------
+
+
+def docs_tables() -> tuple[str, str]:
+    """The tables of docs/tasks.md on images: the types, and those that are refused."""
+    lines = ["| `model_type` | features | attention | statistics | slices | graphs |", "|---|---|---|---|---|---|"]
+    for model_type in IMAGES:
+        network, family = networks(model_type)[0], family_of(model_type)
+        boundary = family.boundary(network.config, 1)
+        shown = "maps" if boundary.channels_first else "tokens"
+        kinds = {type(module).__name__ for module in network.modules()}
+        attention = ", ".join(attentions(model_type)) if any("Attention" in kind for kind in kinds) else ""
+        statistics = "yes" if any(True for _ in batch_norms(network, "")) else ""
+        slices, graphs = (
+            "yes" if family.tells_channels else "equal widths",
+            "no" if model_type in NOT_EXPORTED else "yes",
+        )
+        lines.append(f"| {model_type} | {shown} | {attention} | {statistics} | {slices} | {graphs} |")
+    refused = ["| `model_type` | why it is not cut |", "|---|---|"]
+    refused += [f"| {model_type} | {UNCUTTABLE[model_type]} |" for model_type in REFUSED]
+    return "\n".join(lines), "\n".join(refused)
+
+
+def test_the_docs_have_every_type() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "tasks.md").read_text(encoding="utf-8")
+    for table in docs_tables():
+        assert table in text, f"docs/tasks.md should have this table:\n{table}"
+    assert f"{len(IMAGES)} of the {len(IMAGES) + len(REFUSED)} types of images" in text
