@@ -252,7 +252,8 @@ class Family(ABC):
 
     def layer_path(self, config: PreTrainedConfig, unit: int) -> str:
         """The one of `unit_paths` that is the unit itself; others lead from one resolution to the next."""
-        return next(path for path in self.unit_paths(config, unit) if path.rpartition(".")[2].isdigit())
+        paths = self.unit_paths(config, unit)
+        return next((path for path in paths if path.rpartition(".")[2].isdigit()), paths[0])
 
     @abstractmethod
     def head_paths(self, config: PreTrainedConfig) -> tuple[str, ...]:

@@ -76,20 +76,16 @@ class StagedFamily(ImageFamily):
 
     def check_config(self, config: PreTrainedConfig) -> None:
         super().check_config(config)
-        try:
-            levels = self.levels(config)
-        except (ArithmeticError, LookupError, TypeError, ValueError) as error:
-            raise ValueError(f"its levels cannot be told: {error}") from error
-        for unit in (unit for level in levels for unit in level):
+        for unit in (unit for level in self._levels(config) for unit in level):
             if any(isinstance(size, bool) or not isinstance(size, int) or size < 1 for size in unit):
                 raise ValueError(f"a unit has width {unit.width!r} and stride {unit.stride!r}: both must be at least 1")
 
     def depths(self, config: PreTrainedConfig) -> tuple[int, ...]:
-        return tuple(len(level) for level in self.levels(config))
+        return tuple(len(level) for level in self._levels(config))
 
     def boundary(self, config: PreTrainedConfig, units: int) -> Boundary:
         level, place = self.level(config, units - 1)
-        unit = self.levels(config)[level][place]
+        unit = self._levels(config)[level][place]
         geometry = f"1/{unit.stride} of the input's resolution{', ' if self.tokens else ''}{self.tokens}"
         return Boundary(unit.width, geometry, channels_first=not self.tokens, image_size=self.image_size(config))
 
@@ -111,10 +107,17 @@ class StagedFamily(ImageFamily):
 
     def stand_in(self, config: PreTrainedConfig, path: str, like: nn.Module, kind: str) -> nn.Module:
         for template, given in self.gives.items():
-            for level in range(len(self.levels(config))):
+            for level in range(len(self._levels(config))):
                 if path == self._in_base(template.format(level=level, previous=level - 1)):
                     return Patches(self.window(config, level), given)
         return super().stand_in(config, path, like, kind) if kind == "features" else Through()
+
+    def _levels(self, config: PreTrainedConfig) -> Levels:
+        """`levels`, of a config that anyone may have written: what it cannot be made of is a ValueError."""
+        try:
+            return self.levels(config)
+        except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+            raise ValueError(f"its levels cannot be told: {error}") from error
 
     def _paths(self, config: PreTrainedConfig, templates: Sequence[str], unit: int) -> tuple[str, ...]:
         level, place = self.level(config, unit)

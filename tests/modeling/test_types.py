@@ -196,7 +196,7 @@ def _loose_buffers(runner: nn.Module, own: list[Any]) -> list[tuple[str, torch.T
     return [(name, buffer) for name, buffer in runner.named_buffers() if id(buffer) not in known]
 
 
-@pytest.mark.parametrize("model_type", ["bert", "mpnet", "llama", "wav2vec2", "wavlm"])
+@pytest.mark.parametrize("model_type", ["bert", "mpnet", "llama", "wav2vec2", "wavlm", "siglip2", "focalnet"])
 @torch.no_grad()
 def test_it_grows_from_a_pushed_repository(tmp_path: Path, hub: Any, repo_id: str, model_type: str) -> None:
     whole, inputs = joined(model_type), given(model_type)
@@ -209,7 +209,7 @@ def test_it_grows_from_a_pushed_repository(tmp_path: Path, hub: Any, repo_id: st
     assert torch.equal(model(**inputs).logits, networks(model_type)[0](**inputs).logits)
 
 
-@pytest.mark.parametrize("model_type", ["bert", "deberta-v2", "llama", "wav2vec2", "wavlm"])
+@pytest.mark.parametrize("model_type", ["bert", "deberta-v2", "llama", "wav2vec2", "wavlm", "clip", "mobilenet_v1"])
 @torch.no_grad()
 def test_it_grows_by_rungs_of_precision(tmp_path: Path, model_type: str) -> None:
     whole, inputs = joined(model_type), given(model_type)
@@ -226,6 +226,16 @@ def test_it_grows_by_rungs_of_precision(tmp_path: Path, model_type: str) -> None
     with model.stream_stages(low_precision=True):
         pass
     assert torch.equal(model(**inputs).logits, networks(model_type)[0](**inputs).logits)
+
+
+@torch.no_grad()
+def test_a_network_without_what_its_kind_may_share_is_cut(tmp_path: Path) -> None:
+    whole, inputs = joined("deberta-v2", relative_attention=False), given("deberta-v2")
+    whole.save_pretrained(tmp_path)
+    model = model_class("deberta-v2").from_pretrained(tmp_path)
+    for mask in Sources.all(3):
+        model.set_sources(str(mask))
+        assert torch.equal(model(**inputs).logits, whole(**inputs, sources=str(mask)).logits)
 
 
 @pytest.mark.parametrize("model_type", ["bert", "roberta", "mpnet", "distilbert", "electra", "gpt2", "opt"])
