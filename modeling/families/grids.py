@@ -110,10 +110,11 @@ class LevitFamily(StagedFamily):
         for number, (depth, ratio) in enumerate(zip(config.depths, config.mlp_ratio, strict=True)):
             parts = depth * (2 if ratio > 0 else 1)
             level = [Unit(config.hidden_sizes[number], stride)] * parts
-            kind, *others = config.down_ops[number] if number < len(config.down_ops) else [""]
-            if kind == "Subsample":
-                stride *= others[4]
-                level += [Unit(config.hidden_sizes[number + 1], stride)] * (2 if others[3] > 0 else 1)
+            # Its kind, three sizes of its attention, the ratio of its feed-forward part, and its stride.
+            step: list[Any] = config.down_ops[number] if number < len(config.down_ops) else [""]
+            if step[0] == "Subsample":
+                stride *= step[5]
+                level += [Unit(config.hidden_sizes[number + 1], stride)] * (2 if step[4] > 0 else 1)
             levels.append(level)
         return levels
 

@@ -311,9 +311,11 @@ class _Part:
     def _reads_and_writes(self, name: str) -> tuple[Layout, Layout]:
         """The layouts of the columns and the rows of a matrix."""
         reads, writes = _layout(self.scope.reads), _layout(self.scope.writes)
-        if self.scope.place == "head" and (_UP.search(name) or _DOWN.search(name)):
-            inner = (f"{self.own}.inner",)
-            return (reads, inner) if _UP.search(name) else (inner, writes)
+        if self.scope.place in ("unit", "head") and not _ATTENTION_OUT.search(name):
+            if _UP.search(name):
+                return reads, (f"{self.own}.inner",)
+            if _DOWN.search(name):
+                return (f"{self.own}.inner",), writes
         if self.scope.place != "unit":
             return reads, writes
         if _QUERY.search(name):
@@ -323,10 +325,6 @@ class _Part:
             return reads, (keys, width)
         if _ATTENTION_OUT.search(name):
             return self._heads_of(name), writes
-        if _UP.search(name):
-            return reads, (f"{self.own}.inner",)
-        if _DOWN.search(name):
-            return (f"{self.own}.inner",), writes
         if found := _CHAIN.match(name):
             place, last = int(found["place"]), self._last_of_chain(found["branch"])
             inner = f"{self.own}.{place - 1}", f"{self.own}.{place}"
