@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _IN_ROWS = "tokens in rows"
 
 
-class SwinKindFamily(StagedFamily):
+class SwinV2Family(StagedFamily):
     """As Swin v2: windows over a grid, and widths that double."""
 
     def levels(self, config: Any) -> Levels:
@@ -34,7 +34,7 @@ class SwinKindFamily(StagedFamily):
         return pair(config.image_size) if config.use_absolute_embeddings else None
 
 
-class FocalNetFamily(SwinKindFamily):
+class FocalNetFamily(SwinV2Family):
     """FocalNet, whose patches may overlap."""
 
     def levels(self, config: Any) -> Levels:
@@ -133,8 +133,8 @@ _SWIN: dict[str, Any] = {
 }
 
 GRID_FAMILIES = (
-    SwinKindFamily("swinv2", base="swinv2", after=("layernorm",), **_SWIN),
-    SwinKindFamily("donut-swin", base="donut", **_SWIN),
+    SwinV2Family("swinv2", base="swinv2", after=("layernorm",), **_SWIN),
+    SwinV2Family("donut-swin", base="donut", **_SWIN),
     FocalNetFamily(
         "focalnet",
         base="focalnet",

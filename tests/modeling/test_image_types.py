@@ -19,7 +19,7 @@ from pwl_hf.modeling.publishing.processing import processing_files
 from pwl_hf.modeling.routes.batchnorm import batch_norms
 from tests.children import python
 from tests.modeling.image_types import IMAGES, NOT_EXPORTED, REFUSED, image_batch, image_config
-from tests.modeling.test_types import TYPES, attentions, given, joined, networks
+from tests.modeling.test_types import MECHANISMS, TYPES, attentions, given, joined, networks
 from tests.modeling.types import NUM_LABELS
 
 Size = tuple[int, int, int]
@@ -77,53 +77,57 @@ def test_each_unit_can_end_a_block_and_gives_what_its_config_tells(model_type: s
             assert features[0].numel() // boundary.width == rows * rows + special, (unit, boundary)
 
 
+# A type, its settings, and the images' channels, height and width.
+_ODD: list[tuple[str, dict[str, Any], Size]] = [
+    ("beit", {"use_mean_pooling": False, "drop_path_rate": 0.3, "layer_scale_init_value": 0.0}, (3, 16, 16)),
+    (
+        "beit",
+        {"use_relative_position_bias": False, "use_shared_relative_position_bias": True, "num_channels": 1},
+        (1, 16, 16),
+    ),
+    ("beit", {"image_size": [16, 24]}, (3, 16, 24)),
+    ("beit", {"use_relative_position_bias": False, "use_absolute_position_embeddings": True}, (3, 16, 16)),
+    ("beit", {}, (3, 24, 24)),
+    (
+        "data2vec-vision",
+        {"use_relative_position_bias": False, "use_shared_relative_position_bias": True},
+        (3, 16, 16),
+    ),
+    ("data2vec-vision", {"use_mean_pooling": False, "num_channels": 1}, (1, 24, 24)),
+    ("dinov2_with_registers", {"num_register_tokens": 0, "num_channels": 1}, (1, 24, 16)),
+    ("vit_msn", {"image_size": [16, 24], "num_channels": 1}, (1, 16, 24)),
+    ("ijepa", {"image_size": [16, 24]}, (3, 16, 24)),
+    ("clip", {"num_channels": 1, "hidden_act": "gelu"}, (1, 16, 16)),
+    ("siglip", {"vision_use_head": False}, (3, 16, 16)),
+    ("regnet", {"layer_type": "x", "downsample_in_first_stage": False, "num_channels": 1}, (1, 48, 70)),
+    ("bit", {"layer_type": "bottleneck", "output_stride": 8}, (3, 64, 64)),
+    ("bit", {"global_padding": "SAME", "embedding_dynamic_padding": True, "num_channels": 1}, (1, 50, 50)),
+    ("convnextv2", {"patch_size": 4, "num_channels": 1}, (1, 70, 70)),
+    ("poolformer", {"use_layer_scale": False, "strides": [2, 2, 2, 1], "num_channels": 1}, (1, 70, 50)),
+    ("hgnet_v2", {"use_learnable_affine_block": True, "stage_downsample": [True, True, False, True]}, (3, 70, 70)),
+    ("textnet", {"stem_num_channels": 1}, (1, 70, 70)),
+    ("mobilenet_v1", {"num_channels": 1, "tf_padding": False}, (1, 50, 70)),
+    ("mobilenet_v2", {"output_stride": 16, "finegrained_output": False}, (3, 50, 70)),
+    ("mobilenet_v2", {"output_stride": 8, "first_layer_is_expansion": False, "num_channels": 1}, (1, 64, 64)),
+    ("mobilevit", {"output_stride": 16, "num_channels": 1}, (1, 50, 70)),
+    ("mobilevitv2", {"output_stride": 8}, (3, 64, 96)),
+    ("efficientnet", {"pooling_type": "max", "depthwise_padding": [1], "num_channels": 1}, (1, 50, 50)),
+    ("swiftformer", {"use_layer_scale": False, "num_channels": 1}, (1, 96, 64)),
+    ("swinv2", {"window_size": 3, "num_channels": 1}, (1, 30, 38)),
+    ("focalnet", {"use_conv_embed": True, "patch_size": 4}, (3, 70, 50)),
+    ("focalnet", {"use_post_layernorm": True, "use_layerscale": True, "num_channels": 1}, (1, 30, 38)),
+    ("pvt", {"num_channels": 1, "image_size": 96}, (1, 96, 96)),
+    ("pvt_v2", {"linear_attention": True, "strides": [4, 2, 2, 1], "patch_sizes": [7, 3, 3, 1]}, (3, 70, 50)),
+    ("segformer", {"reshape_last_stage": False, "num_channels": 1}, (1, 70, 50)),
+    ("hiera", {"image_size": [64, 96], "masked_unit_attention": [True, False, False, False]}, (3, 64, 96)),
+    ("levit", {"num_channels": 1}, (1, 64, 64)),
+]
+
+
 @pytest.mark.parametrize(
     ("model_type", "others", "size"),
-    [
-        ("beit", {"use_mean_pooling": False, "drop_path_rate": 0.3, "layer_scale_init_value": 0.0}, (3, 16, 16)),
-        (
-            "beit",
-            {"use_relative_position_bias": False, "use_shared_relative_position_bias": True, "num_channels": 1},
-            (1, 16, 16),
-        ),
-        ("beit", {"image_size": [16, 24]}, (3, 16, 24)),
-        ("beit", {"use_relative_position_bias": False, "use_absolute_position_embeddings": True}, (3, 16, 16)),
-        ("beit", {}, (3, 24, 24)),
-        (
-            "data2vec-vision",
-            {"use_relative_position_bias": False, "use_shared_relative_position_bias": True},
-            (3, 16, 16),
-        ),
-        ("data2vec-vision", {"use_mean_pooling": False, "num_channels": 1}, (1, 24, 24)),
-        ("dinov2_with_registers", {"num_register_tokens": 0, "num_channels": 1}, (1, 24, 16)),
-        ("vit_msn", {"image_size": [16, 24], "num_channels": 1}, (1, 16, 24)),
-        ("ijepa", {"image_size": [16, 24]}, (3, 16, 24)),
-        ("clip", {"num_channels": 1, "hidden_act": "gelu"}, (1, 16, 16)),
-        ("siglip", {"vision_use_head": False}, (3, 16, 16)),
-        ("regnet", {"layer_type": "x", "downsample_in_first_stage": False, "num_channels": 1}, (1, 48, 70)),
-        ("bit", {"layer_type": "bottleneck", "output_stride": 8}, (3, 64, 64)),
-        ("bit", {"global_padding": "SAME", "embedding_dynamic_padding": True, "num_channels": 1}, (1, 50, 50)),
-        ("convnextv2", {"patch_size": 4, "num_channels": 1}, (1, 70, 70)),
-        ("poolformer", {"use_layer_scale": False, "strides": [2, 2, 2, 1], "num_channels": 1}, (1, 70, 50)),
-        ("hgnet_v2", {"use_learnable_affine_block": True, "stage_downsample": [True, True, False, True]}, (3, 70, 70)),
-        ("textnet", {"stem_num_channels": 1}, (1, 70, 70)),
-        ("mobilenet_v1", {"num_channels": 1, "tf_padding": False}, (1, 50, 70)),
-        ("mobilenet_v2", {"output_stride": 16, "finegrained_output": False}, (3, 50, 70)),
-        ("mobilenet_v2", {"output_stride": 8, "first_layer_is_expansion": False, "num_channels": 1}, (1, 64, 64)),
-        ("mobilevit", {"output_stride": 16, "num_channels": 1}, (1, 50, 70)),
-        ("mobilevitv2", {"output_stride": 8}, (3, 64, 96)),
-        ("efficientnet", {"pooling_type": "max", "depthwise_padding": [1], "num_channels": 1}, (1, 50, 50)),
-        ("swiftformer", {"use_layer_scale": False, "num_channels": 1}, (1, 96, 64)),
-        ("swinv2", {"window_size": 3, "num_channels": 1}, (1, 30, 38)),
-        ("focalnet", {"use_conv_embed": True, "patch_size": 4}, (3, 70, 50)),
-        ("focalnet", {"use_post_layernorm": True, "use_layerscale": True, "num_channels": 1}, (1, 30, 38)),
-        ("pvt", {"num_channels": 1, "image_size": 96}, (1, 96, 96)),
-        ("pvt_v2", {"linear_attention": True, "strides": [4, 2, 2, 1], "patch_sizes": [7, 3, 3, 1]}, (3, 70, 50)),
-        ("segformer", {"reshape_last_stage": False, "num_channels": 1}, (1, 70, 50)),
-        ("hiera", {"image_size": [64, 96], "masked_unit_attention": [True, False, False, False]}, (3, 64, 96)),
-        ("levit", {"num_channels": 1}, (1, 64, 64)),
-    ],
-    ids=lambda value: value if isinstance(value, str) else "",
+    [pytest.param(*case, marks=() if case[0] in MECHANISMS else pytest.mark.slow) for case in _ODD],
+    ids=[f"{case[0]}-{number}" for number, case in enumerate(_ODD)],
 )
 @torch.no_grad()
 def test_odd_settings_and_sizes(tmp_path: Path, model_type: str, others: dict[str, Any], size: Size) -> None:
