@@ -17,6 +17,7 @@ from pwl_hf import PWLConfig, PWLForImageClassification, SaveError, Sources
 from pwl_hf.modeling.families.registry import UNCUTTABLE, family_of
 from pwl_hf.modeling.publishing.processing import processing_files
 from pwl_hf.modeling.routes.batchnorm import batch_norms
+from pwl_hf.modeling.transformers_internals import class_of_task
 from tests.children import python
 from tests.modeling.image_types import IMAGES, NOT_EXPORTED, REFUSED, image_batch, image_config
 from tests.modeling.test_types import MECHANISMS, TYPES, attentions, given, joined, networks
@@ -75,6 +76,48 @@ def test_each_unit_can_end_a_block_and_gives_what_its_config_tells(model_type: s
             rows = inputs["pixel_values"].shape[-1] // int(boundary.geometry.split()[0].removeprefix("1/"))
             special = " one for the class" in boundary.geometry
             assert features[0].numel() // boundary.width == rows * rows + special, (unit, boundary)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "others"),
+    [
+        ("mobilenet_v1", {"depth_multiplier": 0.75}),
+        ("mobilenet_v2", {"depth_multiplier": 1.4}),
+        (
+            "mobilevit",
+            {"image_size": 224, "hidden_sizes": [96, 120, 144], "neck_hidden_sizes": [16, 32, 48, 64, 80, 96, 384]},
+        ),
+        ("mobilevitv2", {"width_multiplier": 1.75}),
+        ("efficientnet", {"width_coefficient": 1.2, "depth_coefficient": 1.4, "hidden_dim": 1536, "image_size": 224}),
+        ("swiftformer", {}),
+        ("hgnet_v2", {}),
+        ("textnet", {"image_size": 224}),
+        ("levit", {"num_attention_heads": [4, 6, 8], "depths": [2, 3, 4]}),
+        ("hiera", {}),
+        ("pvt_v2", {"hidden_sizes": [64, 128, 320, 512], "depths": [3, 4, 6, 3]}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_networks_of_published_sizes_are_as_wide_as_their_config_tells(model_type: str, others: dict[str, Any]) -> None:
+    config = AutoConfig.for_model(model_type, **others)
+    family, shapes = family_of(config), dict[int, torch.Size]()
+    with torch.device("meta"):
+        network = class_of_task(config, PWLForImageClassification.task)(config).eval()
+    for unit in range(family.num_units(config)):
+        last = network.get_submodule(family.unit_paths(config, unit)[-1])
+        last.register_forward_hook(
+            lambda *given, unit=unit: shapes.update(
+                {unit: (given[2][0] if type(given[2]) is tuple else given[2]).shape}
+            )
+        )
+    side = config.image_size[0] if isinstance(getattr(config, "image_size", 224), tuple | list) else 224
+    network(torch.empty(1, 3, side, side, device="meta"))
+    for unit, shape in shapes.items():
+        boundary = family.boundary(config, unit + 1)
+        assert shape[1 if boundary.channels_first else -1] == boundary.width
+        rows = -(-side // int(boundary.geometry.split()[0].rstrip(",").removeprefix("1/")))
+        assert (shape[2:].numel() if boundary.channels_first else shape[1]) == rows * rows
+    assert shapes.keys() == set(range(family.num_units(config)))
 
 
 # A type, its settings, and the images' channels, height and width.
