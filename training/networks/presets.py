@@ -61,7 +61,8 @@ def preset_overrides(name: str, teacher: PreTrainedConfig) -> dict[str, Any]:
     preset, model_type = PRESETS[name], family_of(teacher).model_type
     if model_type not in _FAMILIES:
         raise ValueError(
-            f"student_preset={name}: presets know no sizes of model_type {model_type!r}: give student_config_overrides"
+            f"student_preset={name}: presets know no sizes of model_type {model_type!r}, a family of your own: give "
+            "student_config_overrides"
         )
     return _FAMILIES[model_type](teacher, preset)
 
