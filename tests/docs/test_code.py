@@ -18,7 +18,8 @@ from tests.hub import HubServer
 from tests.once import made_once
 from tests.repository.helpers import publish
 
-PAGES = ["index", "loading", "runtime", "errors", "format", "offline", "migrating", "questions", "hub"]
+PAGES = ["index", "loading", "runtime", "errors", "format", "offline", "migrating", "questions", "hub", "security"]
+OTHERS = ["architecture"]  # It begins with the folders of the code.
 QUICK = ["--max_steps", "3", "--teacher_options", "max_steps=3", "--disable_tqdm", "true", "--use_cpu", "true"]
 
 
@@ -52,7 +53,7 @@ def _run(command: str) -> None:
     assert done.exit_code == 0, (command, done.output, done.exception)
 
 
-@pytest.mark.parametrize("name", PAGES)
+@pytest.mark.parametrize("name", [*PAGES, *OTHERS])
 def test_page_runs_and_prints_what_it_shows(
     name: str, place: Path, hub: HubServer, repo_id: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

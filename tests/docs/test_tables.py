@@ -15,7 +15,7 @@ from pwl_hf.modeling.repository import layout
 from pwl_hf.modeling.repository.manifest import FORMAT_VERSION
 from pwl_hf.modeling.repository.output_folder import UNFINISHED_FILE
 from pwl_hf.modeling.sources import Sources
-from tests.docs.pages import DOCS, ROOT, table
+from tests.docs.pages import DOCS, ROOT, fences, table
 from tests.tiny import tiny_model
 
 # Raised and caught within the library.
@@ -101,3 +101,21 @@ def test_tables_of_fields_are_those_of_a_manifest(version: int, tmp_path: Path) 
         written = name in {*data, *data["stages"][0], *data["stages"][0]["files"][0]}
         assert not (written and since > version), name
     assert sorted(map(int, table(DOCS / "format.md", "version"))) == list(range(1, FORMAT_VERSION + 1))
+
+
+def test_commands_for_contributors_are_those_of_the_makefile_and_of_ci() -> None:
+    page = ROOT / "CONTRIBUTING.md"
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = set(re.findall(r"`make ([a-z]+)`", page.read_text(encoding="utf-8")))
+    assert named == targets
+    (first, *_) = fences(page)
+    ci = (ROOT / ".ci" / "run").read_text()
+    assert all(part.strip() in ci for line in first.content.splitlines() for part in line.split("&&"))
+
+
+def test_folders_of_contributing_exist() -> None:
+    named = re.findall(r"`([\w./-]+/[\w./-]*)`", (ROOT / "CONTRIBUTING.md").read_text())
+    assert len(named) > 20
+    assert [
+        path for path in named if not (ROOT / path).exists() and not (ROOT / "modeling/families" / path).exists()
+    ] == []
