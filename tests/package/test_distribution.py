@@ -91,7 +91,17 @@ def test_source_distribution_holds_what_the_wheel_is_made_of(built):
     for folder in ("pwl_hf", "modeling", "training"):
         for path in (ROOT / folder).rglob("*.py"):
             assert path.relative_to(ROOT).as_posix() in names
-    assert {"pyproject.toml", "README.md", "LICENSE"} <= names
+    top = {"pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md", "Makefile", "constraints.txt"}
+    assert top <= names
+
+
+def test_source_distribution_holds_what_its_tests_need(built):
+    with tarfile.open(built["sdist"]) as archive:
+        names = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
+    for folder in (".ci", "benchmarks", "docs", "examples", "model_cards", "tests"):
+        for path in (ROOT / folder).rglob("*"):
+            if path.is_file() and "__pycache__" not in path.parts and not path.name.endswith(".lock"):
+                assert path.relative_to(ROOT).as_posix() in names
 
 
 def test_metadata_and_contents_pass_their_own_checkers(built):
