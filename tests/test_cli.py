@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import subprocess
 import sys
+from importlib.metadata import version
 
 import pytest
 import torch
@@ -58,7 +59,7 @@ def test_version_names_what_a_report_needs_and_imports_none_of_it():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     first, *rest = done.stdout.splitlines()
     assert first.startswith(f"pwl-hf {pwl_hf.__version__} (Python {platform.python_version()}, huggingface_hub ")
-    assert f"torch {torch.__version__}" in first
+    assert f"torch {version('torch')}" in first
     assert rest == ["STATUS 0", "HEAVY set()"]
 
 
