@@ -22,7 +22,7 @@ format:
 	$(PYTHON) -m ruff format .
 
 docs:  ## the site, in site/; every warning is an error
-	$(PYTHON) -m sphinx --fail-on-warning --keep-going --quiet --builder html docs site
+	$(PYTHON) -m sphinx --fresh-env --fail-on-warning --keep-going --quiet --builder html docs site
 
 dist:  ## the wheel and the source distribution, in dist/, and checks of both
 	rm -rf dist build
