@@ -1,7 +1,7 @@
 PYTHON ?= python
 CHECKER = $(if $(findstring /,$(PYTHON)),$(abspath $(PYTHON)),$(PYTHON))
 
-.PHONY: test slow lint format
+.PHONY: test slow lint format docs dist lowest
 
 test:  ## the whole suite, a few minutes on two cores
 	$(PYTHON) -m pytest -n 2
@@ -20,3 +20,20 @@ lint:  ## style and types
 format:
 	$(PYTHON) -m ruff check --fix .
 	$(PYTHON) -m ruff format .
+
+docs:  ## the site, in site/; every warning is an error
+	$(PYTHON) -m sphinx --fresh-env --fail-on-warning --keep-going --quiet --builder html docs site
+
+dist:  ## the wheel and the source distribution, in dist/, and checks of both
+	rm -rf dist build
+	$(PYTHON) -m build --outdir dist .
+	rm -rf build
+	$(PYTHON) -m twine check --strict dist/*
+	$(PYTHON) -m check_wheel_contents dist/*.whl
+
+# The lowest of each package that is asked for; what these bring is as new as it may be.
+lowest:  ## the suite with the lowest versions that pyproject.toml allows, in an environment of its own
+	rm -rf .lowest
+	$(PYTHON) -m venv .lowest
+	.lowest/bin/python -m pip install --quiet -c constraints-lowest.txt -e ".[dev]"
+	.lowest/bin/python -m pytest -n 2 --deselect tests/package/test_supply_chain.py

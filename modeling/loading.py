@@ -118,7 +118,8 @@ def device_of(device_map: Any) -> torch.device:
     if device_map == "disk":
         raise ValueError("device_map='disk' does not apply to a PWL model: it keeps only its current route in memory")
     if device_map in ("auto", "balanced", "balanced_low_0", "sequential"):
-        return torch.accelerator.current_accelerator() or torch.device("cpu")
+        # A build for CUDA names it also where there is none.
+        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     return torch.device(device_map)
 
 

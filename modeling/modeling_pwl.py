@@ -6,7 +6,8 @@ Notation: N blocks; a stage is a mask of the schedule, usually blocks 1..k from 
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -50,7 +51,8 @@ class PWLPreTrainedModel(StagedModel):
         pretrained_model_name_or_path: str | os.PathLike[str],
         *,
         stage: int | str = 0,
-        keep: Collection[Role] = (),
+        # A tuple of literals is no Collection of them to mypy.
+        keep: Sequence[Role] | AbstractSet[Role] = (),
         keep_all: bool = False,
         stream: bool = False,
         config: PWLConfig | None = None,

@@ -35,6 +35,23 @@ RemoteCode = Annotated[
 License = Annotated[str | None, typer.Option(help="The licence for the model card; the teacher's by default.")]
 
 
+def _show_version(asked: bool) -> None:
+    if asked:
+        import platform
+        from importlib.metadata import PackageNotFoundError, version
+
+        from pwl_hf import __version__
+
+        found = [f"Python {platform.python_version()}"]
+        for name in ("huggingface_hub", "torch", "transformers", "onnxruntime"):
+            try:
+                found.append(f"{name} {version(name)}")
+            except PackageNotFoundError:
+                found.append(f"no {name}")
+        _say(f"pwl-hf {__version__} ({', '.join(found)}, {platform.system()})")
+        raise typer.Exit
+
+
 @app.callback()
 def families(
     family_module: Annotated[
@@ -45,6 +62,10 @@ def families(
             show_default=False,
         ),
     ] = None,
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the versions, for a report."),
+    ] = False,
 ) -> None:
     """Progressive Weight Loading: models that answer after their first shard and grow into their teacher."""
     if family_module is not None:

@@ -68,6 +68,11 @@ class Child(subprocess.Popen[str]):
         return self.returncode
 
 
+if sys.platform != "linux":
+    # Nothing to fork from, on Windows at all and on macOS safely: each child is new, which takes longer.
+    Child = subprocess.Popen  # type: ignore[assignment,misc]
+
+
 def python(
     code: str,
     env: Mapping[str, str] | None = None,

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import platform
 import subprocess
 import sys
+from importlib.metadata import version
 
 import pytest
 import torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification, ViTImageProcessorPil
 
+import pwl_hf
 from pwl_hf import PWLForImageClassification
 from pwl_hf.cli import main
 from tests.tiny import tiny_images, tiny_model, tiny_pair
@@ -45,6 +48,19 @@ def test_help_imports_neither_torch_nor_transformers(command):
     done = subprocess.run([sys.executable, "-c", code, *command, "--help"], capture_output=True, text=True, check=True)
     assert "Usage" in done.stdout
     assert "HEAVY set()" in done.stdout
+
+
+def test_version_names_what_a_report_needs_and_imports_none_of_it():
+    code = (
+        "import sys; sys.argv = ['pwl-hf', '--version']; from pwl_hf.cli import app\n"
+        "try: app()\nexcept SystemExit as ended: print('STATUS', ended.code)\n"
+        "heavy = {'torch', 'transformers', 'huggingface_hub', 'onnxruntime'} & set(sys.modules); print('HEAVY', heavy)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    first, *rest = done.stdout.splitlines()
+    assert first.startswith(f"pwl-hf {pwl_hf.__version__} (Python {platform.python_version()}, huggingface_hub ")
+    assert f"torch {version('torch')}" in first
+    assert rest == ["STATUS 0", "HEAVY set()"]
 
 
 def test_info_shows_every_stage(run, folder):

@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -255,8 +254,8 @@ class _Compressor:
 class _OpenFile:
     """A safetensors file that is read in pieces: nothing of it is mapped, so that it takes no memory of its own."""
 
-    def __init__(self, local: Path, descriptor: int) -> None:
-        self.local, self._descriptor = local, descriptor
+    def __init__(self, local: Path, file: BinaryIO) -> None:
+        self.local, self._file = local, file
         self.places, self.metadata = read_header(local)
 
     def place(self, name: str) -> TensorPlace:
@@ -265,7 +264,9 @@ class _OpenFile:
         return self.places[name]
 
     def bytes_at(self, offset: int, size: int) -> bytes:
-        return os.pread(self._descriptor, size, offset)
+        # Not `os.pread`, which Windows lacks.
+        self._file.seek(offset)
+        return self._file.read(size)
 
     def read(self, name: str) -> NDArray[Any]:
         """The values of a tensor."""
@@ -332,11 +333,8 @@ class _Stream:
 
 @contextmanager
 def _opened(local: Path) -> Iterator[_OpenFile]:
-    descriptor = os.open(local, os.O_RDONLY | getattr(os, "O_BINARY", 0))
-    try:
-        yield _OpenFile(local, descriptor)
-    finally:
-        os.close(descriptor)
+    with local.open("rb") as file:
+        yield _OpenFile(local, file)
 
 
 def _size(array: NDArray[Any], dtype: str) -> tuple[int, int] | None:

@@ -271,6 +271,12 @@ def writing(target: Path) -> Iterator[None]:
             advice = "the disk is full; make room and save again"
         elif number in (errno.EROFS, errno.EACCES, errno.EPERM):
             advice = "the folder may not be written to; save elsewhere"
+            if os.name == "nt":
+                # There a mapped file is not replaced.
+                advice = (
+                    "the folder may not be written to, or a model has the file open (load it with disable_mmap=True); "
+                    "save elsewhere"
+                )
         else:
             advice = "save again, or elsewhere"
         raise SaveError(f"{target} could not be written: {advice} ({type(error).__name__}: {error})") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 import tarfile
@@ -10,27 +9,11 @@ import zipfile
 from email.parser import Parser
 from pathlib import Path
 
-import pytest
 from packaging.requirements import Requirement
 
 from tests.children import python
 
 ROOT = Path(__file__).resolve().parents[2]
-SKIPPED = shutil.ignore_patterns(
-    ".*", "__pycache__", "*.egg-info", "build", "dist", "tests", "*.safetensors", "digits-*"
-)
-
-
-@pytest.fixture(scope="module")
-def built(tmp_path_factory) -> dict[str, Path]:
-    """A wheel and a source distribution, built from a copy of the checkout."""
-    source = tmp_path_factory.mktemp("source") / "checkout"
-    shutil.copytree(ROOT, source, ignore=SKIPPED)
-    out = source.parent / "dist"
-    command = [sys.executable, "-m", "build", "--wheel", "--sdist", "--no-isolation", "--outdir", str(out), str(source)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    return {"wheel": next(out.glob("*.whl")), "sdist": next(out.glob("*.tar.gz"))}
 
 
 def test_wheel_puts_one_name_into_site_packages(built):
@@ -108,4 +91,23 @@ def test_source_distribution_holds_what_the_wheel_is_made_of(built):
     for folder in ("pwl_hf", "modeling", "training"):
         for path in (ROOT / folder).rglob("*.py"):
             assert path.relative_to(ROOT).as_posix() in names
-    assert {"pyproject.toml", "README.md", "LICENSE"} <= names
+    top = {"pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md", "Makefile", "constraints.txt"}
+    assert top <= names
+
+
+def test_source_distribution_holds_what_its_tests_need(built):
+    with tarfile.open(built["sdist"]) as archive:
+        names = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
+    for folder in (".ci", "benchmarks", "docs", "examples", "model_cards", "tests"):
+        for path in (ROOT / folder).rglob("*"):
+            if path.is_file() and "__pycache__" not in path.parts and not path.name.endswith(".lock"):
+                assert path.relative_to(ROOT).as_posix() in names
+
+
+def test_metadata_and_contents_pass_their_own_checkers(built):
+    for checker in (
+        ["twine", "check", "--strict", built["wheel"], built["sdist"]],
+        ["check_wheel_contents", built["wheel"]],
+    ):
+        done = subprocess.run([sys.executable, "-m", *map(str, checker)], capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr

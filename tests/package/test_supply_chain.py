@@ -70,3 +70,14 @@ def test_table_of_attacks_quotes_what_the_code_says():
     for attack, seen, _ in rows:
         for quoted in re.findall(r'"([^"]+)"', seen):
             assert quoted in code, f"{attack}: {quoted}"
+
+
+def test_lowest_versions_are_those_that_are_declared():
+    """`make lowest` installs them."""
+    written = dict(re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / "constraints-lowest.txt").read_text(), re.MULTILINE))
+    declared = [Requirement(text) for text in requires("pwl-hf") or []]
+    bounds = {r.name: s.version for r in declared for s in r.specifier if s.operator == ">="}
+    assert {canonicalize_name(name): v for name, v in written.items()} == {
+        canonicalize_name(name): v for name, v in bounds.items()
+    }
+    assert {r.name for r in declared} - {"pwl-hf"} == bounds.keys()

@@ -132,6 +132,15 @@ def test_device_map_of_one_device_is_accepted(saved, device_map):
     assert {t.device.type for t in (*model.parameters(), *model.buffers())} == {"cpu"}
 
 
+@pytest.mark.parametrize("device_map", ["auto", "balanced", "balanced_low_0", "sequential"])
+def test_device_map_of_a_build_for_an_accelerator_that_is_not_there_means_the_cpu(device_map, monkeypatch):
+    def of_a_build_for_cuda(check_available=False):
+        return None if check_available else torch.device("cuda")
+
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", of_a_build_for_cuda)
+    assert device_of(device_map) == torch.device("cpu")
+
+
 def test_device_of_understands_indices_and_the_default_device():
     assert device_of("cuda:1") == torch.device("cuda", 1)
     assert device_of({"": "cuda:0"}) == torch.device("cuda", 0)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,6 +20,7 @@ from transformers import AutoModelForImageClassification
 from pwl_hf import OverwriteError, PWLForImageClassification, SaveError
 from pwl_hf.conversion import convert_pair
 from pwl_hf.modeling.publishing import saving
+from pwl_hf.modeling.repository import output_folder
 from pwl_hf.modeling.repository.files import leads_out
 from tests.children import python
 from tests.repository.helpers import INDEX, STUDENT, contents, load, logits, shard, tree
@@ -192,8 +195,6 @@ def test_temporary_files_of_dead_processes_are_removed_and_all_others_stay(saved
 
 def test_temporary_files_stay_where_a_folder_cannot_be_locked(saved, tmp_path, dead_process, monkeypatch):
     """The process may run on another machine that shares the folder."""
-    from pwl_hf.modeling.repository import output_folder
-
     monkeypatch.setattr(output_folder, "fcntl", None)
     put(tmp_path, f".{STUDENT}.{dead_process}.77.tmp")
     load(saved("vit")).save_pretrained(tmp_path)
@@ -412,3 +413,12 @@ def test_links_within_a_folder_do_not_lead_out_of_it(tmp_path):
     for root in (tmp_path / "in", tmp_path / "door"):
         assert not any(leads_out(root, path) for path in ("a/b.txt", "a/inner", "missing/x", "."))
         assert all(leads_out(root, path) for path in ("outer", "folder/out.txt", "folder/in/../out.txt"))
+
+
+def test_refusal_to_replace_a_mapped_file_says_what_to_do_on_windows(tmp_path, monkeypatch):
+    monkeypatch.setattr(output_folder, "os", SimpleNamespace(name="nt"))
+    with (
+        pytest.raises(SaveError, match=r"has the file open \(load it with disable_mmap=True\); save elsewhere"),
+        output_folder.writing(tmp_path / "model.safetensors"),
+    ):
+        raise PermissionError(errno.EACCES, "Access is denied")
