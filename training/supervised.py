@@ -18,12 +18,12 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from pwl_hf.data import ImageSplit
 from pwl_hf.data.names import numbers_of
 from pwl_hf.data.processing import channels_of
-from pwl_hf.evaluation.labels import check_one_label
+from pwl_hf.evaluation.labels import check_one_label, labels_of
 from pwl_hf.modeling import PWLForImageClassification
 from pwl_hf.modeling.parts.construction import load_network
 from pwl_hf.training.data_arguments import DataArguments
 from pwl_hf.training.images.augmentation import Augmentation
-from pwl_hf.training.networks.building import image_processor, labels_of, new_teacher
+from pwl_hf.training.networks.building import image_processor, new_teacher
 from pwl_hf.training.networks.network_arguments import TeacherArguments
 from pwl_hf.training.splits import numbered_as, open_eval_split, open_training_split, pin_where_copied, pixels
 from pwl_hf.training.trainer.finite import FiniteTrainer

@@ -30,7 +30,7 @@ from transformers.utils.constants import (
 )
 
 from pwl_hf.data.processing import channels_of, check_channels, to_tensor
-from pwl_hf.evaluation.labels import check_one_label
+from pwl_hf.evaluation.labels import check_one_label, labels_of
 from pwl_hf.modeling import PWLForImageClassification
 from pwl_hf.modeling.families.registry import OWN_CONFIGS, family_of
 from pwl_hf.modeling.parts import construction
@@ -94,12 +94,6 @@ def derived_config(base: PreTrainedConfig, overrides: Mapping[str, Any]) -> PreT
             raise ValueError(f"a config of model_type {base.model_type!r} has no {name!r} to be set")
     kept = {name: getattr(base, name) for name in names if name not in _NOT_INHERITED}
     return type(base)(**(kept | dict(overrides)))
-
-
-def labels_of(config: PreTrainedConfig) -> list[str]:
-    """The names of a config's labels, in the order of their numbers."""
-    names: dict[Any, str] = dict(config.id2label or {})
-    return [str(names[i]) for i in range(len(names))]
 
 
 def with_labels(config: PreTrainedConfig, label_names: Sequence[str]) -> PreTrainedConfig:
