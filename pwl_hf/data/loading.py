@@ -14,6 +14,7 @@ from pwl_hf.data.source import DIGITS, TRAIN, DataSource
 try:
     import datasets
     import pyarrow.parquet as pq
+    from datasets.packaged_modules.audiofolder.audiofolder import AudioFolder
 except ImportError as error:
     raise DataError('reading data needs the package datasets: pip install "pwl-hf[evaluate]"') from error
 
@@ -92,7 +93,33 @@ def _load_named(source: DataSource, names: Sequence[str], where: str) -> Splits:
     every = [path for found in paths.values() for path in found]
     if builder.info.features is None and every and all(p.endswith(".parquet") and Path(p).is_file() for p in every):
         return _load_files(paths, where, source.streaming)
+    if isinstance(builder, AudioFolder) and not datasets.config.TORCHCODEC_AVAILABLE:
+        return _sounds_of_folder(paths, where, source.streaming)
     return datasets.load_dataset(**call, streaming=source.streaming)
+
+
+def _sounds_of_folder(files: Mapping[str, Sequence[str]], where: str, streaming: bool) -> Splits:
+    """Splits of a folder of sounds, a subfolder a label: `datasets` lists their paths by torchcodec alone."""
+    sounds = {
+        split: [path for path in paths if Path(path).suffix.lower() in AudioFolder.EXTENSIONS]
+        for split, paths in files.items()
+    }
+    if other := [path for split in files for path in files[split] if path not in sounds[split]]:
+        raise DataError(
+            f"{where} has {Path(other[0]).name!r} with its sounds, which needs the package torchcodec: install it, or "
+            "write the sounds and their labels to parquet"
+        )
+    names = sorted({Path(path).parent.name for paths in sounds.values() for path in paths})
+    features = datasets.Features({"audio": datasets.Value("string")})
+    if len(names) > 1:
+        features["label"] = datasets.ClassLabel(names=names)
+    splits = {}
+    for split, paths in sounds.items():
+        columns = {"audio": paths, "label": [Path(path).parent.name for path in paths]}
+        data = datasets.Dataset.from_dict({name: columns[name] for name in features}, features=features)
+        data = data.cast_column("audio", datasets.Audio(decode=False))
+        splits[split] = data.to_iterable_dataset() if streaming else data
+    return splits
 
 
 def _load_files(files: Mapping[str, Sequence[str]], where: str, streaming: bool) -> Splits:

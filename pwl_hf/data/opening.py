@@ -101,6 +101,9 @@ def open_split(source: DataSource, split: str, samples: str = "images") -> Split
     pair_column = source.text_pair_column if samples == "texts" else None
     if pair_column is not None:
         find_text_column(features, pair_column, (), title)
+    if samples == "sounds" and isinstance(features[column], datasets.Value) and "string" in features[column].dtype:
+        # Paths; of the longer kind of string `datasets` makes no sounds.
+        data = data.cast_column(column, datasets.Value("string"))
     if samples in _ENCODED:
         # Decoded by us, so that an error can name the row.
         data = data.cast_column(column, _ENCODED[samples])

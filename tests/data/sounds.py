@@ -8,6 +8,7 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import soundfile
 
 RATE = 1000
@@ -28,16 +29,11 @@ def encoded(wave: np.ndarray, rate: int = RATE, form: str = "WAV", subtype: str 
 
 def sound_table(path: Path, sounds: Sequence[bytes | None], labels: Sequence[int], names: Sequence[str]) -> Path:
     """A parquet file of sounds as `datasets` writes them."""
-    features = datasets.Features(
-        {"audio": datasets.Audio(decode=False), "label": datasets.ClassLabel(names=list(names))}
-    )
-    columns = {
-        "audio": [None if sound is None else {"bytes": sound, "path": None} for sound in sounds],
-        "label": list(labels),
-    }
-    import pyarrow as pa
-
+    label = datasets.ClassLabel(names=list(names))
+    features = datasets.Features({"audio": datasets.Audio(decode=False), "label": label})
+    # Past `Features.encode_example`, which needs torchcodec.
     kind = pa.struct({"bytes": pa.binary(), "path": pa.string()})
-    table = pa.table({"audio": pa.array(columns["audio"], kind), "label": pa.array(columns["label"], pa.int64())})
+    files = pa.array([None if sound is None else {"bytes": sound, "path": None} for sound in sounds], kind)
+    table = pa.table({"audio": files, "label": pa.array(list(labels), pa.int64())})
     datasets.Dataset(table.replace_schema_metadata(features.arrow_schema.metadata)).to_parquet(path)
     return path

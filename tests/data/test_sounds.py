@@ -86,6 +86,7 @@ def test_folders_paths_and_streams_have_the_same_sounds(sounds: Path, tmp_path: 
         soundfile.write(folder / "train" / NAMES[label] / f"{number}.wav", wave, RATE, subtype="FLOAT")
     of_folder = opened(folder)
     assert of_folder.label_names == ["high", "low"]
+    assert len(list(opened(folder, streaming=True).features(EXTRACTOR))) == 3
     items = of_folder.features(EXTRACTOR)
     assert sorted(items.lengths) == [100, 150, 200]
     (tmp_path / "train.csv").write_text(
@@ -143,7 +144,7 @@ def test_a_missing_package_is_named(package: str, reason: str, sounds: Path, mon
 def test_columns_of_sounds_are_found_and_others_refused(sounds: Path) -> None:
     split = opened(sounds)
     assert (split.column, split.label_column, split.label_names) == ("audio", "label", NAMES)
-    with pytest.raises(DataError, match="audio_column 'label' of .* holds no sounds"):
+    with pytest.raises(DataError, match=r"audio_column 'label' of .* holds no sounds"):
         opened(sounds, audio_column="label")
     with pytest.raises(DataError, match="has no column 'sound' for audio_column"):
         opened(sounds, audio_column="sound")
