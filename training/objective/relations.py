@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from pwl_hf.modeling import PWLForImageClassification
+from pwl_hf.modeling import PWLPreTrainedModel
 from pwl_hf.modeling.families.registry import family_of
 from pwl_hf.training.objective.objective_arguments import RELATIONS
 from pwl_hf.training.objective.passes import Passes
@@ -71,7 +71,7 @@ class RelationLoss:
     heads: int | None = None
     name: ClassVar[str] = "relation"
 
-    def check(self, model: PWLForImageClassification) -> None:
+    def check(self, model: PWLPreTrainedModel) -> None:
         """Raise what the first step would.
 
         Raises:
