@@ -13,7 +13,7 @@ from pwl_hf import PWLConfig
 from pwl_hf.training import train as script
 from pwl_hf.training import train_teacher
 from pwl_hf.training.command_line import RECIPES
-from pwl_hf.training.networks import building
+from pwl_hf.training.networks import building, processing
 from pwl_hf.training.networks.presets import PRESETS, preset_overrides
 from pwl_hf.training.pairs import parse_pairs
 
@@ -64,7 +64,7 @@ def test_teacher_of_a_recipe_can_be_built_and_prepares_images(name):
     with torch.device("meta"):
         network = building.fresh(building.with_labels(config, ["a", "b"]))
     assert network.config.num_labels == 2
-    size = dict(building.image_processor(None, config, arguments.image_size).size)
+    size = dict(processing.image_processor(None, config, arguments.image_size).size)
     assert set(size.values()) == {{"vgg": 32, "resnet": 64, "vit": 224}[name.split("-")[0]] if "cifar" in name else 8}
 
 

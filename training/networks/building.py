@@ -27,6 +27,10 @@ logger = logging.getLogger(__name__)
 _NOT_INHERITED = frozenset({"architectures", "dtype", "transformers_version", "pooler_output_size"})
 
 
+# Lists with an entry for each layer.
+_BY_LAYER = ("layer_types", "no_rope_layers")
+
+
 def read_config(name: str) -> PreTrainedConfig:
     """A config from a JSON file, a folder or the Hub.
 
@@ -75,6 +79,11 @@ def derived_config(base: PreTrainedConfig, overrides: Mapping[str, Any]) -> PreT
         if name not in names or name in _NOT_INHERITED:
             raise ValueError(f"a config of model_type {base.model_type!r} has no {name!r} to be set")
     kept = {name: getattr(base, name) for name in names if name not in _NOT_INHERITED}
+    depth = overrides.get("num_hidden_layers")
+    for name in _BY_LAYER:
+        if depth is not None and isinstance(found := kept.get(name), list) and depth != len(found):
+            # Those of the layers that a student takes over from a deeper teacher.
+            kept[name] = [found[j * len(found) // depth] for j in range(depth)]
     return type(base)(**(kept | dict(overrides)))
 
 
