@@ -196,6 +196,8 @@ def evaluate(
     dataset: options.Dataset,
     config: options.Config = None,
     split: Annotated[str, typer.Option(help="The dataset's split.")] = "test",
+    holdout: options.Holdout = None,
+    holdout_by: options.HoldoutBy = None,
     dataset_revision: options.DatasetRevision = None,
     image_column: options.ImageColumn = None,
     text_column: options.TextColumn = None,
@@ -237,6 +239,8 @@ def evaluate(
         label_names=label_names or None,
         streaming=streaming,
         max_samples=max_samples,
+        holdout=holdout,
+        holdout_by=holdout_by,
         token=token,
     )
     # What cannot be written is refused before anything is measured.
@@ -318,9 +322,8 @@ def schedule(
     split: Annotated[
         str, typer.Option(help="The dataset's split; neither what was trained on nor that of the final test.")
     ] = "validation",
-    holdout: Annotated[
-        float | None, typer.Option(help="Hold this part of 'train' out as 'validation', as training does.")
-    ] = None,
+    holdout: options.Holdout = None,
+    holdout_by: options.HoldoutBy = None,
     dataset_revision: options.DatasetRevision = None,
     image_column: options.ImageColumn = None,
     text_column: options.TextColumn = None,
@@ -365,6 +368,7 @@ def schedule(
         label_names=label_names or None,
         max_samples=max_samples,
         holdout=holdout,
+        holdout_by=holdout_by,
         token=token,
     )
     report = schedule_repository(

@@ -50,6 +50,10 @@ LabelColumn = Annotated[str | None, typer.Option(help="The column of the labels,
 LabelNames = Annotated[
     list[str] | None, typer.Option(help="The labels' names in the order of their numbers, once for each label.")
 ]
+Holdout = Annotated[float | None, typer.Option(help="Hold this part of 'train' out as 'validation', as training does.")]
+HoldoutBy = Annotated[
+    str | None, typer.Option(metavar="COLUMN=VALUE", help="Hold these rows out instead, such as those of a speaker.")
+]
 MaxSamples = Annotated[int | None, typer.Option(min=1, help="Take so many samples, always the same.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="How many samples run at once.")]
 NumWorkers = Annotated[int, typer.Option(min=0, help="Processes that read images and sounds.")]

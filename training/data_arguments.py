@@ -34,6 +34,10 @@ class DataArguments:
     holdout: float | None = field(
         default=None, metadata={"help": "Part of the split 'train' to hold out of it as split 'validation'."}
     )
+    holdout_by: str | None = field(
+        default=None,
+        metadata={"help": "In place of a part, the rows of 'train' to hold out, as COLUMN=VALUE: a speaker's."},
+    )
     image_column: str | None = field(default=None, metadata={"help": "Column of the images."})
     text_column: str | None = field(default=None, metadata={"help": "Column of the texts, or of the lists of words."})
     text_pair_column: str | None = field(default=None, metadata={"help": "Column of second texts, of pairs."})
@@ -135,5 +139,6 @@ class DataArguments:
             streaming=self.streaming,
             max_samples=max_samples,
             holdout=self.holdout,
+            holdout_by=self.holdout_by,
             token=token,
         )

@@ -85,7 +85,7 @@ def _load_named(source: DataSource, names: Sequence[str], where: str) -> Splits:
     }
     builder = datasets.load_dataset_builder(**call)
     files: Mapping[Any, Any] = builder.config.data_files or {}
-    if source.holdout is None and files:
+    if not source.holds_out and files:
         # Before anything is downloaded.
         for name in names:
             choose(files, name, where)

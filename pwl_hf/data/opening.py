@@ -81,7 +81,7 @@ def open_split(source: DataSource, split: str, samples: str = "images") -> Split
             raise DataError(f"{where} is streamed, and a stream has no parts and sums: got split {split!r}")
         data = choose(splits, split, where)
     else:
-        if source.holdout is not None:
+        if source.holds_out:
             splits = _hold_out(splits, source, where, samples)
         data = _part(splits, split, where)
     title = f"split {split!r} of {where}"
@@ -174,8 +174,11 @@ def _part(splits: Splits, split: str, where: str) -> datasets.Dataset:
 
 def _hold_out(splits: Splits, source: DataSource, where: str, samples: str) -> Splits:
     if VALIDATION in splits:
-        raise DataError(f"{where} has a split {VALIDATION!r} of its own: leave out holdout")
+        raise DataError(f"{where} has a split {VALIDATION!r} of its own: leave out holdout and holdout_by")
     train = choose(splits, TRAIN, where)
+    if source.holdout_by is not None:
+        held = _with_value(train, source.holdout_by, where)
+        return {**splits, TRAIN: train.select(np.flatnonzero(~held)), VALIDATION: train.select(np.flatnonzero(held))}
     _, label_column = _columns(train.features, source, where, samples)
     # Without labels, and of words, which have several a row, all rows are of one stratum.
     alike = label_column is None or samples == "words"
@@ -190,6 +193,20 @@ def _hold_out(splits: Splits, source: DataSource, where: str, samples: str) -> S
             f"a holdout of {source.holdout} leaves one side of the {len(train)} training rows of {where} empty"
         )
     return {**splits, TRAIN: train.select(np.flatnonzero(~held)), VALIDATION: train.select(np.flatnonzero(held))}
+
+
+def _with_value(train: datasets.Dataset, wanted: str, where: str) -> np.ndarray:
+    """Which rows have a value in a column, `COLUMN=VALUE`; of a `ClassLabel` the value is a name."""
+    column, _, value = wanted.partition("=")
+    if column not in train.features:
+        raise DataError(f"{where} has no column {column!r} for holdout_by; it has {', '.join(train.features)}")
+    names = getattr(train.features[column], "names", None)
+    found = [names[entry] if names and entry is not None else str(entry) for entry in _values(train, column)]
+    held = np.array([entry == value for entry in found], dtype=bool)
+    if not held.any() or held.all():
+        some = ", ".join(map(repr, list(dict.fromkeys(found))[:8]))
+        raise DataError(f"holdout_by {wanted!r} leaves one side of {where} empty: the column has {some}")
+    return held
 
 
 def _strata(values: list[Any]) -> np.ndarray:

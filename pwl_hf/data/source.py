@@ -38,6 +38,8 @@ class DataSource:
             a greater number would choose. Of a stream, the first rows.
         holdout: The part of the split "train" (above 0, below 1) that is held out of it as the split "validation".
             It is stratified by label, and the same in every run.
+        holdout_by: In place of a part, what is held out: rows of the split "train" with a value in a column, such as
+            `"speaker=theo"`. Whoever speaks there is not trained on.
         token: The token for a private data set; the stored one by default.
 
     Raises:
@@ -57,6 +59,7 @@ class DataSource:
     streaming: bool = False
     max_samples: int | None = None
     holdout: float | None = None
+    holdout_by: str | None = None
     token: str | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
@@ -73,9 +76,18 @@ class DataSource:
             raise DataError(f"max_samples must be 1 or more, got {self.max_samples}")
         if self.holdout is not None and not 0 < self.holdout < 1:
             raise DataError(f"holdout is a part of the training rows: above 0 and below 1, got {self.holdout}")
-        if self.streaming and self.holdout is not None:
-            raise DataError("nothing can be held out of a stream, whose end is unknown: leave out holdout or streaming")
+        if self.holdout_by is not None and (self.holdout is not None or not all(self.holdout_by.partition("="))):
+            raise DataError(
+                f"holdout_by is COLUMN=VALUE, in place of holdout, got {self.holdout_by!r} and holdout {self.holdout}"
+            )
+        if self.streaming and self.holds_out:
+            raise DataError("nothing can be held out of a stream, whose end is unknown: leave out one")
         if self.name == DIGITS:
             for option in ("config", "revision", "streaming"):
                 if getattr(self, option):
                     raise DataError(f"the digits come with scikit-learn and lie in memory: leave out {option}")
+
+    @property
+    def holds_out(self) -> bool:
+        """Whether rows of the split "train" are held out of it."""
+        return self.holdout is not None or self.holdout_by is not None
