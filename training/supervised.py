@@ -43,11 +43,11 @@ class SupervisedTrainer(FiniteTrainer):
     Args:
         task: The task, by its Auto class.
         augmentation: How training images are moved; None for not at all.
-        kwargs: The Trainer's own.
+        kwargs: The Trainer's own; the `collate` of `train_dataset`, if it has one, makes batches.
     """
 
     def __init__(self, *, task: str, augmentation: Augmentation | None, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+        super().__init__(**{"data_collator": getattr(kwargs.get("train_dataset"), "collate", None)} | kwargs)
         self.task = task
         self.augmentation = augmentation
         parameters = inspect.signature(type(self.accelerator.unwrap_model(self.model)).forward).parameters

@@ -91,7 +91,14 @@ class SoundReader:
         items: list[Item] = []
         for row, number in zip(rows, numbers, strict=True):
             wave = self.waveform(row[self.split.column], number)
-            made = self.extractor(wave, sampling_rate=self.extractor.sampling_rate, return_tensors="np")
+            try:
+                made = self.extractor(wave, sampling_rate=self.extractor.sampling_rate, return_tensors="np")
+            except ValueError as error:
+                # Too short for its windows, say.
+                raise DataError(
+                    f"the sound in row {number} of {self.split.title}, of {len(wave)} samples, cannot be prepared: "
+                    f"{error}; leave the row out"
+                ) from error
             item: Item = {name: values[0] for name, values in made.items()}
             if (label := self.split.encode(row, number)) is not None:
                 item["labels"] = label
