@@ -140,9 +140,10 @@ class Passes:
         """
         if self.labels is not None:
             return self.labels[rows] != NO_LABEL
-        return (
-            torch.ones(self.teacher.logits[rows].shape[:2], dtype=torch.bool) if self.kept is None else self.kept[rows]
-        )
+        if self.kept is not None:
+            return self.kept[rows]
+        logits = self.teacher.logits[rows]
+        return torch.ones(logits.shape[:2], dtype=torch.bool, device=logits.device)
 
     @cached_property
     def kept(self) -> torch.Tensor | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -30,8 +31,8 @@ class GroupedByLength(LengthGroupedSampler):
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
-        # A generator that went on from epoch to epoch would begin again in a run that is resumed.
-        self.generator.manual_seed((self.seed << 32) + self.epoch)
+        # One that went on from epoch to epoch would begin again in a resumed run. Torch's generator takes 32 bits.
+        self.generator.manual_seed(random.Random(f"{self.seed}/{self.epoch}").getrandbits(32))
         return super().__iter__()
 
 
