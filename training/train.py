@@ -22,6 +22,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedConfig
+
 from pwl_hf.data.processing import channels_of
 from pwl_hf.modeling import PWLConfig, PWLPreTrainedModel
 from pwl_hf.modeling.loading import read_config as read_pwl_config
@@ -156,7 +158,8 @@ def train(parsed: Parsed) -> list[float]:
 
 def _task(networks: NetworkArguments, checkpoint: str | None) -> str:
     """The task of what is trained: that of the checkpoint, of the repository or of the teacher."""
-    name, config = checkpoint or networks.model, None
+    name: str | None = checkpoint or networks.model
+    config: PreTrainedConfig | None = None
     if name is not None:
         config = read_pwl_config(Repository.open(name), PWLConfig, {})
     elif networks.teacher is not None:

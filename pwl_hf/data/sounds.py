@@ -173,7 +173,7 @@ class SoundReader:
 
     def _resampled(self, wave: np.ndarray, rate: int, wanted: int, number: int) -> np.ndarray:
         try:
-            import soxr
+            import soxr  # type: ignore[import-untyped]
         except ImportError as error:
             raise DataError(
                 f"the sound in row {number} of {self.split.title} has {rate} samples a second, and the feature "
@@ -237,7 +237,7 @@ def is_remote(encoded: Any) -> bool:
 
 def _soundfile() -> Any:
     try:
-        import soundfile
+        import soundfile  # type: ignore[import-untyped]
     except (ImportError, OSError) as error:
         raise DataError('sounds need the package soundfile: pip install "pwl-hf[audio]"') from error
     return soundfile

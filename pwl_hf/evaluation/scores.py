@@ -56,7 +56,7 @@ def span_f1(answers: Sequence[np.ndarray], labels: Sequence[np.ndarray], names: 
         InputError: If seqeval is not installed.
     """
     try:
-        from seqeval.metrics import f1_score
+        from seqeval.metrics import f1_score  # type: ignore[import-untyped]
     except ImportError as error:
         raise InputError('spans are counted by the package seqeval: pip install "pwl-hf[evaluate]"') from error
     found = [[names[number] if number >= 0 else "O" for number in row] for row in answers]
@@ -82,7 +82,7 @@ def stage_scores(answers: np.ndarray, labels: np.ndarray, names: Sequence[str]) 
         }
         if labels.ndim == 2 and are_tags(names):
             rows = [row for row in range(len(labels)) if counted[row].any()]
-            by_text = [[values[row][counted[row]] for row in rows] for values in (chosen, labels)]
-            scores["span_f1"] = span_f1(*by_text, names)
+            by_text, expected = ([values[row][counted[row]] for row in rows] for values in (chosen, labels))
+            scores["span_f1"] = span_f1(by_text, expected, names)
         found.append(scores)
     return found

@@ -1,4 +1,4 @@
-"""Taggers and classifiers of sounds, measured as transformers' pipelines answer; F1 as scikit-learn and seqeval have it."""
+"""Taggers and classifiers of sounds, measured as pipelines answer; F1 as scikit-learn and seqeval have it."""
 
 from __future__ import annotations
 
@@ -126,13 +126,9 @@ def test_a_tagger_is_measured_by_its_words_and_spans(
 def test_a_taggers_order_is_chosen_text_by_text(tagger: Path, words: DataSource) -> None:
     report = schedule_repository(str(tagger), words, "test", target=Target(str(tagger)), dry_run=True)
     assert (report.num_chosen_by, report.num_judged_by, report.samples) == (3, 2, "texts")
-    assert report.present.accuracies[0] == pytest.approx(
-        np.mean(
-            [np.mean([t == TAGS[w] for t, w in zip(*row, strict=True)]) for row in zip(tags_of(tagger, 0), LABELS)][
-                1::2
-            ]
-        )
-    )
+    rows = zip(tags_of(tagger, 0), LABELS, strict=True)
+    by_text = [np.mean([tag == TAGS[label] for tag, label in zip(*row, strict=True)]) for row in rows]
+    assert report.present.accuracies[0] == pytest.approx(np.mean(by_text[1::2]))
     quantise_repository(str(tagger), target=Target(str(tagger)))
     found = evaluate_repository(tagger, words)
     assert [mask.sources for mask in found.evaluation.masks][:3] == ["SSS", "QSS", "QQS"]

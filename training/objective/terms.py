@@ -77,7 +77,8 @@ class PathLoss:
         logits = passes.logits(mask, rows)
         if logits.ndim > 2:
             counted = passes.counted(rows)
-            logits, labels, teacher = (None if found is None else found[counted] for found in (logits, labels, teacher))
+            logits = logits[counted]
+            labels, teacher = (None if found is None else found[counted] for found in (labels, teacher))
             if not len(logits):
                 # A part of a batch without a word: no loss, and no mean over nothing.
                 return logits.sum()
