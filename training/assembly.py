@@ -113,7 +113,17 @@ def begin_as_teacher(model: PWLPreTrainedModel, networks: NetworkArguments, data
     """
     if networks.init_student_from_teacher is not None:
         matched = networks.init_converters == "matched"
-        inherit(model, networks.init_student_from_teacher, some_inputs(dataset, _SAMPLES), converters=matched)
+        try:
+            inherit(model, networks.init_student_from_teacher, some_inputs(dataset, _SAMPLES), converters=matched)
+        except ValueError as error:
+            if networks.student_config_overrides is None:
+                raise
+            # A recipe's, with a teacher of another size: the line does not show them.
+            given = " ".join(networks.student_config_overrides)
+            raise ValueError(
+                f"{error}. The student has student_config_overrides {given}: with a teacher that they do not fit, give "
+                "others on the line"
+            ) from error
     if networks.init_converters == "identity":
         set_identity(model, "init_converters")
 

@@ -343,3 +343,11 @@ def test_help_lists_options_and_recipes(capsys):
     told = capsys.readouterr().out
     for word in ("--output_dir", "--prefix_weight", "--student_preset", "--dataset", "--learning_rate", "vit-digits"):
         assert word in told
+
+
+def test_a_recipes_student_that_is_wider_than_another_teacher_is_told_with_what_to_change(tmp_path):
+    narrow = ["config_overrides=" + json.dumps({"image_size": 8, "patch_size": 2} | SIZE | {"hidden_size": 8})]
+    options = ["--max_steps", "1", "--disable_tqdm", "true", "--use_cpu", "true", "--teacher_options", "max_steps=1"]
+    reason = r"is wider .*student_config_overrides hidden_size=12 .*: with a teacher that they do not fit, give others"
+    with pytest.raises(ValueError, match=reason):
+        run(["vit-digits", *options, *narrow], tmp_path / "out")
