@@ -8,31 +8,27 @@ from typing import Annotated, Any
 
 import typer
 
+from pwl_hf import cli_options as options
+from pwl_hf.cli_options import (
+    CreatePR,
+    Handler,
+    License,
+    Message,
+    Overwrite,
+    Private,
+    RemoteCode,
+    Repo,
+    Revision,
+    Subfolder,
+    Token,
+)
+
 app = typer.Typer(
     name="pwl-hf",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-
-Repo = Annotated[str, typer.Argument(metavar="REPO", help="A folder or a Hub id.")]
-Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit.")]
-Subfolder = Annotated[str, typer.Option(help="Where in the repository the model lies.")]
-Token = Annotated[str | None, typer.Option(help="A Hub token; the stored one by default.", show_default=False)]
-Private = Annotated[bool | None, typer.Option("--private/--public", help="For a new repository.")]
-Message = Annotated[str, typer.Option("--commit-message", "-m", help="The commit's title.")]
-CreatePR = Annotated[bool, typer.Option("--create-pr", help="Open a pull request.")]
-Handler = Annotated[bool, typer.Option("--inference-handler", help="Add handler.py, for Inference Endpoints.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Write over files that are not a PWL repository's.")]
-RemoteCode = Annotated[
-    str | None,
-    typer.Option(
-        help="standalone: add one file of code, so that transformers opens it without pwl-hf; none: leave code out. As "
-        "it is by default.",
-        show_default=False,
-    ),
-]
-License = Annotated[str | None, typer.Option(help="The licence for the model card; the teacher's by default.")]
 
 
 def _show_version(asked: bool) -> None:
@@ -54,14 +50,7 @@ def _show_version(asked: bool) -> None:
 
 @app.callback()
 def families(
-    family_module: Annotated[
-        str | None,
-        typer.Option(
-            help="A Python module of yours, by name or file, that registers families (register_family); it is imported "
-            "first.",
-            show_default=False,
-        ),
-    ] = None,
+    family_module: options.FamilyModule = None,
     version: Annotated[
         bool,
         typer.Option("--version", callback=_show_version, is_eager=True, help="Show the versions, for a report."),
@@ -227,34 +216,33 @@ def download(
 @app.command()
 def evaluate(
     repo: Repo,
-    dataset: Annotated[
-        str, typer.Option(help="'digits', an id on the Hub, a folder of images, or files.", show_default=False)
-    ],
-    config: Annotated[str | None, typer.Option(help="The dataset's configuration.")] = None,
+    dataset: options.Dataset,
+    config: options.Config = None,
     split: Annotated[str, typer.Option(help="The dataset's split.")] = "test",
-    dataset_revision: Annotated[str | None, typer.Option(help="The dataset's branch, tag or commit.")] = None,
-    image_column: Annotated[str | None, typer.Option(help="The column of the images, if it is not found.")] = None,
-    text_column: Annotated[str | None, typer.Option(help="The column of the texts, if it is not found.")] = None,
-    text_pair_column: Annotated[str | None, typer.Option(help="The column of second texts, of pairs.")] = None,
-    label_column: Annotated[str | None, typer.Option(help="The column of the labels, if it is not found.")] = None,
-    label_names: Annotated[
-        list[str] | None, typer.Option(help="The labels' names in the order of their numbers, once for each label.")
-    ] = None,
+    holdout: options.Holdout = None,
+    holdout_by: options.HoldoutBy = None,
+    dataset_revision: options.DatasetRevision = None,
+    image_column: options.ImageColumn = None,
+    text_column: options.TextColumn = None,
+    text_pair_column: options.TextPairColumn = None,
+    audio_column: options.AudioColumn = None,
+    label_column: options.LabelColumn = None,
+    label_names: options.LabelNames = None,
     streaming: Annotated[bool, typer.Option("--streaming", help="Read the dataset as it comes.")] = False,
-    max_samples: Annotated[int | None, typer.Option(min=1, help="Take so many samples, always the same.")] = None,
+    max_samples: options.MaxSamples = None,
     orders: Annotated[
         str, typer.Option(help="Which masks: prefix (the stages), suffix, contiguous or all.")
     ] = "prefix",
-    batch_size: Annotated[int, typer.Option(min=1, help="How many samples run at once.")] = 64,
-    num_workers: Annotated[int, typer.Option(min=0, help="Processes that read images.")] = 0,
-    device: Annotated[str | None, typer.Option(help="Where it runs; a GPU if there is one.")] = None,
+    batch_size: options.BatchSize = 64,
+    num_workers: options.NumWorkers = 0,
+    device: options.Device = None,
     dtype: Annotated[str | None, typer.Option(help="The dtype of the weights; the stored one by default.")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="A JSON file to write.")] = None,
     plot: Annotated[Path | None, typer.Option(help="A picture to draw: .png, .svg or .pdf.")] = None,
     record: Annotated[
         bool, typer.Option("--write-metrics", help="Enter the stages' accuracies into the folder's manifest and card.")
     ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars.")] = False,
+    quiet: options.Quiet = False,
     revision: Revision = None,
     subfolder: Subfolder = "",
     token: Token = None,
@@ -269,10 +257,13 @@ def evaluate(
         image_column=image_column,
         text_column=text_column,
         text_pair_column=text_pair_column,
+        audio_column=audio_column,
         label_column=label_column,
         label_names=label_names or None,
         streaming=streaming,
         max_samples=max_samples,
+        holdout=holdout,
+        holdout_by=holdout_by,
         token=token,
     )
     # What cannot be written is refused before anything is measured.
@@ -349,23 +340,21 @@ def quantise(
 @app.command()
 def schedule(
     repo: Repo,
-    dataset: Annotated[
-        str, typer.Option(help="'digits', an id on the Hub, a folder of images, or parquet files.", show_default=False)
-    ],
-    config: Annotated[str | None, typer.Option(help="The dataset's configuration.")] = None,
+    dataset: options.Dataset,
+    config: options.Config = None,
     split: Annotated[
-        str, typer.Option(help="The dataset's split; neither the images trained on nor those of the final test.")
+        str, typer.Option(help="The dataset's split; neither what was trained on nor that of the final test.")
     ] = "validation",
-    holdout: Annotated[
-        float | None, typer.Option(help="Hold this part of 'train' out as 'validation', as training does.")
-    ] = None,
-    dataset_revision: Annotated[str | None, typer.Option(help="The dataset's branch, tag or commit.")] = None,
-    image_column: Annotated[str | None, typer.Option(help="The column of the images, if it is not found.")] = None,
-    label_column: Annotated[str | None, typer.Option(help="The column of the labels, if it is not found.")] = None,
-    label_names: Annotated[
-        list[str] | None, typer.Option(help="The labels' names in the order of their numbers, once for each label.")
-    ] = None,
-    max_samples: Annotated[int | None, typer.Option(min=1, help="Take so many images, always the same.")] = None,
+    holdout: options.Holdout = None,
+    holdout_by: options.HoldoutBy = None,
+    dataset_revision: options.DatasetRevision = None,
+    image_column: options.ImageColumn = None,
+    text_column: options.TextColumn = None,
+    text_pair_column: options.TextPairColumn = None,
+    audio_column: options.AudioColumn = None,
+    label_column: options.LabelColumn = None,
+    label_names: options.LabelNames = None,
+    max_samples: options.MaxSamples = None,
     search: Annotated[
         str | None,
         typer.Option(
@@ -374,11 +363,11 @@ def schedule(
         ),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Write nothing.")] = False,
-    batch_size: Annotated[int, typer.Option(min=1, help="How many images run at once.")] = 64,
-    num_workers: Annotated[int, typer.Option(min=0, help="Processes that read images.")] = 0,
-    device: Annotated[str | None, typer.Option(help="Where it runs; a GPU if there is one.")] = None,
+    batch_size: options.BatchSize = 64,
+    num_workers: options.NumWorkers = 0,
+    device: options.Device = None,
     commit_message: Message = "Change the order of stages",
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars.")] = False,
+    quiet: options.Quiet = False,
     revision: Revision = None,
     subfolder: Subfolder = "",
     create_pr: CreatePR = False,
@@ -395,10 +384,14 @@ def schedule(
         config=config,
         revision=dataset_revision,
         image_column=image_column,
+        text_column=text_column,
+        text_pair_column=text_pair_column,
+        audio_column=audio_column,
         label_column=label_column,
         label_names=label_names or None,
         max_samples=max_samples,
         holdout=holdout,
+        holdout_by=holdout_by,
         token=token,
     )
     report = schedule_repository(

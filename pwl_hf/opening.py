@@ -13,6 +13,14 @@ from pwl_hf.modeling.loading import read_config
 from pwl_hf.modeling.repository.source import Repository
 from pwl_hf.modeling.task_names import TASKS
 
+# The task whose samples have a label for each word.
+WORDS_TASK = "AutoModelForTokenClassification"
+
+
+def samples_of(task: str) -> str:
+    """What models of a task classify, as `open_split` calls it."""
+    return "words" if task == WORDS_TASK else TASKS[task].samples
+
 
 def class_of(config: PWLConfig, where: str = "the model") -> type[Any]:
     """The class of models of a config's task.

@@ -20,6 +20,7 @@ from pwl_hf.modeling.publishing.push import push_schedule
 from pwl_hf.modeling.publishing.saving import write_schedule
 from pwl_hf.modeling.repository.source import Repository
 from pwl_hf.modeling.schedule import Schedule
+from pwl_hf.opening import WORDS_TASK, samples_of
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo
@@ -59,16 +60,17 @@ class ScheduleReport:
     Args:
         search: How it was searched for: `"all"` or `"swaps"`.
         num_masks: How many masks were measured.
-        num_chosen_by: How many images it was chosen by.
+        num_chosen_by: How many samples it was chosen by.
         num_judged_by: How many others both schedules were judged by.
-        present: The schedule that there was, on the images to judge by.
-        best: The one that was found, on the same images; the same where none is better.
-        gain: The 95 % interval of how much greater its area is, for paired images.
+        present: The schedule that there was, on the samples to judge by.
+        best: The one that was found, on the same samples; the same where none is better.
+        gain: The 95 % interval of how much greater its area is, for paired samples.
         without_statistics: Its mixed masks that have no BatchNorm statistics of their own, in a repository that has
             such statistics: they are measured, and served, with the networks' own.
         unmeasured: Its masks that the manifest has no metric of, if it has some of other stages.
         had_graphs: Whether the repository has graphs, which another order makes useless.
         written: Whether it was written.
+        samples: What was measured on: `"images"`, `"texts"`, `"words"` or `"sounds"`.
         commit: The commit, of a repository of the Hub.
     """
 
@@ -83,6 +85,7 @@ class ScheduleReport:
     unmeasured: tuple[str, ...]
     had_graphs: bool
     written: bool = False
+    samples: str = "images"
     commit: CommitInfo | None = None
 
     @property
@@ -107,34 +110,34 @@ def schedule_repository(
 ) -> ScheduleReport:
     """Find the order of blocks with the greatest area under accuracy over bytes, and write it if it is better.
 
-    Every other image chooses: the schedule of the least area under the mean divergence from the teacher's answers,
-    KL(teacher || mask), over the bytes. The other images judge, by their labels: it is written if its area under
+    Every other sample chooses: the schedule of the least area under the mean divergence from the teacher's answers,
+    KL(teacher || mask), over the bytes. The other samples judge, by their labels: it is written if its area under
     accuracy is greater there, beyond the 95 % interval. Weights stay as they are: masks are measured with the
     converters and statistics that the repository holds. With rungs of precision the order is that of the teacher's own
     blocks, and the rungs of that order (`Schedule.ladder`) are what is judged and written.
 
-    The divergence, by which KLPatch (arXiv 2607.08170) scores blocks, takes far fewer images than the count of right
+    The divergence, by which KLPatch (arXiv 2607.08170) scores blocks, takes far fewer samples than the count of right
     answers (docs/scheduling.md has figures).
 
     Args:
         repo: A folder or a Hub id, which gets the schedule in one commit.
-        source: Where the images lie; they should be neither those that the student was trained on nor those that its
+        source: Where the samples lie; they should be neither those that the student was trained on nor those that its
             accuracy is to be told of.
         split: The split.
         target: Branch, token and commit texts of a repository of the Hub.
         search: `"all"` or `"swaps"` (see `best_schedule`); by the number of blocks by default.
         dry_run: Write nothing.
-        batch_size: How many images run at once.
-        num_workers: Processes that read images which do not fit into memory.
+        batch_size: How many samples run at once.
+        num_workers: Processes that read images and sounds which do not fit into memory.
         device: Where it runs; on the first GPU if there is one, by default.
         subfolder: Where in the repository the model lies.
         progress: Show progress bars.
 
     Raises:
-        ValueError: For another search, a model of one block, fewer than four images, or as `evaluate_repository`.
+        ValueError: For another search, a model of one block, fewer than four samples, or as `evaluate_repository`.
         InputError: For a device that is not there.
         DataError: If the data cannot be read.
-        RepositoryError: If the repository is malformed, or has no image processor.
+        RepositoryError: If the repository is malformed, or has nothing that makes inputs of its samples.
         SaveError: If the folder cannot be written to, or got other weights meanwhile.
         PublishError: If the network or the Hub fails in every try.
 
@@ -150,7 +153,7 @@ def schedule_repository(
     if search is not None and search not in SEARCHES:
         raise ValueError(f"search must be one of {', '.join(SEARCHES)}, got {search!r}")
     # 1. Everything in memory.
-    opened, manifest, model, images = open_to_measure(
+    opened, manifest, model, samples = open_to_measure(
         repo,
         source,
         split,
@@ -168,9 +171,9 @@ def schedule_repository(
     answers: dict[str, Answers] = {}
 
     def measure(masks: Sequence[str]) -> Mapping[str, float]:
-        found = answers_of(model, images, masks, batch_size=batch_size, num_workers=num_workers, progress=progress)
+        found = answers_of(model, samples, masks, batch_size=batch_size, num_workers=num_workers, progress=progress)
         if (count := found.right.shape[1]) < _FEWEST:
-            raise ValueError(f"a choice takes images to choose by and others to judge by, got {count} in all")
+            raise ValueError(f"a choice takes samples to choose by and others to judge by, got {count} in all")
         answers.update({mask: Answers(*rows) for mask, *rows in zip(masks, *found, strict=True)})
         return {mask: answers[mask].divergence[::2].mean().item() for mask in masks}
 
@@ -183,7 +186,7 @@ def schedule_repository(
     if missing := sorted({mask.mask for mask in (*present, *chosen)} - answers.keys()):
         measure(missing)
     # 3. The judgement, by the others.
-    right = {mask: rows.right[1::2].double() for mask, rows in answers.items()}
+    right = {mask: rows.right[1::2] for mask, rows in answers.items()}
     before, best = (_judged(manifest, schedule, right) for schedule in (present, chosen))
     gains = _areas(best, right) - _areas(before, right)
     report = ScheduleReport(
@@ -197,6 +200,7 @@ def schedule_repository(
         without_statistics=_without_statistics(manifest, order),
         unmeasured=_unmeasured(manifest, chosen),
         had_graphs=bool(manifest.attachments),
+        samples="texts" if model.task == WORDS_TASK else samples_of(model.task),
     )
     if dry_run or not report.is_better:
         return report
@@ -221,7 +225,7 @@ def _judged(manifest: Manifest, schedule: Schedule, right: Mapping[str, torch.Te
 
 
 def _areas(found: Judged, right: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """The area of a schedule on each image alone, (images,): the part of the bytes at which it is right."""
+    """The area of a schedule on each sample alone, (samples,): the part of the bytes at which it is right."""
     steps = zip(found.masks, pairwise(found.total_bytes), strict=False)
     return (
         torch.stack([right[mask] * (after - before) for mask, (before, after) in steps]).sum(0) / found.total_bytes[-1]

@@ -9,25 +9,29 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from transformers import BaseImageProcessor, PreTrainedModel, TrainingArguments, set_seed
+from transformers import PreTrainedModel, TrainingArguments, set_seed
 
-from pwl_hf import PWLForImageClassification
 from pwl_hf.evaluation.labels import check_one_label
+from pwl_hf.modeling import PWLPreTrainedModel
+from pwl_hf.modeling.publishing.processing import load_processing, refuse_other_tokens
 from pwl_hf.modeling.publishing.remote_code import choose_code
+from pwl_hf.modeling.task_names import TASKS
 from pwl_hf.training.data_arguments import DataArguments
-from pwl_hf.training.images.samples import some_batches
-from pwl_hf.training.networks.building import image_processor, load_network, new_student
+from pwl_hf.training.networks.building import load_network, new_student
 from pwl_hf.training.networks.identity import set_identity
 from pwl_hf.training.networks.inheritance import inherit
 from pwl_hf.training.networks.network_arguments import NetworkArguments
+from pwl_hf.training.networks.processing import processing_for
 from pwl_hf.training.pairs import parse_pairs
+from pwl_hf.training.samples import some_inputs
 from pwl_hf.training.supervised import fit_teacher, trained
+from pwl_hf.training.tasks import class_of_task
 from pwl_hf.training.trainer.checkpoints import last_checkpoint
 
 logger = logging.getLogger(__name__)
 
 # By which a narrower student's channels are chosen.
-_IMAGES = 512
+_SAMPLES = 512
 
 # Of a run, what its teacher's training shares with it.
 _SHARED = ("seed", "disable_tqdm", "use_cpu", "hub_token")
@@ -38,11 +42,11 @@ class Assembled(NamedTuple):
 
     Args:
         model: With everything resident.
-        processor: What prepares its images.
+        processing: What prepares its samples.
     """
 
-    model: PWLForImageClassification
-    processor: BaseImageProcessor
+    model: PWLPreTrainedModel
+    processing: Any
 
 
 def assemble(
@@ -50,6 +54,7 @@ def assemble(
     data: DataArguments,
     args: TrainingArguments,
     label_names: Sequence[str] | None,
+    task: str,
     checkpoint: str | None = None,
 ) -> Assembled:
     """Build, load or first train what the options ask for.
@@ -59,6 +64,7 @@ def assemble(
         data: The data, for a teacher that is to be trained first.
         args: The run's arguments; the student's first weights depend on `seed` alone.
         label_names: The labels of the data, if it has any.
+        task: The task.
         checkpoint: A checkpoint of this run to go on from; teacher and student are those in it.
 
     Raises:
@@ -68,59 +74,76 @@ def assemble(
     """
     name = checkpoint if checkpoint is not None else networks.model
     if name is not None:
-        model = PWLForImageClassification.from_pretrained(name, keep_all=True, dtype=torch.float32)
+        model = class_of_task(task).from_pretrained(name, keep_all=True, dtype=torch.float32)
         check_one_label(model.config, repr(name))
         if label_names is not None and model.config.num_labels != len(label_names):
             raise ValueError(f"{name!r} has {model.config.num_labels} labels, the data has {len(label_names)}")
         choose_code(model.config, networks.remote_code)
-        return Assembled(model, image_processor(name, model.config.teacher_config, networks.image_size))
-    teacher, processor = _teacher(networks, data, args, label_names)
+        return Assembled(model, processing_for(task, name, model.config.teacher_config, networks))
+    teacher, processing = _teacher(networks, data, args, label_names, task)
     # Anew, so that the student's first weights do not depend on how the teacher came about.
     set_seed(args.seed)
-    student = new_student(networks, teacher.config, label_names).to(teacher.device)  # type: ignore[arg-type]
-    model = PWLForImageClassification.from_teacher_student(
+    student = new_student(networks, teacher.config, label_names, task).to(teacher.device)  # type: ignore[arg-type]
+    if networks.student is not None and TASKS[task].samples == "texts":
+        refuse_other_tokens(processing, load_processing(networks.student, task))
+    model = class_of_task(task).from_teacher_student(
         teacher,
         student,
         num_blocks=networks.num_blocks,
         teacher_cuts=networks.teacher_cuts,
         student_cuts=networks.student_cuts,
+        processing_class=processing,
     )
     if networks.teacher is not None and not Path(networks.teacher).exists():
         model.config.base_model = networks.teacher
     choose_code(model.config, networks.remote_code)
-    return Assembled(model, processor)
+    return Assembled(model, processing)
 
 
-def begin_as_teacher(model: PWLForImageClassification, networks: NetworkArguments, dataset: Any) -> None:
+def begin_as_teacher(model: PWLPreTrainedModel, networks: NetworkArguments, dataset: Any) -> None:
     """Give the student and the converters of a new model the first weights that the options ask for, in place.
 
     Args:
         model: As it was assembled of a teacher and a student.
         networks: The options.
-        dataset: Training images, not augmented; some are looked at, without labels, where the student is narrower.
+        dataset: Training samples, not augmented; some are looked at, without labels, where the student is narrower.
 
     Raises:
         ValueError: If the student does not fit; nothing is changed then.
     """
     if networks.init_student_from_teacher is not None:
-        batches = ({"pixel_values": batch["pixel_values"]} for batch in some_batches(dataset, _IMAGES))
         matched = networks.init_converters == "matched"
-        inherit(model, networks.init_student_from_teacher, batches, converters=matched)
+        try:
+            inherit(model, networks.init_student_from_teacher, some_inputs(dataset, _SAMPLES), converters=matched)
+        except ValueError as error:
+            if networks.student_config_overrides is None:
+                raise
+            # A recipe's, with a teacher of another size: the line does not show them.
+            given = " ".join(networks.student_config_overrides)
+            raise ValueError(
+                f"{error}. The student has student_config_overrides {given}: with a teacher that they do not fit, give "
+                "others on the line"
+            ) from error
     if networks.init_converters == "identity":
         set_identity(model, "init_converters")
 
 
 def _teacher(
-    networks: NetworkArguments, data: DataArguments, args: TrainingArguments, label_names: Sequence[str] | None
-) -> tuple[PreTrainedModel, BaseImageProcessor]:
+    networks: NetworkArguments,
+    data: DataArguments,
+    args: TrainingArguments,
+    label_names: Sequence[str] | None,
+    task: str,
+) -> tuple[PreTrainedModel, Any]:
     if networks.teacher is not None:
-        model = load_network(networks.teacher, label_names, replace_head=False)
-        return model.eval(), image_processor(networks.teacher, model.config, networks.image_size)
+        model = load_network(networks.teacher, label_names, replace_head=False, task=task)
+        return model.eval(), processing_for(task, networks.teacher, model.config, networks)
     # Here, for that script's options are read by this module's.
     from pwl_hf.training.train_teacher import command_line
 
     over: dict[str, Any] = {name: getattr(args, name) for name in _SHARED} | {"dataset": data.dataset}
     over["output_dir"] = str(Path(str(args.output_dir), "teacher-training"))
+    over |= {} if networks.task is None else {"task": networks.task}
     over |= parse_pairs(networks.teacher_options or (), "teacher_options")
     words = [str(networks.teacher_recipe)]
     teacher, _, teacher_args = command_line().parse(words, over=over, origin="teacher_options").parts

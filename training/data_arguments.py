@@ -11,7 +11,7 @@ from pwl_hf.training.pairs import parse_pairs
 
 @dataclass
 class DataArguments:
-    """Where the images come from. What is not given is found from the data.
+    """Where the samples come from. What is not given is found from the data.
 
     Raises:
         ValueError: For options that contradict one another, or are out of their range.
@@ -20,8 +20,8 @@ class DataArguments:
     dataset: str | None = field(
         default=None,
         metadata={
-            "help": "'digits' (embedded), the id of a data set on the Hub, a folder of images, a parquet file, or a "
-            "glob of parquet files."
+            "help": "'digits' (embedded), the id of a data set on the Hub, a folder (of images or sounds, say), a file "
+            "or a glob of files (parquet, csv, json)."
         },
     )
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a data set on the Hub."})
@@ -34,28 +34,39 @@ class DataArguments:
     holdout: float | None = field(
         default=None, metadata={"help": "Part of the split 'train' to hold out of it as split 'validation'."}
     )
+    holdout_by: str | None = field(
+        default=None,
+        metadata={"help": "In place of a part, the rows of 'train' to hold out, as COLUMN=VALUE: a speaker's."},
+    )
     image_column: str | None = field(default=None, metadata={"help": "Column of the images."})
+    text_column: str | None = field(default=None, metadata={"help": "Column of the texts, or of the lists of words."})
+    text_pair_column: str | None = field(default=None, metadata={"help": "Column of second texts, of pairs."})
+    audio_column: str | None = field(default=None, metadata={"help": "Column of the sounds."})
+    max_length: int | None = field(
+        default=None,
+        metadata={"help": "Cut texts of more tokens to so many; what the networks take by default."},
+    )
     label_column: str | None = field(default=None, metadata={"help": "Column of the labels."})
     class_names: list[str] | None = field(
         default=None, metadata={"help": "Names of the labels, in the order of their numbers."}
     )
     unlabelled: bool = field(
-        default=False, metadata={"help": "Train on the images alone; alpha must be 0. Measuring takes labels."}
+        default=False, metadata={"help": "Train on the samples alone; alpha must be 0. Measuring takes labels."}
     )
     streaming: bool = field(
         default=False, metadata={"help": "Read rows as they are needed, with no copy on disk; needs max_steps."}
     )
     shuffle_buffer: int = field(
-        default=1000, metadata={"help": "Of a stream, each image is drawn at random out of so many."}
+        default=1000, metadata={"help": "Of a stream, each row is drawn at random out of so many."}
     )
     max_train_samples: int | None = field(
-        default=None, metadata={"help": "Train on this many images, the same in every run."}
+        default=None, metadata={"help": "Train on this many rows, the same in every run."}
     )
     max_eval_samples: int | None = field(
-        default=None, metadata={"help": "Measure on this many images, the same in every run."}
+        default=None, metadata={"help": "Measure on this many rows, the same in every run."}
     )
     keep_in_memory: bool = field(
-        default=False, metadata={"help": "Decode and resize all images once, into memory: for small images."}
+        default=False, metadata={"help": "Decode and process all images or sounds once, into memory: for small ones."}
     )
     augmentation: str = field(
         default="none",
@@ -78,6 +89,8 @@ class DataArguments:
             self.eval_split = None
         if self.shuffle_buffer < 0:
             raise ValueError(f"shuffle_buffer must not be negative, got {self.shuffle_buffer}")
+        if self.max_length is not None and self.max_length < 1:
+            raise ValueError(f"max_length must be at least 1, got {self.max_length}")
         if self.streaming and self.keep_in_memory:
             raise ValueError("streaming and keep_in_memory exclude each other: give one")
         self.augment()
@@ -117,11 +130,15 @@ class DataArguments:
             config=self.dataset_config,
             revision=self.dataset_revision,
             image_column=self.image_column,
+            text_column=self.text_column,
+            text_pair_column=self.text_pair_column,
+            audio_column=self.audio_column,
             label_column=None if unlabelled else self.label_column,
             label_names=None if unlabelled else self.class_names,
             unlabelled=unlabelled,
             streaming=self.streaming,
             max_samples=max_samples,
             holdout=self.holdout,
+            holdout_by=self.holdout_by,
             token=token,
         )

@@ -10,11 +10,12 @@ from typing import Any
 
 import torch
 
-from pwl_hf import PWLForImageClassification
 from pwl_hf.evaluation import Report, evaluate_repository, record_metrics
+from pwl_hf.modeling import PWLPreTrainedModel
+from pwl_hf.modeling.finite import on_device
 from pwl_hf.modeling.routes.batchnorm import batch_norms
 from pwl_hf.training.data_arguments import DataArguments
-from pwl_hf.training.images.samples import some_batches
+from pwl_hf.training.samples import some_batches, without_answers
 from pwl_hf.training.trainer.mask_statistics import MaskChoice, select_statistics
 
 logger = logging.getLogger(__name__)
@@ -23,33 +24,35 @@ _BATCH = 128
 
 
 @torch.no_grad()
-def own_statistics(model: PWLForImageClassification, dataset: Any, count: int) -> dict[str, MaskChoice]:
+def own_statistics(model: PWLPreTrainedModel, dataset: Any, count: int) -> dict[str, MaskChoice]:
     """Give masks BatchNorm statistics of their own where that measures better on training images.
 
-    Images without labels are measured by the teacher's answers.
+    Samples without labels are measured by the teacher's answers.
 
     Args:
         model: With everything resident.
-        dataset: Training images, not augmented.
+        dataset: Training samples, not augmented.
         count: How many of them; half estimate and half are measured on.
 
     Returns:
-        What was measured, by mask; empty for networks without BatchNorm, whose images are not read.
+        What was measured, by mask; empty for networks without BatchNorm, whose samples are not read.
     """
     if count == 0 or not any(True for role in ("teacher", "student") for _ in batch_norms(getattr(model, role), role)):
         return {}
     batches, labels = [], []
     for batch in some_batches(dataset, count, _BATCH):
-        batches.append(batch["pixel_values"])
+        inputs = without_answers(batch)
+        batches.append(inputs)
         if "labels" in batch:
             labels.append(batch["labels"])
         else:
-            labels.append(model.teacher(batch["pixel_values"].to(model.device)).logits.argmax(-1).cpu())
+            labels.append(model.teacher(**on_device(inputs, model.device)).logits.argmax(-1).cpu())
     if len(batches) == 1:
         # Of little data: one half estimates, the other is measured on.
-        batches = list(batches[0].chunk(2))
+        halves = {name: values.chunk(2) for name, values in batches[0].items()}
+        batches = [{name: parts[i] for name, parts in halves.items()} for i in range(min(map(len, halves.values())))]
     if len(batches) < 2:
-        logger.warning("one training image is too few for statistics of masks: none are estimated")
+        logger.warning("one training sample is too few for statistics of masks: none are estimated")
         return {}
     found = select_statistics(model, batches, torch.cat(labels))
     kept = [mask for mask, choice in found.items() if choice.keeps_own]
@@ -72,7 +75,7 @@ def measure(
         folder: The repository.
         data: What is measured on.
         label_names: Its labels in the order of the training split's, if it was opened with any.
-        batch_size: Images at once.
+        batch_size: Samples at once.
         device: Where.
         token: For a private data set.
     """
@@ -80,5 +83,6 @@ def measure(
     report = evaluate_repository(folder, source, split, batch_size=batch_size, device=str(device), token=token)
     record_metrics(folder, report)
     for stage, accuracy in enumerate(report.evaluation.accuracies):
-        logger.info("stage %d: %s accuracy %.4f on %d images", stage, split, accuracy, report.evaluation.total)
+        count, samples = report.evaluation.total, report.dataset.samples
+        logger.info("stage %d: %s accuracy %.4f on %d %s", stage, split, accuracy, count, samples)
     return report

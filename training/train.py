@@ -3,6 +3,7 @@
 
     accelerate launch training/train.py vit-digits --output_dir digits-pwl
     accelerate launch training/train.py vgg-cifar10 --teacher vgg-teacher --output_dir vgg-pwl --bf16
+    accelerate launch training/train.py bert-banking77 --output_dir banking-pwl
     accelerate launch training/train.py --dataset path/to/images --teacher google/vit-base-patch16-224 \
         --student_preset slim --num_train_epochs 30 --output_dir my-pwl
     accelerate launch training/train.py digits-pwl/training_args.yaml --output_dir again
@@ -21,9 +22,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pwl_hf import PWLForImageClassification
+from transformers import PreTrainedConfig
+
 from pwl_hf.data.processing import channels_of
+from pwl_hf.modeling import PWLConfig, PWLPreTrainedModel
+from pwl_hf.modeling.loading import read_config as read_pwl_config
 from pwl_hf.modeling.repository.output_folder import check_output, paths_of_save
+from pwl_hf.modeling.repository.source import Repository
+from pwl_hf.opening import max_tokens, samples_of
 from pwl_hf.own_families import import_families
 from pwl_hf.training.assembly import assemble, begin_as_teacher, checkpoint_of
 from pwl_hf.training.command_line import CommandLine, Parsed, told_in_a_line, write_options
@@ -31,11 +37,13 @@ from pwl_hf.training.data_arguments import DataArguments
 from pwl_hf.training.finishing import measure, own_statistics
 from pwl_hf.training.images.gradient_arguments import GradientArguments
 from pwl_hf.training.images.overlay import gradient_overlay
-from pwl_hf.training.images.samples import some_batches
+from pwl_hf.training.networks.building import read_config
 from pwl_hf.training.networks.network_arguments import NetworkArguments
 from pwl_hf.training.objective.distillation import build_objective
 from pwl_hf.training.objective.objective_arguments import ObjectiveArguments
-from pwl_hf.training.splits import numbered_as, open_eval_split, open_training_split, pin_where_copied, pixels
+from pwl_hf.training.samples import some_inputs
+from pwl_hf.training.splits import numbered_as, open_eval_split, open_training_split, pin_where_copied, read_split
+from pwl_hf.training.tasks import refuse_other_options, task_of
 from pwl_hf.training.trainer.pwl_trainer import PWLTrainer
 from pwl_hf.training.trainer.training_arguments import PWLTrainingArguments
 
@@ -74,17 +82,24 @@ def train(parsed: Parsed) -> list[float]:
     given = [name for name in (networks.teacher, networks.student) if name is not None]
     check_output(folder, paths_of_save(networks.num_blocks or 1), inputs=given, advice="give another output_dir")
     pin_where_copied(args)
-    train_split = open_training_split(data, args.hub_token)
-    eval_split = open_eval_split(data, train_split.label_names, args.hub_token)
+    task = _task(networks, checkpoint)
+    refuse_other_options(task, parsed.parts)
+    train_split = open_training_split(data, samples_of(task), args.hub_token)
+    eval_split = open_eval_split(data, samples_of(task), train_split.label_names, args.hub_token)
     label_names = train_split.label_names or (eval_split.label_names if eval_split is not None else None)
-    model, processor = assemble(networks, data, args, label_names, checkpoint)
+    model, processing = assemble(networks, data, args, label_names, task, checkpoint)
     # Before training: at its end the saved files are measured by the same rule.
     name = checkpoint or networks.model or networks.teacher or "the model"
     train_split, numbered, _ = numbered_as(model.config, name, train_split, eval_split)
-    images = partial(
-        pixels, processor=processor, data=data, num_channels=channels_of(model.config.teacher_config), seed=args.seed
+    samples = partial(
+        read_split,
+        processing=processing,
+        data=data,
+        num_channels=channels_of(model.config.teacher_config),
+        max_length=max_tokens(model.config),
+        seed=args.seed,
     )
-    train_dataset = images(train_split, training=True)
+    train_dataset = samples(train_split, training=True)
     if checkpoint is None:
         begin_as_teacher(model, networks, train_dataset)
     if networks.fit_converters == "before" and checkpoint is None:
@@ -94,16 +109,16 @@ def train(parsed: Parsed) -> list[float]:
         args=args,
         objective=build_objective(model, objective_arguments, args.seed),
         train_dataset=train_dataset,
-        eval_dataset=images(numbered, training=False),
-        augmentation=data.augment(),
-        processing_class=processor,
+        eval_dataset=samples(numbered, training=False),
+        augmentation=data.augment() if samples_of(task) == "images" else None,
+        processing_class=processing,
     )
     if gradients.ig_probability:
         # Here, for the trainer has brought the teacher to its device.
         trainer.augmentation = gradient_overlay(
             gradients,
             model.teacher,
-            processor,
+            processing,
             train_dataset,
             title=train_split.title,
             folder=folder / "gradient-maps",
@@ -141,9 +156,20 @@ def train(parsed: Parsed) -> list[float]:
     return accuracies
 
 
-def _fit_converters(model: PWLForImageClassification, dataset: Any) -> None:
-    # Some hundred images determine an affine map (SN-Net, arXiv 2302.06586).
-    model.fit_converters([batch["pixel_values"] for batch in some_batches(dataset, 512)])
+def _task(networks: NetworkArguments, checkpoint: str | None) -> str:
+    """The task of what is trained: that of the checkpoint, of the repository or of the teacher."""
+    name: str | None = checkpoint or networks.model
+    config: PreTrainedConfig | None = None
+    if name is not None:
+        config = read_pwl_config(Repository.open(name), PWLConfig, {})
+    elif networks.teacher is not None:
+        name, config = networks.teacher, read_config(networks.teacher)
+    return task_of(networks.task, config, repr(name))
+
+
+def _fit_converters(model: PWLPreTrainedModel, dataset: Any) -> None:
+    # Some hundred samples determine an affine map (SN-Net, arXiv 2302.06586).
+    model.fit_converters(list(some_inputs(dataset, 512)))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

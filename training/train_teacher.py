@@ -1,14 +1,15 @@
 #!/usr/bin/env python
-"""Train or fine-tune a teacher: an image classifier of a family that can be cut into blocks.
+"""Train or fine-tune a teacher: a classifier of a family that can be cut into blocks.
 
     accelerate launch training/train_teacher.py vit-digits-teacher --output_dir digits-teacher
     accelerate launch training/train_teacher.py vgg-cifar10-teacher --output_dir vgg-teacher --seed 1
     accelerate launch training/train_teacher.py --model google/vit-base-patch16-224 --dataset path/to/images \
         --num_train_epochs 10 --learning_rate 1e-4 --output_dir my-teacher
+    accelerate launch training/train_teacher.py bert-banking77-teacher --output_dir banking-teacher
 
-The output folder holds a plain transformers checkpoint with its image processor and the data's label names; give it
-to `training/train.py` as `--teacher`. The options are those of transformers' TrainingArguments, and those of the data
-and the network; a recipe is a YAML file of them.
+The output folder holds a plain transformers checkpoint with its image processor, tokenizer or feature extractor and the
+data's label names; give it to `training/train.py` as `--teacher`. The options are those of transformers'
+TrainingArguments, and those of the data and the network; a recipe is a YAML file of them.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from pwl_hf.modeling import OverwriteError
 from pwl_hf.modeling.repository.layout import CONFIG_FILE, MANIFEST_FILE, PROCESSOR_FILE, STUDENT_FILE
 from pwl_hf.modeling.repository.output_folder import check_output
+from pwl_hf.modeling.task_names import TOKENIZER_FILES
 from pwl_hf.own_families import import_families
 from pwl_hf.training.command_line import RUN_FILE, CommandLine, Parsed, told_in_a_line, write_options
 from pwl_hf.training.data_arguments import DataArguments
@@ -33,7 +35,10 @@ from pwl_hf.training.supervised import fit_teacher
 
 _PROGRAM = "training/train_teacher.py"
 # What transformers' Trainer writes into the output folder.
-_WRITTEN = (CONFIG_FILE, STUDENT_FILE, "model.safetensors.index.json", PROCESSOR_FILE, TRAINING_ARGS_NAME)
+_WRITTEN = (
+    *(CONFIG_FILE, STUDENT_FILE, "model.safetensors.index.json", TRAINING_ARGS_NAME),
+    *(PROCESSOR_FILE, *TOKENIZER_FILES),
+)
 
 
 def command_line() -> CommandLine:

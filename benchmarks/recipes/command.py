@@ -21,7 +21,8 @@ from benchmarks.store import Store
 _TABLE = Annotated[
     str,
     typer.Argument(
-        help="A table of the definitions: headline, narrow, order, objective, cost, objective-cost, full, real."
+        help="A table of the definitions: headline, narrow, order, objective, cost, objective-cost, full, real, "
+        "texts, minilm, sounds."
     ),
 ]
 _STORE = Annotated[Path, typer.Option(help="The JSON file of all results; tables are written beside it.")]

@@ -53,6 +53,7 @@ class Pair:
             those of `published`.
         training: Options of `training/train.py` that all recipes share: the student, images, epochs, optimizer.
         evaluate: Options of `pwl-hf evaluate`.
+        samples: What is classified, in words.
         published: The module that makes the teacher of published weights, in place of a training.
         weights: The SHA-256 of each file of these below the folder given with `--weights`.
     """
@@ -62,6 +63,7 @@ class Pair:
     teacher: Options
     training: Options
     evaluate: Options = field(default_factory=dict)
+    samples: str = "images"
     published: str | None = None
     weights: dict[str, str] = field(default_factory=dict)
 
@@ -73,8 +75,8 @@ class Pair:
     @property
     def schedule(self) -> str:
         """How long teacher and students are trained, in words."""
-        teacher = "published" if self.published else f"trained on {_schedule(self.teacher)}"
-        return f"the teacher {teacher}, all else trained on {_schedule(self.training)}"
+        teacher = "published" if self.published else f"trained on {_schedule(self.teacher, self.samples)}"
+        return f"the teacher {teacher}, all else trained on {_schedule(self.training, self.samples)}"
 
 
 @dataclass(frozen=True)
@@ -256,9 +258,9 @@ def _read(kind: type[Kind], values: Any, where: str) -> Kind:
     return kind(**values)
 
 
-def _schedule(options: Options) -> str:
-    images, epochs = options.get("max_train_samples"), options.get("num_train_epochs", 3)
-    return f"{'all' if images is None else f'{images:,}'} images for {epochs} epochs"
+def _schedule(options: Options, samples: str) -> str:
+    count, epochs = options.get("max_train_samples"), options.get("num_train_epochs", 3)
+    return f"{'all' if count is None else f'{count:,}'} {samples} for {epochs} epochs"
 
 
 def _known(name: object, names: Any, where: str) -> None:

@@ -18,11 +18,13 @@ class Results:
 
     Args:
         num_blocks: The number of blocks N.
+        samples: What was measured on, in words.
         seeds: The seeds that are wanted.
         runs: The store's entries by recipe and seed; those that are missing are not in it.
     """
 
     num_blocks: int
+    samples: str
     seeds: tuple[int, ...]
     runs: Mapping[str, Mapping[int, Entry]]
 
@@ -35,7 +37,8 @@ class Results:
         for recipe in section.recipes:
             keys = {seed: run_of(definitions, section.pair, recipe, seed).key for seed in seeds}
             runs[recipe] = {seed: stored[key] for seed, key in keys.items() if key in stored}
-        return cls(definitions.pairs[section.pair].num_blocks, tuple(seeds), runs)
+        pair = definitions.pairs[section.pair]
+        return cls(pair.num_blocks, pair.samples, tuple(seeds), runs)
 
     def accuracies(self, recipe: str) -> Accuracies:
         """The accuracy of each mask by seed.
@@ -62,7 +65,7 @@ class Results:
             seeds = f"mean ± standard deviation over the seeds {_listed(self.seeds)}"
         if not entries:
             return f"{seeds.capitalize()}; not measured yet."
-        data = _listed({f"{entry['data']}, {entry['test_images']:,} test images" for entry in entries})
+        data = _listed({f"{entry['data']}, {entry['test_images']:,} test {self.samples}" for entry in entries})
         return f"{data}; {seeds}, in percent; {_listed({entry['device'] for entry in entries})}."
 
 

@@ -81,7 +81,8 @@ def teacher_of(definitions: Definitions, pair: str) -> Training:
         return Training("published-teacher", entry.published, entry.teacher, entry.weights)
     data = definitions.data[entry.data]
     options = data.options | entry.teacher
-    return Training(f"{options.get('model_type', 'given')}-teacher", "train_teacher", options, data.files)
+    files = data.files | entry.weights
+    return Training(f"{options.get('model_type', 'given')}-teacher", "train_teacher", options, files)
 
 
 def run_of(definitions: Definitions, pair: str, recipe: str, seed: int, extra: Mapping[str, Any] | None = None) -> Run:

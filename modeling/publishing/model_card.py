@@ -280,7 +280,8 @@ def _eval_results(manifest: Manifest, pipeline: str) -> list[EvalResult]:
             dataset_type=re.sub(r"[^\w./-]+", "-", metric.dataset),
             dataset_name=_in_metadata(metric.dataset),
             dataset_split=_in_metadata(metric.split),
-            metric_type=_in_metadata(metric.name),
+            # Of the Hub's names, F1 has one, however it is averaged.
+            metric_type="f1" if metric.name.endswith("_f1") else _in_metadata(metric.name),
             metric_name=f"{_in_metadata(metric.name)}, stage {stage.stage} ({stage.sources})",
             metric_value=metric.value,
         )

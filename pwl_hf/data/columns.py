@@ -1,4 +1,4 @@
-"""Which column holds the images or texts, which the labels, and what the labels are called."""
+"""Which column holds the samples, which the labels, and what the labels are called."""
 
 from __future__ import annotations
 
@@ -6,14 +6,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from datasets import ClassLabel, Features, Image, Value
+from datasets import Audio, ClassLabel, Features, Image, LargeList, List, Value
 
 from pwl_hf.data.errors import DataError
 from pwl_hf.data.names import in_order
 
 _IMAGE_NAMES = ("image", "img")
 _TEXT_NAMES = ("text", "sentence", "content", "review", "utterance", "question")
+_WORD_NAMES = ("tokens", "words")
+_AUDIO_NAMES = ("audio", "sound", "speech")
 _LABEL_NAMES = ("label", "labels", "fine_label", "class")
+# Of lists of labels; the second is what transformers' own example looks for.
+_TAG_NAMES = ("labels", "ner_tags", "tags")
 
 
 def find_image_column(features: Features, given: str | None, where: str) -> str:
@@ -68,11 +72,101 @@ def find_text_column(features: Features, given: str | None, taken: Sequence[str 
     return _only(found, _TEXT_NAMES, "texts", "text_column", features, where)
 
 
-def find_label_column(features: Features, sample_column: str, given: str | None, where: str) -> str | None:
+def find_word_column(features: Features, given: str | None, taken: Sequence[str | None], where: str) -> str:
+    """The column of the lists of words.
+
+    The one given; else the only column of lists of strings that is not taken and has no usual name of tags; else, of
+    several, the only one with a usual name (tokens, words).
+
+    Args:
+        features: As in `find_text_column`, with what follows.
+        given: A name, or None to find it.
+        taken: Columns that were named for something else.
+        where: What an error calls the data.
+
+    Raises:
+        DataError: If there is none, or several.
+    """
+    if given is not None:
+        if given not in features:
+            raise DataError(f"{where} has no column {given!r} for text_column; it has {_columns(features)}")
+        if not _is_text(in_list(features[given])):
+            raise DataError(f"text_column {given!r} of {where} holds no lists of words; its type is {features[given]}")
+        return given
+    others = (*taken, *_TAG_NAMES)
+    found = [name for name, feature in features.items() if name not in others and _is_text(in_list(feature))]
+    return _only(found, _WORD_NAMES, "lists of words", "text_column", features, where)
+
+
+def find_audio_column(features: Features, given: str | None, where: str) -> str:
+    """The column of the sounds.
+
+    The one given, which may hold paths of files; else the only column of sounds; else, of several, the only one called
+    audio, sound or speech. A column of encoded sounds that is not marked as such (bytes, or a struct with bytes) counts
+    if no column is.
+
+    Args:
+        features: The columns and their types.
+        given: A name, or None to find it.
+        where: What an error calls the data.
+
+    Raises:
+        DataError: If there is none, or several.
+    """
+    if given is not None:
+        if given not in features:
+            raise DataError(f"{where} has no column {given!r} for audio_column; it has {_columns(features)}")
+        feature = features[given]
+        if not (isinstance(feature, Audio) or _is_encoded(feature) or _is_text(feature)):
+            raise DataError(f"audio_column {given!r} of {where} holds no sounds; its type is {feature}")
+        return given
+    marked = [name for name, feature in features.items() if isinstance(feature, Audio)]
+    found = marked or [name for name, feature in features.items() if _is_encoded(feature)]
+    return _only(found, _AUDIO_NAMES, "sounds", "audio_column", features, where)
+
+
+def find_tag_column(features: Features, word_column: str, given: str | None, where: str) -> str | None:
+    """The column of the lists of labels, one for each word; as `find_label_column`, with other usual names.
+
+    Usual are labels, ner_tags and tags.
+
+    Args:
+        features: The columns and their types.
+        word_column: The column of the words.
+        given: A name, or None to find it.
+        where: What an error calls the data.
+
+    Raises:
+        DataError: As `find_label_column`.
+    """
+    inner = Features({name: found for name in features if (found := in_list(features[name])) is not None})
+    if given is not None and given in features and (given not in inner or not _is_label(inner[given])):
+        raise DataError(
+            f"label_column {given!r} of {where} must hold lists of ClassLabels, whole numbers or strings, one for each "
+            f"word; its type is {features[given]}"
+        )
+    return find_label_column(inner, word_column, given, where, usual=_TAG_NAMES)
+
+
+def in_list(feature: Any) -> Any:
+    """What a column of lists has lists of; None of another column."""
+    return feature.feature if isinstance(feature, List | LargeList) else None
+
+
+def find_label_column(
+    features: Features, sample_column: str, given: str | None, where: str, usual: Sequence[str] = _LABEL_NAMES
+) -> str | None:
     """The column of the labels.
 
     The one given; else the only `ClassLabel`; else, of several, the only one with a usual name (label, labels,
     fine_label, class); else the only column of numbers or strings with such a name.
+
+    Args:
+        features: The columns and their types.
+        sample_column: The column of the samples.
+        given: A name, or None to find it.
+        where: What an error calls the data.
+        usual: The usual names.
 
     Returns:
         The name, or None if there is nothing else that could be a label.
@@ -92,12 +186,12 @@ def find_label_column(features: Features, sample_column: str, given: str | None,
         return given
     classes = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
     if classes:
-        return _only(classes, _LABEL_NAMES, "labels", "label_column", features, where)
+        return _only(classes, usual, "labels", "label_column", features, where)
     others = [name for name, feature in features.items() if name != sample_column and _is_label(feature)]
     if not others:
         return None
-    named = [name for name in others if name in _LABEL_NAMES]
-    return _only(named, _LABEL_NAMES, "labels", "label_column", features, where, "; without labels, unlabelled")
+    named = [name for name in others if name in usual]
+    return _only(named, usual, "labels", "label_column", features, where, "; without labels, unlabelled")
 
 
 def _only(

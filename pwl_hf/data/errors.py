@@ -1,4 +1,4 @@
-"""What is said when data cannot be read as labelled images."""
+"""What is said when data cannot be read as labelled samples."""
 
 from __future__ import annotations
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+# Where a token has no label: what transformers' losses pass over.
+NO_LABEL = -100
+
 # A class folder called 7 or 07; LABEL_7 is what transformers calls a class without a name.
 _NUMBER = re.compile(r"(?:LABEL_)?([0-9]{1,18})")
 

@@ -1,8 +1,8 @@
-"""Rows of labelled images or texts, as they lie."""
+"""Rows of labelled samples, as they lie."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
@@ -11,6 +11,15 @@ import torch
 
 from pwl_hf.data.columns import LabelEncoding
 
+# The values of a row, by column.
+Row = dict[str, Any]
+
+
+def rows_of(columns: Mapping[str, Sequence[Any]]) -> Iterator[Row]:
+    """The rows of some columns, as `datasets` slices them."""
+    for values in zip(*columns.values(), strict=True):
+        yield dict(zip(columns, values, strict=True))
+
 
 @dataclass(frozen=True, eq=False)
 class LabelledRows:
@@ -18,13 +27,13 @@ class LabelledRows:
 
     Args:
         title: What errors and logs call it: the split and the source.
-        data: The rows, images still encoded.
-        column: The column of the images or texts.
+        data: The rows, images and sounds still encoded.
+        column: The column of the samples.
         label_column: The column of the labels, or None if there are none.
         encoding: The numbers of the labels, or None if there are none.
-        labels: The labels, (rows,) int64. None if there are none, and for a stream.
+        labels: The labels, (rows,) int64. None if there are none, for a stream, and for words, which have several.
         max_samples: How many rows of a stream are read.
-        tokens: The token of each private repository that images lie in.
+        tokens: The token of each private repository that images or sounds lie in.
     """
 
     title: str
@@ -51,7 +60,7 @@ class LabelledRows:
         """Whether the rows are read as they are needed, and only in their order."""
         return isinstance(self.data, datasets.IterableDataset)
 
-    def encode(self, row: dict[str, Any], number: int) -> int | None:
+    def encode(self, row: Row, number: int) -> int | None:
         """The label of a row, or None if the data has none."""
         if self.encoding is None or self.label_column is None:
             return None

@@ -1,9 +1,9 @@
-"""Images read as they come, in their order or nearly so."""
+"""Samples read as they come, in their order or nearly so."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any
 
@@ -12,7 +12,7 @@ from transformers import BaseImageProcessor
 
 from pwl_hf.data.pixels import Item, read_items
 from pwl_hf.data.processing import check_channels
-from pwl_hf.data.rows import LabelledRows
+from pwl_hf.data.rows import LabelledRows, Row, rows_of
 
 # A row's number is its number in its file, plus this times the file's number: known without reading other files.
 FILE_STRIDE = 1 << 32
@@ -20,11 +20,11 @@ FILE_STRIDE = 1 << 32
 # How many rows are read and processed at once.
 _CHUNK = 32
 
-_Row = tuple[int, dict[str, Any]]
+_Numbered = tuple[int, Row]
 
 
-class PixelStream(IterableDataset[Item]):
-    """The images of a streamed split, decoded and processed as they are read.
+class RowStream(IterableDataset[Item]):
+    """The samples of a streamed split, made into items as they are read.
 
     Workers of a loader share the files out among themselves, and where there are more workers than files, the rows
     of a file: each row comes once, with the same number, whatever their count. Between processes, accelerate
@@ -32,28 +32,27 @@ class PixelStream(IterableDataset[Item]):
 
     Args:
         split: The split, streamed.
-        processor: What makes tensors of images.
+        read: Makes items of rows and their numbers.
+        collate: Makes a batch of items; as loaders do by default.
         shuffle_buffer: Draw each row at random out of this many, and read the files in random order; 0 keeps the
             order.
         seed: The seed of that, together with the epoch.
-        num_channels: The network's input channels.
     """
 
     def __init__(
         self,
         split: LabelledRows,
-        processor: BaseImageProcessor,
+        read: Callable[[list[Row], list[int]], list[Item]],
+        collate: Callable[[list[Item]], Any] | None = None,
         *,
         shuffle_buffer: int = 0,
         seed: int = 0,
-        num_channels: int = 3,
     ) -> None:
-        check_channels(num_channels)
         self.split = split
-        self.processor = processor
+        self.read = read
+        self.collate = collate
         self.shuffle_buffer = shuffle_buffer
         self.seed = seed
-        self.num_channels = num_channels
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -67,12 +66,9 @@ class PixelStream(IterableDataset[Item]):
         if self.shuffle_buffer:
             rows = _shuffled(rows, self.shuffle_buffer, random.Random(f"{self.seed}/{self.epoch}/{worker}"))
         while chunk := list(islice(rows, _CHUNK)):
-            numbers = [number for number, _ in chunk]
-            labels = [label for number, row in chunk if (label := self.split.encode(row, number)) is not None]
-            encoded = [row[self.split.column] for _, row in chunk]
-            yield from read_items(self.split, encoded, numbers, labels or None, self.processor, self.num_channels)
+            yield from self.read([row for _, row in chunk], [number for number, _ in chunk])
 
-    def _rows(self, worker: int, workers: int) -> Iterator[_Row]:
+    def _rows(self, worker: int, workers: int) -> Iterator[_Numbered]:
         """A worker's rows and their numbers, still encoded."""
         data = self.split.data
         files = data.num_shards
@@ -87,21 +83,51 @@ class PixelStream(IterableDataset[Item]):
             for number, row in islice(enumerate(self._file(file, files)), member, None, members):
                 yield file * FILE_STRIDE + number, row
 
-    def _file(self, file: int, files: int) -> Iterator[dict[str, Any]]:
+    def _file(self, file: int, files: int) -> Iterator[Row]:
         limit = self.split.max_samples
         # The first rows of every file, as many of each: how long a file is, is not known.
         limit = None if limit is None else limit // files + (file < limit % files)
         # `iter` rather than `__iter__`, which would share out the rows among a loader's workers once more.
         batches = self.split.data.shard(files, file).iter(_CHUNK)
-        return islice((row for batch in batches for row in _unzip(batch)), limit)
+        return islice((row for batch in batches for row in rows_of(batch)), limit)
 
 
-def _unzip(batch: dict[str, list[Any]]) -> Iterator[dict[str, Any]]:
-    for values in zip(*batch.values(), strict=True):
-        yield dict(zip(batch, values, strict=True))
+class PixelStream(RowStream):
+    """The images of a streamed split, decoded and processed as they are read.
+
+    Args:
+        split: The split, streamed.
+        processor: What makes tensors of images.
+        shuffle_buffer: As in `RowStream`.
+        seed: As there.
+        num_channels: The network's input channels.
+    """
+
+    def __init__(
+        self,
+        split: LabelledRows,
+        processor: BaseImageProcessor,
+        *,
+        shuffle_buffer: int = 0,
+        seed: int = 0,
+        num_channels: int = 3,
+    ) -> None:
+        check_channels(num_channels)
+        super().__init__(split, self._read_images, shuffle_buffer=shuffle_buffer, seed=seed)
+        self.processor = processor
+        self.num_channels = num_channels
+
+    def _read_images(self, rows: list[Row], numbers: list[int]) -> list[Item]:
+        labels = [
+            label
+            for number, row in zip(numbers, rows, strict=True)
+            if (label := self.split.encode(row, number)) is not None
+        ]
+        encoded = [row[self.split.column] for row in rows]
+        return read_items(self.split, encoded, numbers, labels or None, self.processor, self.num_channels)
 
 
-def _shuffled(rows: Iterator[_Row], size: int, chance: random.Random) -> Iterator[_Row]:
+def _shuffled(rows: Iterator[_Numbered], size: int, chance: random.Random) -> Iterator[_Numbered]:
     buffer = list(islice(rows, size))
     for row in rows:
         place = chance.randrange(size)

@@ -91,11 +91,17 @@ def class_numbers(
     return found
 
 
+def labels_of(config: Any) -> list[str]:
+    """The names of a config's labels, in the order of their numbers."""
+    names: dict[Any, str] = dict(config.id2label or {})
+    return [str(names[i]) for i in range(len(names))]
+
+
 def check_one_label(config: Any, model: str = "the model") -> None:
-    """Refuse a model that does not choose one label of several for an image.
+    """Refuse a model that does not choose one label of several for a sample, or a word.
 
     What counts right answers, or distils by softmax, takes the greatest logit for the answer: of a model of several
-    labels an image, of a regression, or of one label, that says nothing.
+    labels a sample, of a regression, or of one label, that says nothing.
 
     Args:
         config: The model's config.
@@ -107,7 +113,7 @@ def check_one_label(config: Any, model: str = "the model") -> None:
     kind = f"problem_type {config.problem_type!r}" if config.num_labels != 1 else "num_labels 1"
     if config.num_labels == 1 or config.problem_type not in (None, "single_label_classification"):
         raise ValueError(
-            f"{model} has {kind}: accuracy and distillation by softmax need one label of several for each image "
+            f"{model} has {kind}: accuracy and distillation by softmax need one label of several for each sample "
             "(problem_type 'single_label_classification')"
         )
 

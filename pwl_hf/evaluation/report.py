@@ -42,9 +42,9 @@ class DatasetEvaluated:
         config: Its configuration.
         revision: Its branch, tag or commit, as it was given.
         split: The split.
-        max_samples: At most so many images were taken of it; None for all.
-        n: How many images there were.
-        samples: What they are, `"images"` or `"texts"`.
+        max_samples: At most so many rows were taken of it; None for all.
+        n: How many samples there were.
+        samples: What they are: `"images"`, `"texts"`, `"words"` or `"sounds"`.
     """
 
     name: str
@@ -63,7 +63,7 @@ class Settings:
     Args:
         device: The device's type and its name.
         dtype: The floating dtype of the pass, such as `"float32"`.
-        batch_size: How many images ran at once.
+        batch_size: How many samples ran at once.
     """
 
     device: str
@@ -77,7 +77,7 @@ class Report:
 
     Args:
         repository: Which weights.
-        dataset: Which images.
+        dataset: Which samples.
         settings: How.
         orders: Which masks were asked for: `"prefix"`, `"suffix"`, `"contiguous"` or `"all"`.
         evaluation: The counts.
@@ -148,6 +148,8 @@ class Report:
             "total_bytes": self.bytes_at(mask),
             "correct": mask.correct,
             "accuracy": mask.accuracy,
+            "macro_f1": mask.macro_f1,
+            "span_f1": mask.span_f1,
             "interval": list(mask.interval),
             "over_student": _comparison(mask.over_student),
             "over_previous": _comparison(mask.over_previous),

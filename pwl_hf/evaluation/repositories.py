@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch.utils.data import Dataset
-from transformers import AutoImageProcessor, AutoTokenizer, BaseImageProcessor, PreTrainedTokenizerBase
 
-from pwl_hf.data import DataSource, TextSplit, open_split
+from pwl_hf.data import DataSource, ImageSplit, SoundSplit, open_split
+from pwl_hf.data.inputs import inputs_of
 from pwl_hf.data.processing import check_channels
 from pwl_hf.data.source import DIGITS
 from pwl_hf.evaluation.labels import check_one_label, class_numbers
@@ -21,28 +21,33 @@ from pwl_hf.evaluation.orders import ORDERS, masks_of
 from pwl_hf.evaluation.report import DatasetEvaluated, Report, RepositoryEvaluated, Settings
 from pwl_hf.evaluation.running import evaluate_masks, evaluate_stages
 from pwl_hf.modeling import PWLConfig, PWLPreTrainedModel
-from pwl_hf.modeling.errors import InputError, MissingFileError, OverwriteError, RepositoryError
+from pwl_hf.modeling.errors import InputError, OverwriteError, RepositoryError
 from pwl_hf.modeling.loading import read_config
 from pwl_hf.modeling.plain import one_line
 from pwl_hf.modeling.publishing.model_card import CARD_FILE, stage_rows, write_card
+from pwl_hf.modeling.publishing.processing import load_processing
 from pwl_hf.modeling.publishing.saving import write_metrics
 from pwl_hf.modeling.repository.layout import PROCESSOR_FILE
 from pwl_hf.modeling.repository.manifest import Manifest, Metric
 from pwl_hf.modeling.repository.output_folder import Contents, text_paths
 from pwl_hf.modeling.repository.processing import fetch_those_there
 from pwl_hf.modeling.repository.source import Repository
-from pwl_hf.modeling.task_names import FIRST_TASK, TASKS, TOKENIZER_FILES
-from pwl_hf.opening import class_of, max_tokens
+from pwl_hf.modeling.task_names import TASKS
+from pwl_hf.opening import class_of, max_tokens, samples_of
 
 if TYPE_CHECKING:
-    from pwl_hf.data import ImageSplit
+    from pwl_hf.data.opening import Split
     from pwl_hf.data.pixels import Item
 
-# The tasks whose answers are counted.
-_MEASURED = (FIRST_TASK, "AutoModelForSequenceClassification")
-
-# Images of a split are kept as tensors for all stages if they take no more than this.
+# Images and sounds of a split are kept as tensors for all stages if they take no more than this.
 _KEPT_BYTES = 2**31
+
+# What an error calls them.
+_CALLED = {
+    "AutoImageProcessor": "image processor",
+    "AutoTokenizer": "tokenizer",
+    "AutoFeatureExtractor": "feature extractor",
+}
 
 
 def evaluate_repository(
@@ -62,18 +67,18 @@ def evaluate_repository(
 ) -> Report:
     """Evaluate the masks of an order on a split of a data set.
 
-    The stages are stepped through as a server would, from the first file on; images that fit into memory are
-    decoded once for all of them, as texts are made into tokens. For the other orders, and for a stream, everything is
-    loaded, and one pass over the data serves all masks. The data's labels are brought into the model's order (see
+    The stages are stepped through as a server would, from the first file on; images and sounds that fit into memory
+    are decoded once for all of them, as texts are made into tokens. For the other orders, and for a stream, everything
+    is loaded, and one pass over the data serves all masks. The data's labels are brought into the model's order (see
     `class_numbers`).
 
     Args:
-        repo: A folder or a Hub id; its image processor or tokenizer makes tensors of the images or texts.
+        repo: A folder or a Hub id; its image processor, tokenizer or feature extractor makes tensors of the samples.
         source: Where these lie.
         split: The split.
         orders: Which masks (see `masks_of`).
-        batch_size: How many images run at once.
-        num_workers: Processes that read images which do not fit into memory.
+        batch_size: How many samples run at once.
+        num_workers: Processes that read images and sounds which do not fit into memory.
         device: Where it runs; on the first GPU if there is one, by default.
         dtype: The floating dtype; the stored one by default.
         revision: Branch, tag or commit of a Hub repository; what it is at the start holds to the end.
@@ -82,11 +87,11 @@ def evaluate_repository(
         progress: Show progress bars.
 
     Raises:
-        InputError: For a device that is not there, or a task that is not measured.
+        InputError: For a device that is not there, or a package that is missing.
         ValueError: For another order, a model that does not choose one label of several, or data that does not fit the
             model (see `evaluate_masks`).
         DataError: If the data cannot be read.
-        RepositoryError: If the repository is malformed, or has no image processor or tokenizer.
+        RepositoryError: If the repository is malformed, or has nothing that makes inputs of its samples.
 
     Example:
 
@@ -128,7 +133,7 @@ def evaluate_repository(
             split,
             source.max_samples,
             evaluation.total,
-            TASKS[model.task].samples,
+            samples_of(model.task),
         ),
         Settings(_device_name(model.device), str(model.dtype).removeprefix("torch."), batch_size),
         orders,
@@ -141,7 +146,7 @@ def evaluate_repository(
 
 
 class Opened(NamedTuple):
-    """A repository and the images or texts that it is measured on.
+    """A repository and the samples that it is measured on.
 
     Args:
         repository: The repository, at one commit.
@@ -176,7 +181,7 @@ def open_to_measure(
         source: As there.
         split: As there.
         keep_all: Load both networks whole.
-        keep_images: Keep the images in memory, if they are not streamed and fit.
+        keep_images: Keep images and sounds in memory, if they are not streamed and fit.
         device: As in `evaluate_repository`.
         dtype: As there.
         revision: As there.
@@ -197,12 +202,10 @@ def open_to_measure(
     config: Any = read_config(opened, PWLConfig, {})
     model_class = class_of(config, str(opened))
     check_one_label(config, str(opened))
-    if config.task not in _MEASURED:
-        raise InputError(f"{opened} is of {TASKS[config.task].pipeline}: answers are counted of images and of texts")
-    samples = TASKS[config.task].samples
+    samples = samples_of(config.task)
     if samples == "images":
         check_channels(config.num_channels)
-    data = open_split(source, split, "texts") if samples == "texts" else open_split(source, split)
+    data: Split = open_split(source, split, samples)
     data = data.renumbered(class_numbers(data.label_names, config.id2label, data=data.title, model=str(opened)))
     model: PWLPreTrainedModel = model_class.from_pretrained(
         repo,
@@ -213,15 +216,19 @@ def open_to_measure(
         subfolder=subfolder,
         token=token,
     )
-    if isinstance(data, TextSplit):
-        inputs: Dataset[Item] = data.tokenized(_tokenizer(opened), max_length=max_tokens(config))
-    else:
-        inputs = _images(data, _processor(opened), config.num_channels, keep=keep_images)
-    return Opened(opened, manifest, model, inputs)
+    inputs = partial(
+        inputs_of,
+        data,
+        _processing(opened, config.task),
+        num_channels=config.num_channels if samples == "images" else 3,
+        max_length=max_tokens(config),
+    )
+    lazy = inputs()
+    return Opened(opened, manifest, model, inputs(keep_in_memory=True) if keep_images and _fits(data, lazy) else lazy)
 
 
 def record_metrics(directory: str | os.PathLike[str], report: Report) -> Manifest:
-    """Enter the accuracies of all stages into the manifest of a folder, in place of those there, and into its card.
+    """Enter accuracy and F1 of all stages into the manifest of a folder, in place of those there, and into its card.
 
     Args:
         directory: The folder of the repository, with the weights that were evaluated.
@@ -249,7 +256,12 @@ def record_metrics(directory: str | os.PathLike[str], report: Report) -> Manifes
         )
     name, split = dataset_title(report.dataset.name), report.dataset.split
     metrics = {
-        stage: [Metric("accuracy", mask.accuracy, name, split, mask.total)] for stage, mask in enumerate(report.stages)
+        stage: [
+            Metric(kind, value, name, split, mask.total)
+            for kind in ("accuracy", "macro_f1", "span_f1")
+            if (value := getattr(mask, kind)) is not None
+        ]
+        for stage, mask in enumerate(report.stages)
     }
     written = write_metrics(directory, metrics)
     write_card(Path(directory))
@@ -309,40 +321,30 @@ def _check_device(device: str | torch.device) -> None:
         ) from error
 
 
-def _processor(opened: Repository) -> BaseImageProcessor:
-    try:
-        # Compared with what the Hub has: one that was damaged on the way would give other images, without a word.
-        opened.fetch_text(PROCESSOR_FILE)
-        local = opened.fetch(PROCESSOR_FILE)
-    except MissingFileError as error:
+def _processing(opened: Repository, task: str) -> Any:
+    """What makes inputs of samples: the repository's image processor, tokenizer or feature extractor."""
+    files = TASKS[task].files
+    # Compared with what the Hub has: one that was damaged on the way would give other inputs, without a word.
+    if not fetch_those_there(files, opened.fetch_text):
+        what = _CALLED[TASKS[task].processing_class]
         raise RepositoryError(
-            f"{opened} has no image processor ({PROCESSOR_FILE}), so its images cannot be prepared: save the teacher's "
-            "into it"
-        ) from error
-    processor: BaseImageProcessor = AutoImageProcessor.from_pretrained(local.parent)  # type: ignore[no-untyped-call]
-    return processor
-
-
-def _tokenizer(opened: Repository) -> PreTrainedTokenizerBase:
-    # Compared with what the Hub has, as an image processor.
-    found = fetch_those_there(TOKENIZER_FILES, opened.fetch_text)
-    if not found:
-        raise RepositoryError(
-            f"{opened} has no tokenizer ({TOKENIZER_FILES[0]}), so texts cannot be read for it: save the teacher's "
+            f"{opened} has no {what} ({files[0]}), so its {TASKS[task].samples} cannot be prepared: save the teacher's "
             "into it"
         )
-    folder = opened.fetch(TOKENIZER_FILES[0]).parent
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
-    return tokenizer
+    found = load_processing(str(opened.fetch(files[0]).parent), task)
+    if found is None:
+        raise RepositoryError(f"{opened}: transformers cannot open its {files[0]}: save the teacher's into it again")
+    return found
 
 
-def _images(split: ImageSplit, processor: BaseImageProcessor, num_channels: int, *, keep: bool) -> Dataset[Item]:
-    """The images as tensors: in memory, if they are wanted more than once and fit."""
-    lazy = split.pixels(processor, num_channels=num_channels)
-    if not keep or split.num_rows is None:
-        return lazy
-    size = lazy[0]["pixel_values"].nbytes * split.num_rows
-    return split.pixels(processor, num_channels=num_channels, keep_in_memory=True) if size <= _KEPT_BYTES else lazy
+def _fits(split: Split, lazy: Any) -> bool:
+    """Whether images or sounds are few enough to be kept as tensors."""
+    if split.num_rows is None or not isinstance(split, ImageSplit | SoundSplit):
+        return False
+    # Of sounds of different lengths, as if the first were as long as they are on average.
+    lengths = getattr(lazy, "lengths", None) or [1]
+    first = sum(value.nbytes for value in lazy[0].values() if hasattr(value, "nbytes"))
+    return bool(first * split.num_rows * (sum(lengths) / len(lengths) / lengths[0]) <= _KEPT_BYTES)
 
 
 def _device_name(device: torch.device) -> str:

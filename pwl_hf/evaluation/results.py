@@ -1,6 +1,6 @@
 """What was counted, and what follows from it (pure Python).
 
-Counts are of images: an image is right if the greatest logit is at its label.
+Counts are of samples, or of words where each has a label; one is right if the greatest logit is at its label.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from pwl_hf.evaluation.intervals import Interval, paired, wilson
 
 @dataclass(frozen=True)
 class Comparison:
-    """A mask and a reference, over the same images.
+    """A mask and a reference, over the same samples.
 
     Args:
         reference: The mask that it is compared with.
-        gained: Images that are right, and wrong in the reference.
-        lost: Images that are wrong, and right in the reference.
-        total: All images.
+        gained: Samples that are right, and wrong in the reference.
+        lost: Samples that are wrong, and right in the reference.
+        total: All samples.
     """
 
     reference: str
@@ -33,7 +33,7 @@ class Comparison:
 
     @property
     def interval(self) -> Interval:
-        """The 95 % interval of the difference, for paired images."""
+        """The 95 % interval of the difference, for paired samples."""
         return paired(self.gained, self.lost, self.total)
 
 
@@ -43,10 +43,12 @@ class MaskAccuracy:
 
     Args:
         sources: The mask, such as `"TTSS"`.
-        correct: How many images are right.
-        total: How many images there are.
+        correct: How many samples are right.
+        total: How many samples there are.
         over_student: Compared with the student, if that was evaluated too and is another mask.
         over_previous: A stage compared with the stage before it, if that was evaluated too.
+        macro_f1: The mean of F1 over the classes.
+        span_f1: F1 of whole spans, where labels are tags of words.
     """
 
     sources: str
@@ -54,10 +56,12 @@ class MaskAccuracy:
     total: int
     over_student: Comparison | None = None
     over_previous: Comparison | None = None
+    macro_f1: float | None = None
+    span_f1: float | None = None
 
     @property
     def accuracy(self) -> float:
-        """The part of the images that are right."""
+        """The part of the samples that are right."""
         return self.correct / self.total
 
     @property
@@ -68,7 +72,7 @@ class MaskAccuracy:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Masks over the same images.
+    """Masks over the same samples.
 
     Args:
         masks: What was counted for each, in the order that was asked for.
@@ -78,7 +82,7 @@ class Evaluation:
 
     @property
     def total(self) -> int:
-        """The number of images."""
+        """The number of samples."""
         return self.masks[0].total
 
     @property

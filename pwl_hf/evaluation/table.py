@@ -48,7 +48,7 @@ def print_schedule(report: ScheduleReport, data: str, console: Console | None = 
 
     Args:
         report: What was found.
-        data: What the images are called.
+        data: What the samples are called.
         console: Where to print; the terminal by default.
     """
     console = console or Console()
@@ -65,15 +65,15 @@ def print_schedule(report: ScheduleReport, data: str, console: Console | None = 
 def _schedule_remarks(report: ScheduleReport, data: str) -> list[str]:
     gain = report.best.area - report.present.area
     lines = [
-        f"{report.num_masks} masks, chosen by {report.num_chosen_by:,} images and judged by {report.num_judged_by:,} "
-        f"others: {data}.",
+        f"{report.num_masks} masks, chosen by {report.num_chosen_by:,} {report.samples} and judged by "
+        f"{report.num_judged_by:,} others: {data}.",
         f"Area under the accuracy over the bytes: {report.present.area:.4f} now, {report.best.area:.4f} at best, "
         f"{gain:+.4f} (95 %: {report.gain.low:+.4f} to {report.gain.high:+.4f}).",
     ]
     if report.best.masks == report.present.masks:
         return [*lines, "No order has a greater area: the schedule stays."]
     if not report.is_better:
-        return [*lines, "That is no more than images differ by: the schedule stays."]
+        return [*lines, f"That is no more than {report.samples} differ by: the schedule stays."]
     if report.without_statistics:
         lines.append(f"Without BatchNorm statistics of their own: {', '.join(report.without_statistics)}.")
     if report.unmeasured:
@@ -91,6 +91,10 @@ def _remarks(report: Report) -> list[str]:
     dataset, evaluation = report.dataset, report.evaluation
     measured = f"{evaluation.total:,} {dataset.samples}: {dataset.name}, split {dataset.split}"
     lines = [f"{measured}. Intervals are in percent, at 95 %."]
+    for title, name in (("Macro F1", "macro_f1"), ("F1 of spans", "span_f1")):
+        found = [getattr(mask, name) for mask in report.stages]
+        if found and None not in found:
+            lines.append(f"{title} of the stages, in percent: {', '.join(f'{100 * value:.1f}' for value in found)}.")
     if below := evaluation.below_student:
         surely = [m.sources for m in below if m.over_student is not None and m.over_student.interval.high < 0]
         lines.append(

@@ -36,7 +36,7 @@ def sizes(*_: object) -> StageBytes:
 
 def section(definitions, by_seed):
     entries = {seed: {"accuracy": found} for seed, found in by_seed.items()}
-    results = Results(3, (0, 1, 2), {"paper": {}, "ours": entries})
+    results = Results(3, "images", (0, 1, 2), {"paper": {}, "ours": entries})
     text = schedules_section(definitions, definitions.tables["orders"].sections[0], results, sizes)
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
 

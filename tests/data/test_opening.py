@@ -200,7 +200,7 @@ def test_missing_sources_raise(tmp_path):
         with pytest.raises(DataError, match=message):
             open_split(DataSource(name), "train")
     (tmp_path / "notes.txt").write_text("no data")
-    with pytest.raises(DataError, match=r"notes.txt' is no parquet file; of other formats and of images, give the fol"):
+    with pytest.raises(DataError, match=r"notes.txt' is no file of .parquet, .csv, .json, .jsonl; of other formats"):
         open_split(DataSource(str(tmp_path / "notes.txt")), "train")
 
 

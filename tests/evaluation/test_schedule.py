@@ -233,7 +233,7 @@ def test_a_subfolder_gets_its_order(run, folder, tmp_path):
     [
         (["--search", "greedy"], "search must be one of all, swaps, got 'greedy'"),
         (["--split", "test"], "no split 'test'; it has 'validation'"),
-        (["--max-samples", "3"], "a choice takes images to choose by and others to judge by, got 3 in all"),
+        (["--max-samples", "3"], "a choice takes samples to choose by and others to judge by, got 3 in all"),
         (["--device", "nowhere"], "'nowhere'"),
         (["--dataset", "digits", "--holdout", "1.5"], "holdout"),
     ],

@@ -11,13 +11,13 @@ from typing import Any
 import datasets
 import pytest
 import torch
-from transformers import AutoModelForAudioClassification, AutoModelForSequenceClassification, pipeline
+from transformers import AutoModelForSequenceClassification, pipeline
 
-from pwl_hf import PWLForAudioClassification, PWLForSequenceClassification
+from pwl_hf import PWLForSequenceClassification
 from pwl_hf.cli import main
 from pwl_hf.data import DataError, DataSource, TextSplit, open_split
 from pwl_hf.evaluation import evaluate_masks, evaluate_repository, evaluate_stages, record_metrics
-from pwl_hf.modeling.errors import InputError, RepositoryError
+from pwl_hf.modeling.errors import RepositoryError
 from pwl_hf.modeling.publishing.push import Target
 from pwl_hf.modeling.repository.source import Repository
 from pwl_hf.quantising import quantise_repository
@@ -161,7 +161,6 @@ def test_long_texts_are_cut_and_counted(tmp_path: Path, caplog: pytest.LogCaptur
         ({"text": ["a", "b"], "label": [0, 1]}, {"text_column": "label"}, "'label' of .* holds no texts"),
         ({"text": ["a", "b"], "label": [0, 1]}, {"text_pair_column": "second"}, "has no column 'second'"),
         ({"text": ["a", None], "label": [0, 1]}, {}, "row 1 of .* has no text in 'text', but None"),
-        ({"text": ["a", "b"], "label": [0, 1]}, {"streaming": True}, "is a stream, and texts are read whole"),
     ],
 )
 def test_what_holds_no_texts_is_refused(
@@ -185,11 +184,3 @@ def test_without_a_tokenizer_texts_are_refused(repo: Path, texts: Path) -> None:
     (repo / "tokenizer_config.json").unlink()
     with pytest.raises(RepositoryError, match=r"has no tokenizer \(tokenizer_config.json\)"):
         evaluate_repository(repo, DataSource(str(texts)))
-
-
-def test_a_task_without_answers_to_count_is_refused(tmp_path: Path, texts: Path) -> None:
-    configs = [network_config("wav2vec2", role) for role in ("teacher", "student")]
-    networks = [AutoModelForAudioClassification.from_config(config) for config in configs]
-    PWLForAudioClassification.from_teacher_student(*networks, num_blocks=3).save_pretrained(tmp_path / "repo")
-    with pytest.raises(InputError, match="is of audio-classification: answers are counted of images and of texts"):
-        evaluate_repository(tmp_path / "repo", DataSource(str(texts)))

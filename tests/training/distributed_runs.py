@@ -18,13 +18,14 @@ from pwl_hf import TrainingError
 from pwl_hf.data.digits import image_processor
 from pwl_hf.training.images.gradient_arguments import GradientArguments
 from pwl_hf.training.images.overlay import gradient_overlay
-from tests.training.tiny_runs import everything, tiny_trainer
+from tests.training.tiny_runs import everything, text_trainer, tiny_trainer
 
 # Options beside the defaults: of the objective, and of the Trainer.
 OBJECTIVES = {
     "terms": {"relation_weight": 1.0, "attention_weight": 10.0, "feature_share": 2},
     # Converters of boundaries that no path of a step changes at get no gradient.
     "unused": {"prefix_weight": 0.0, "sync_weight": 0.0, "recon_weight": 0.0, "mask_every": 2, "mask_count": 1},
+    "relations": {"relation_weight": 1.0, "relation_heads": 2, "feature_share": 2},
     "mixup": {"mixup_alpha": 1.0, "mixup_probability": 0.75},
 }
 ARGUMENTS = {"accumulated": {"gradient_accumulation_steps": 2, "activation_checkpointing": True}}
@@ -33,9 +34,9 @@ ARGUMENTS = {"accumulated": {"gradient_accumulation_steps": 2, "activation_check
 def run(name: str, folder: Path, batch_size: int) -> None:
     """Train for four steps and write what came of it; a run that tries nothing evaluates and saves on the way."""
     family, _, tried = name.partition("-")
-    trainer = tiny_trainer(
+    trainer = (text_trainer if family == "bert" else tiny_trainer)(
         folder,
-        family,
+        *(() if family == "bert" else (family,)),
         objective=OBJECTIVES.get(tried),
         eval_images=10,
         per_device_train_batch_size=batch_size,

@@ -40,7 +40,9 @@ def _start(folder, runs):
 def two(tmp_path_factory):
     """Runs in two processes of four images each, by name."""
     folder = tmp_path_factory.mktemp("two")
-    _start(folder, ",".join(["vit", "resnet", *(f"vit-{tried}" for tried in TRIED), "diverge"]))
+    _start(
+        folder, ",".join(["vit", "resnet", *(f"vit-{tried}" for tried in TRIED), "bert", "bert-relations", "diverge"])
+    )
     return folder
 
 
@@ -64,6 +66,27 @@ def test_two_processes_have_the_losses_of_one(one, two):
         assert names == {"loss", "loss_student", "loss_prefix", "loss_mask", "loss_sync", "loss_recon"}
         for name in names | {"grad_norm", "learning_rate"}:
             assert found[name] == pytest.approx(expected[name], rel=1e-4), (found["step"], name)
+
+
+@pytest.mark.parametrize("name", ["bert", "bert-relations"])
+def test_two_processes_have_the_losses_of_one_over_padded_texts(name, two, tmp_path):
+    run(name, tmp_path, 8)
+    alone, together = _logs(tmp_path, "loss"), _logs(two / name, "loss")
+    assert [log["step"] for log in together] == [1, 2, 3, 4]
+    # Each process pads to its own longest text.
+    for expected, found in zip(alone, together, strict=True):
+        names = {key for key in expected if key.startswith("loss")}
+        assert {"loss_student", "loss_prefix", "loss_mask", "loss_sync", "loss_recon"} <= names
+        assert ("loss_relation" in names) is (name != "bert")
+        for key in names | {"grad_norm"}:
+            assert found[key] == pytest.approx(expected[key], rel=1e-4), (found["step"], key)
+    measured = _logs(tmp_path, "eval_loss"), _logs(two / name, "eval_loss")
+    for expected, found in zip(*measured, strict=True):
+        for key in ("eval_accuracy", "eval_macro_f1_stage_0", "eval_accuracy_stage_3"):
+            assert found[key] == pytest.approx(expected[key])
+    ended = load_file(two / name / "rank-1.safetensors")
+    for key, tensor in load_file(tmp_path / "rank-0.safetensors").items():
+        torch.testing.assert_close(ended[key], tensor, atol=1e-4, rtol=1e-3)
 
 
 def test_two_processes_measure_what_one_does(one, two):

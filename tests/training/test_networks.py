@@ -15,7 +15,6 @@ from pwl_hf import PWLForImageClassification, RepositoryError, VGGConfig
 from pwl_hf.training.networks.building import (
     derived_config,
     fresh,
-    image_processor,
     labels_of,
     load_network,
     new_student,
@@ -25,6 +24,7 @@ from pwl_hf.training.networks.building import (
 )
 from pwl_hf.training.networks.network_arguments import NetworkArguments, TeacherArguments
 from pwl_hf.training.networks.presets import PRESETS, preset_overrides
+from pwl_hf.training.networks.processing import image_processor
 from tests.tiny import FAMILIES, tiny_images, tiny_pair
 
 NAMES = ["ant", "bee", "cat", "dog", "elk"]

@@ -142,7 +142,7 @@ def test_without_the_labels_weight_they_are_not_looked_at():
     objective, images = build_objective(tiny_model("vit"), ObjectiveArguments(alpha=0.0)), tiny_images("vit", 4)
     without = objective(images, None, step=3)
     assert all(torch.equal(without[name], value) for name, value in objective(images, LABELS, step=3).items())
-    with pytest.raises(ValueError, match=r"alpha=0.4 weighs labels, but the images have none: set alpha to 0"):
+    with pytest.raises(ValueError, match=r"alpha=0.4 weighs labels, but the samples have none: set alpha to 0"):
         build_objective(tiny_model("vit"), ObjectiveArguments())(images)
 
 

@@ -38,7 +38,7 @@ class Steps(TrainerCallback):
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if "loss" in logs:
-            self.losses[state.global_step] = {k: v for k, v in logs.items() if k != "images_per_second"}
+            self.losses[state.global_step] = {k: v for k, v in logs.items() if k != "samples_per_second"}
 
 
 def _model(family, *, trained=True):

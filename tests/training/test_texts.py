@@ -39,9 +39,10 @@ def test_a_distance_is_over_the_tokens_that_are_kept(normalize: bool) -> None:
     kept = torch.tensor([[True, True, True, False, False], [True, True, True, True, True]])
     rows = [(features[row][kept[row]], target[row][kept[row]]) for row in range(2)]
     cosine = torch.stack([torch.cosine_similarity(one.flatten(), other.flatten(), dim=0) for one, other in rows]).mean()
-    every = torch.cat([one for one, _ in rows]), torch.cat([other for _, other in rows])
-    error = torch.nn.functional.mse_loss(*every)
-    expected = (error / every[1].square().mean() if normalize else error) + 1 - cosine
+    # A mean over samples, so that two processes have that of one.
+    error = torch.stack([torch.nn.functional.mse_loss(*row) for row in rows]).mean()
+    power = torch.stack([other.square().mean() for _, other in rows]).mean()
+    expected = (error / power if normalize else error) + 1 - cosine
     assert torch.allclose(feature_distance(features, target, normalize, kept), expected)
     whole = feature_distance(features, target, normalize)
     assert torch.allclose(feature_distance(features, target, normalize, kept | True), whole)

@@ -90,7 +90,7 @@ def test_metrics_are_those_of_the_saved_bytes(launched):
     split = open_split(DataSource("digits"), "test")
     expected = evaluate_stages(str(launched), split.pixels(image_processor(), keep_in_memory=True)).accuracies
     metrics = [stage.metrics for stage in manifest_of(launched).stages]
-    assert [(m.name, m.value, m.dataset, m.split, m.n) for (m,) in metrics] == [
+    assert [(m.name, m.value, m.dataset, m.split, m.n) for (m, _) in metrics] == [
         ("accuracy", value, "scikit-learn digits", "test", 719) for value in expected
     ]
     measured = json.loads((launched / "eval_results.json").read_text())
@@ -231,7 +231,7 @@ def test_converters_are_solved_when_asked_for(launched, tmp_path, when, monkeypa
     original = PWLForImageClassification.fit_converters
 
     def fit_converters(self, batches, **kwargs):
-        calls.append((self.student.classifier.weight.clone(), sum(len(batch) for batch in batches)))
+        calls.append((self.student.classifier.weight.clone(), sum(len(batch["pixel_values"]) for batch in batches)))
         original(self, batches, **kwargs)
 
     monkeypatch.setattr(PWLForImageClassification, "fit_converters", fit_converters)
@@ -252,7 +252,7 @@ def test_unlabelled_images_are_enough_for_the_teacher_s_answers(launched, tmp_pa
     options += ["--dataset", str(tmp_path / "images"), "--unlabelled", "--eval_split", "none"]
     assert run([*options, "--alpha", "0"], tmp_path / "out") == []
     assert not any(stage.metrics for stage in manifest_of(tmp_path / "out").stages)
-    with pytest.raises(ValueError, match="the images have none: set alpha to 0"):
+    with pytest.raises(ValueError, match="the samples have none: set alpha to 0"):
         run(options, tmp_path / "wrong")
 
 
@@ -343,3 +343,11 @@ def test_help_lists_options_and_recipes(capsys):
     told = capsys.readouterr().out
     for word in ("--output_dir", "--prefix_weight", "--student_preset", "--dataset", "--learning_rate", "vit-digits"):
         assert word in told
+
+
+def test_a_recipes_student_that_is_wider_than_another_teacher_is_told_with_what_to_change(tmp_path):
+    narrow = ["config_overrides=" + json.dumps({"image_size": 8, "patch_size": 2} | SIZE | {"hidden_size": 8})]
+    options = ["--max_steps", "1", "--disable_tqdm", "true", "--use_cpu", "true", "--teacher_options", "max_steps=1"]
+    reason = r"is wider .*student_config_overrides hidden_size=12 .*: with a teacher that they do not fit, give others"
+    with pytest.raises(ValueError, match=reason):
+        run(["vit-digits", *options, *narrow], tmp_path / "out")

@@ -60,7 +60,7 @@ def test_every_option_that_is_named_exists():
 def test_recipes_and_presets_are_all_named():
     table = TEXT.partition("## Recipes")[2].partition("## Data")[0]
     recipes = {path.stem for path in RECIPES.glob("*.yaml") if not path.stem.endswith("-teacher")}
-    assert recipes == set(re.findall(r"`([a-z]+(?:-[a-z0-9]+)?)`(?=,| \|)", table)) & recipes
+    assert recipes == set(re.findall(r"`([a-z0-9]+(?:-[a-z0-9]+)*)`(?=,| \|)", table)) & recipes
     assert all(f"`{preset}`" in TEXT for preset in PRESETS)
 
 

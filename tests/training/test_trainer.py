@@ -226,7 +226,7 @@ def test_logs_have_the_mean_of_every_term_since_the_last_and_images_a_second(tmp
             assert log[f"loss_{name}"] == pytest.approx(sum(values) / len(values), rel=1e-5)
         assert "loss_recon" not in log
         assert log["loss"] == pytest.approx(sum(step["loss"].item() for step in steps) / 2, rel=1e-5)
-        assert 0 < log["images_per_second"] < math.inf
+        assert 0 < log["samples_per_second"] < math.inf
 
 
 def test_callbacks_see_the_terms_and_the_model(tmp_path):
@@ -239,7 +239,7 @@ def test_callbacks_see_the_terms_and_the_model(tmp_path):
     trainer.add_callback(See())
     trainer.train()
     assert found[0][0] is trainer.model
-    assert {"loss", "loss_student", "loss_prefix", "images_per_second", "learning_rate"} <= found[0][1]
+    assert {"loss", "loss_student", "loss_prefix", "samples_per_second", "learning_rate"} <= found[0][1]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

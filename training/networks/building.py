@@ -1,4 +1,4 @@
-"""The networks of a training: teachers and students from names, configs and sizes, and what prepares their images."""
+"""The networks of a training: teachers and students from names, configs and sizes."""
 
 from __future__ import annotations
 
@@ -10,31 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import RemoteEntryNotFoundError
-from PIL import Image
-from transformers import (
-    AutoConfig,
-    AutoImageProcessor,
-    BaseImageProcessor,
-    PreTrainedConfig,
-    PreTrainedModel,
-    ViTImageProcessorPil,
-)
-from transformers.utils import IMAGE_PROCESSOR_NAME
-from transformers.utils.constants import (
-    IMAGENET_DEFAULT_MEAN,
-    IMAGENET_DEFAULT_STD,
-    IMAGENET_STANDARD_MEAN,
-    IMAGENET_STANDARD_STD,
-)
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
-from pwl_hf.data.processing import channels_of, check_channels, to_tensor
-from pwl_hf.evaluation.labels import check_one_label
-from pwl_hf.modeling import PWLForImageClassification
+from pwl_hf.evaluation.labels import check_one_label, labels_of
 from pwl_hf.modeling.families.registry import OWN_CONFIGS, family_of
 from pwl_hf.modeling.parts import construction
 from pwl_hf.modeling.sources import Role
+from pwl_hf.modeling.task_names import FIRST_TASK
 from pwl_hf.training.networks.network_arguments import NetworkArguments, TeacherArguments
 from pwl_hf.training.networks.presets import preset_overrides
 from pwl_hf.training.pairs import parse_pairs
@@ -43,6 +25,10 @@ logger = logging.getLogger(__name__)
 
 # Of a config, what follows from the rest of it or belongs to one checkpoint.
 _NOT_INHERITED = frozenset({"architectures", "dtype", "transformers_version", "pooler_output_size"})
+
+
+# Lists with an entry for each layer.
+_BY_LAYER = ("layer_types", "no_rope_layers")
 
 
 def read_config(name: str) -> PreTrainedConfig:
@@ -93,13 +79,12 @@ def derived_config(base: PreTrainedConfig, overrides: Mapping[str, Any]) -> PreT
         if name not in names or name in _NOT_INHERITED:
             raise ValueError(f"a config of model_type {base.model_type!r} has no {name!r} to be set")
     kept = {name: getattr(base, name) for name in names if name not in _NOT_INHERITED}
+    depth = overrides.get("num_hidden_layers")
+    for name in _BY_LAYER:
+        if depth is not None and isinstance(found := kept.get(name), list) and depth != len(found):
+            # Those of the layers that a student takes over from a deeper teacher.
+            kept[name] = [found[j * len(found) // depth] for j in range(depth)]
     return type(base)(**(kept | dict(overrides)))
-
-
-def labels_of(config: PreTrainedConfig) -> list[str]:
-    """The names of a config's labels, in the order of their numbers."""
-    names: dict[Any, str] = dict(config.id2label or {})
-    return [str(names[i]) for i in range(len(names))]
 
 
 def with_labels(config: PreTrainedConfig, label_names: Sequence[str]) -> PreTrainedConfig:
@@ -110,13 +95,13 @@ def with_labels(config: PreTrainedConfig, label_names: Sequence[str]) -> PreTrai
     )
 
 
-def fresh(config: PreTrainedConfig) -> PreTrainedModel:
-    """A network with fresh weights.
+def fresh(config: PreTrainedConfig, task: str = FIRST_TASK) -> PreTrainedModel:
+    """A network of a task with fresh weights.
 
     Raises:
         ValueError: If its family cannot be cut, or has none for the task.
     """
-    return family_of(config).class_for(config, PWLForImageClassification.task)(config)
+    return family_of(config).class_for(config, task)(config)
 
 
 def load_network(
@@ -126,6 +111,7 @@ def load_network(
     replace_head: bool,
     role: Role = "teacher",
     allow_new_head: bool = False,
+    task: str = FIRST_TASK,
 ) -> PreTrainedModel:
     """A network with its weights, from a folder or the Hub.
 
@@ -135,6 +121,7 @@ def load_network(
         replace_head: Give it a fresh head if its labels are others in number; refuse it otherwise.
         role: For errors.
         allow_new_head: Give it a fresh head also if its checkpoint has none.
+        task: The task.
 
     Raises:
         ValueError: If its family cannot be cut; if it has another number of labels, or does not choose one of several.
@@ -146,9 +133,7 @@ def load_network(
     options: dict[str, Any] = {"dtype": torch.float32}
     if label_names is None or config.num_labels == len(label_names):
         check_one_label(config, repr(name))
-        return construction.load_network(
-            role, name, PWLForImageClassification.task, allow_new_head=allow_new_head, **options
-        )
+        return construction.load_network(role, name, task, allow_new_head=allow_new_head, **options)
     if not replace_head:
         raise ValueError(
             f"{name!r} has {config.num_labels} labels, the data has {len(label_names)}: fine-tune it with "
@@ -158,11 +143,23 @@ def load_network(
     # What the old head was trained for says nothing of the new one.
     options["config"] = derived_config(with_labels(config, label_names), {"problem_type": None})
     return construction.load_network(
-        role, name, PWLForImageClassification.task, allow_new_head=allow_new_head, allow_resized_head=True, **options
+        role, name, task, allow_new_head=allow_new_head, allow_resized_head=True, **options
     )
 
 
-def new_teacher(arguments: TeacherArguments, label_names: Sequence[str]) -> PreTrainedModel:
+def teacher_config(arguments: TeacherArguments) -> PreTrainedConfig:
+    """The config of the network that `train_teacher.py` is to train, with labels of its own.
+
+    Raises:
+        ValueError: For overrides that the family does not have.
+    """
+    if arguments.model is not None:
+        return _known_config(arguments.model)
+    base = _config_of(str(arguments.model_type)) if arguments.config is None else read_config(arguments.config)
+    return derived_config(base, parse_pairs(arguments.config_overrides or (), "config_overrides"))
+
+
+def new_teacher(arguments: TeacherArguments, label_names: Sequence[str], task: str = FIRST_TASK) -> PreTrainedModel:
     """The network that `train_teacher.py` is to train: one to fine-tune, or one with fresh weights.
 
     Raises:
@@ -170,14 +167,15 @@ def new_teacher(arguments: TeacherArguments, label_names: Sequence[str]) -> PreT
     """
     if arguments.model is not None:
         allowed = arguments.allow_new_head
-        return load_network(arguments.model, label_names, replace_head=True, allow_new_head=allowed)
-    base = _config_of(str(arguments.model_type)) if arguments.config is None else read_config(arguments.config)
-    overrides = parse_pairs(arguments.config_overrides or (), "config_overrides")
-    return fresh(with_labels(derived_config(base, overrides), label_names))
+        return load_network(arguments.model, label_names, replace_head=True, allow_new_head=allowed, task=task)
+    return fresh(with_labels(teacher_config(arguments), label_names), task)
 
 
 def new_student(
-    arguments: NetworkArguments, teacher: PreTrainedConfig, label_names: Sequence[str] | None
+    arguments: NetworkArguments,
+    teacher: PreTrainedConfig,
+    label_names: Sequence[str] | None,
+    task: str = FIRST_TASK,
 ) -> PreTrainedModel:
     """The student that the options ask for, with fresh weights unless it is a folder or on the Hub.
 
@@ -185,6 +183,7 @@ def new_student(
         arguments: The options.
         teacher: The teacher's config: what the student's is derived from, and whose labels it has.
         label_names: The labels of the data, if it has any.
+        task: The task.
 
     Raises:
         ValueError: For an unknown preset, or overrides that the family does not have or that do not go with weights.
@@ -195,69 +194,11 @@ def new_student(
         if overrides:
             raise ValueError(f"student_config_overrides do not go with the weights of {name!r}: leave one out")
         allowed = arguments.allow_new_head
-        return load_network(name, label_names, replace_head=True, role="student", allow_new_head=allowed)
+        return load_network(name, label_names, replace_head=True, role="student", allow_new_head=allowed, task=task)
     if name is not None:
         base = read_config(name)
     elif arguments.student_preset is not None:
         base = derived_config(teacher, preset_overrides(arguments.student_preset, teacher))
     else:
         base = teacher
-    return fresh(with_labels(derived_config(base, overrides), labels_of(teacher)))
-
-
-def image_processor(name: str | None, config: PreTrainedConfig, image_size: int | None) -> BaseImageProcessor:
-    """What prepares a network's images: its own processor, or else a plain one of its family.
-
-    The plain one resizes every image to a square and normalises it as the family's published networks do; images of
-    other channels than RGB to values from -1 to 1.
-
-    Args:
-        name: Folder or Hub id of the network, if it has one.
-        config: The network's config.
-        image_size: Pixels a side, for a network that has no processor; the config's own by default.
-
-    Raises:
-        ValueError: If the network has a processor and `image_size` is another, or its channels are; if there is no
-            size, or no image has so many channels.
-    """
-    check_channels(channels_of(config))
-    if name is not None and (own := _own_processor(name)) is not None:
-        # Before training, rather than at its first image.
-        to_tensor([Image.new("RGB", (64, 64))], own, channels_of(config))
-        if image_size is not None and not _gives(own, image_size):
-            raise ValueError(f"image_size={image_size}, but {name!r} has an image processor of its own: leave it out")
-        return own
-    size = image_size if image_size is not None else getattr(config, "image_size", None)
-    if size is None:
-        raise ValueError(f"networks of model_type {config.model_type!r} take images of any size: give image_size")
-    height, width = (size, size) if isinstance(size, int) else size
-    if channels_of(config) != 3:
-        mean, std = [IMAGENET_STANDARD_MEAN[0]] * channels_of(config), [IMAGENET_STANDARD_STD[0]] * channels_of(config)
-    elif config.model_type == "vit":
-        mean, std = IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD
-    else:
-        mean, std = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-    return ViTImageProcessorPil(
-        size={"height": height, "width": width},
-        do_convert_rgb=channels_of(config) == 3,
-        image_mean=mean,
-        image_std=std,
-    )
-
-
-def _own_processor(name: str) -> BaseImageProcessor | None:
-    # Asked for first: transformers raises the same for a file that is not there and a Hub that does not answer.
-    if Path(name).is_dir():
-        exists = Path(name, IMAGE_PROCESSOR_NAME).is_file()
-    else:
-        try:
-            exists = bool(hf_hub_download(name, IMAGE_PROCESSOR_NAME))
-        except RemoteEntryNotFoundError:
-            exists = False
-    return AutoImageProcessor.from_pretrained(name) if exists else None  # type: ignore[no-untyped-call]
-
-
-def _gives(processor: BaseImageProcessor, image_size: int) -> bool:
-    sizes = (getattr(processor, "crop_size", None), getattr(processor, "size", None))
-    size = next((dict(found) for found in sizes if found is not None), {})
-    return set(size.values()) == {image_size}
+    return fresh(with_labels(derived_config(base, overrides), labels_of(teacher)), task)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from pwl_hf.modeling import Converter, PWLForImageClassification
+from pwl_hf.modeling import Converter, PWLPreTrainedModel
 
 
 @torch.no_grad()
-def set_identity(model: PWLForImageClassification, option: str) -> None:
+def set_identity(model: PWLPreTrainedModel, option: str) -> None:
     """Set every converter to the identity, in place.
 
     With a student that begins as the teacher's own layers this is where training should begin: a mask then is the

@@ -5,14 +5,42 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from pwl_hf.modeling.task_names import TASKS
+
 _OVERRIDES = "as NAME=VALUE ..., VALUE in JSON (in a recipe: a mapping)"
 _FAMILY_MODULE = (
     "A Python module of yours, by name or file, that registers families (register_family); it is imported first."
 )
+_TASKS = [task.pipeline for task in TASKS.values()]
 
 
 @dataclass
-class NetworkArguments:
+class TaskArguments:
+    """The task, and what prepares samples for a network that says nothing of it."""
+
+    task: str | None = field(
+        default=None,
+        metadata={
+            "help": f"{', '.join(_TASKS)}; where the teacher's config does not tell.",
+            "choices": _TASKS,
+        },
+    )
+    image_size: int | None = field(
+        default=None,
+        metadata={"help": "Pixels a side that images are resized to, if the network has no image processor."},
+    )
+    tokenizer: str | None = field(
+        default=None, metadata={"help": "Folder or Hub id of a tokenizer, if the network has none."}
+    )
+    sampling_rate: int | None = field(
+        default=None,
+        metadata={"help": "Samples a second of sounds, if the network has no feature extractor; 16000 by default."},
+    )
+    family_module: str | None = field(default=None, metadata={"help": _FAMILY_MODULE})
+
+
+@dataclass
+class NetworkArguments(TaskArguments):
     """The teacher, the student, and how both are cut.
 
     Raises:
@@ -88,14 +116,14 @@ class NetworkArguments:
     fit_converters: Literal["before", "after"] | None = field(
         default=None,
         metadata={
-            "help": "Solve the converters by least squares on training images, before training (of two trained "
+            "help": "Solve the converters by least squares on training samples, before training (of two trained "
             "networks only: for a student with fresh weights it is harmful) or after it."
         },
     )
     statistics_images: int = field(
         default=1024,
         metadata={
-            "help": "Training images from which masks get BatchNorm statistics of their own after training, where "
+            "help": "Training samples from which masks get BatchNorm statistics of their own after training, where "
             "their cross entropy is lower then; 0 for never."
         },
     )
@@ -106,10 +134,6 @@ class NetworkArguments:
             "is trained for it."
         },
     )
-    image_size: int | None = field(
-        default=None, metadata={"help": "Pixels a side that images are resized to, if the teacher has no processor."}
-    )
-    family_module: str | None = field(default=None, metadata={"help": _FAMILY_MODULE})
 
     def __post_init__(self) -> None:
         sources = ("teacher", "student", "student_preset", "student_config_overrides", "init_student_from_teacher")
@@ -142,7 +166,7 @@ class NetworkArguments:
 
 
 @dataclass
-class TeacherArguments:
+class TeacherArguments(TaskArguments):
     """The network that `train_teacher.py` trains.
 
     Raises:
@@ -163,11 +187,6 @@ class TeacherArguments:
     config_overrides: list[str] | None = field(
         default=None, metadata={"help": f"What differs in the config, {_OVERRIDES}."}
     )
-    image_size: int | None = field(
-        default=None,
-        metadata={"help": "Pixels a side that images are resized to, if the network has no image processor."},
-    )
-    family_module: str | None = field(default=None, metadata={"help": _FAMILY_MODULE})
 
     def __post_init__(self) -> None:
         given = [name for name in ("model", "config", "model_type") if getattr(self, name) is not None]

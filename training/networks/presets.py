@@ -5,11 +5,14 @@ Heads keep their width, as usual in ViT-Ti, -S and -B, so a part of the width is
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
+from pwl_hf.modeling.families.built_in import FAMILIES
+from pwl_hf.modeling.families.driven import DrivenFamily
 from pwl_hf.modeling.families.registry import family_of
 
 if TYPE_CHECKING:
@@ -58,13 +61,15 @@ def preset_overrides(name: str, teacher: PreTrainedConfig) -> dict[str, Any]:
     """
     if name not in PRESETS:
         raise ValueError(f"student_preset must be one of {', '.join(PRESETS)}, got {name!r}")
-    preset, model_type = PRESETS[name], family_of(teacher).model_type
-    if model_type not in _FAMILIES:
-        raise ValueError(
-            f"student_preset={name}: presets know no sizes of model_type {model_type!r}, a family of your own: give "
-            "student_config_overrides"
-        )
-    return _FAMILIES[model_type](teacher, preset)
+    preset, family = PRESETS[name], family_of(teacher)
+    if family.model_type in _FAMILIES:
+        return _FAMILIES[family.model_type](teacher, preset)
+    if isinstance(family, DrivenFamily) and family.model_type in FAMILIES:
+        return _driven(teacher, preset)
+    raise ValueError(
+        f"student_preset={name}: presets know no sizes of model_type {family.model_type!r}, a family of your own: give "
+        "student_config_overrides"
+    )
 
 
 def _part(whole: int, part: Fraction, multiple: int = 1) -> int:
@@ -93,6 +98,19 @@ def _encoder(teacher: Any, preset: SizePreset) -> dict[str, Any]:
         "hidden_size": width,
         "num_attention_heads": heads,
     }
+
+
+def _driven(teacher: Any, preset: SizePreset) -> dict[str, Any]:
+    """Of texts and sounds: sizes by the names that the type has for them."""
+    found = _encoder(teacher, preset)
+    own = {field.name for field in dataclasses.fields(teacher)}
+    for name in ("intermediate_size", "ffn_dim", "encoder_ffn_dim", "hidden_dim", "n_inner"):
+        if name in own and (between := getattr(teacher, name)) is not None:
+            found[name] = max(1, between * found["hidden_size"] // teacher.hidden_size)
+    if "num_key_value_heads" in own:
+        heads, groups = found["num_attention_heads"], teacher.num_key_value_heads or teacher.num_attention_heads
+        found["num_key_value_heads"] = max(n for n in range(1, min(heads, groups) + 1) if heads % n == 0)
+    return {name if name in own else teacher.attribute_map[name]: value for name, value in found.items()}
 
 
 def _levels(teacher: Any, preset: SizePreset) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import ClassVar
 import torch
 from torch.nn import functional
 
-from pwl_hf.modeling import PWLForImageClassification
+from pwl_hf.modeling import PWLPreTrainedModel
 from pwl_hf.training.objective.passes import Passes
 
 
@@ -67,7 +67,7 @@ class AttentionTransfer:
     blocks: tuple[int, ...] | None = None
     name: ClassVar[str] = "attention"
 
-    def check(self, model: PWLForImageClassification) -> None:
+    def check(self, model: PWLPreTrainedModel) -> None:
         """Raise what the first step would.
 
         Raises:

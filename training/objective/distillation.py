@@ -9,12 +9,12 @@ import torch
 from torch import nn
 
 from pwl_hf.evaluation.labels import check_one_label
-from pwl_hf.modeling import PWLForImageClassification
+from pwl_hf.modeling import PWLPreTrainedModel
 from pwl_hf.modeling.finite import Batch, by_name
 from pwl_hf.training.images.mixup import Mixup
 from pwl_hf.training.networks.identity import set_identity
 from pwl_hf.training.objective.attention import AttentionTransfer
-from pwl_hf.training.objective.masks import distribution
+from pwl_hf.training.objective.masks import distribution, stage_masks
 from pwl_hf.training.objective.objective_arguments import ObjectiveArguments
 from pwl_hf.training.objective.passes import Passes
 from pwl_hf.training.objective.relations import RelationLoss
@@ -47,7 +47,7 @@ class Distillation(nn.Module):
         mixup: Mix training images and their labels first.
 
     Raises:
-        ValueError: If the model does not choose one label of several for an image.
+        ValueError: If the model does not choose one label of several for a sample.
 
     Example:
 
@@ -58,7 +58,7 @@ class Distillation(nn.Module):
 
     def __init__(
         self,
-        model: PWLForImageClassification,
+        model: PWLPreTrainedModel,
         terms: Sequence[tuple[float, Term]],
         seed: int = 0,
         *,
@@ -93,7 +93,7 @@ class Distillation(nn.Module):
 
         Args:
             inputs: What the model would be called with, by name, or a tensor: the main input.
-            labels: (B,), int64; not needed where every alpha is 0.
+            labels: (B,), int64, or of tokens (B, L), -100 where none counts; not needed where every alpha is 0.
             step: The step's number, for what is drawn at random: the same in every process.
             sample_ids: (B,), int64: which samples these are, for terms that know something of each.
 
@@ -129,7 +129,7 @@ class Distillation(nn.Module):
         return {"loss": loss, **found}
 
 
-def build_objective(model: PWLForImageClassification, arguments: ObjectiveArguments, seed: int = 0) -> Distillation:
+def build_objective(model: PWLPreTrainedModel, arguments: ObjectiveArguments, seed: int = 0) -> Distillation:
     """The objective that the options ask for.
 
     Args:
@@ -141,7 +141,7 @@ def build_objective(model: PWLForImageClassification, arguments: ObjectiveArgume
         ValueError: If `identity_converters` is asked for and the widths differ, or a term cannot be had of the two
             networks.
     """
-    terms = build_terms(arguments, model.num_blocks)
+    terms = build_terms(arguments, model.num_blocks, stage_masks(model.schedule))
     for weight, term in terms:
         if weight and isinstance(term, AttentionTransfer | RelationLoss):
             term.check(model)
@@ -159,17 +159,25 @@ def build_objective(model: PWLForImageClassification, arguments: ObjectiveArgume
     )
 
 
-def build_terms(arguments: ObjectiveArguments, num_blocks: int) -> list[tuple[float, Term]]:
-    """The weights and terms that the options ask for, for N blocks."""
+def build_terms(
+    arguments: ObjectiveArguments, num_blocks: int, stages: Sequence[str] | None = None
+) -> list[tuple[float, Term]]:
+    """The weights and terms that the options ask for.
+
+    Args:
+        arguments: The options.
+        num_blocks: N.
+        stages: The masks of the stages between student and teacher; T^k S^(N-k) by default.
+    """
     path = PathLoss(arguments.alpha, arguments.temperature)
     mask_alpha = arguments.alpha if arguments.mask_alpha is None else arguments.mask_alpha
     masks = MaskLoss(
         PathLoss(mask_alpha, arguments.temperature),
-        distribution(arguments.mask_distribution, num_blocks),
+        distribution(arguments.mask_distribution, num_blocks, stages),
         count=arguments.mask_count,
         share=arguments.mask_share,
     )
-    prefix = PrefixLoss(path, arguments.prefix_share)
+    prefix = PrefixLoss(path, arguments.prefix_share, None if stages is None else tuple(stages))
     sync = Synchronisation(arguments.normalize_features, arguments.feature_share)
     recon = Reconstruction(arguments.normalize_features, arguments.feature_share)
     attention_blocks = None if arguments.attention_blocks is None else tuple(arguments.attention_blocks)

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 
 def hard_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Cross entropy with the labels, the mean over images.
+    """Cross entropy with the labels, the mean over samples.
 
     Args:
         logits: (B, K), floating.
@@ -70,15 +70,21 @@ def feature_distance(
         target: The same shape; no gradient flows into it unless it requires one.
         normalize: Divide the squared error by the target's mean square (without gradient), so that layers of great
             features weigh no more than others. Ours.
-        kept: (B, tokens), bool: the tokens that are no padding, which alone count; None for all.
+        kept: (B, tokens), bool: the tokens that are no padding, which alone count; None for all. The error is the mean
+            over samples of that over each one's tokens: a batch in parts has the mean of its parts' distances.
     """
     if kept is not None:
-        # Zeros add nothing to a cosine, and to a mean no more than its count.
+        # Zeros add nothing to a cosine.
         features, target = (states * kept[..., None] for states in (features, target))
     cosine = functional.cosine_similarity(features.flatten(1), target.flatten(1), dim=1)
-    error = functional.mse_loss(features, target)
+    error = _mean_square(features - target, kept)
     if normalize:
-        error = error / target.detach().square().mean().clamp_min(torch.finfo(target.dtype).tiny)
-    elif kept is not None:
-        error = error * (kept.numel() / kept.sum())
+        error = error / _mean_square(target.detach(), kept).clamp_min(torch.finfo(target.dtype).tiny)
     return error + 1 - cosine.mean()
+
+
+def _mean_square(values: torch.Tensor, kept: torch.Tensor | None) -> torch.Tensor:
+    """The mean of squares: of tokens that are kept, over each sample, and then over samples."""
+    if kept is None:
+        return values.square().mean()
+    return (values.square().mean(-1) * kept / kept.sum(1, keepdim=True).clamp_min(1)).sum(1).mean()

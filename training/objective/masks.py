@@ -6,7 +6,7 @@ Notation: N blocks; a mask has one letter a block, `T` for the teacher and `S` f
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from pwl_hf.evaluation import masks_of
 
@@ -19,6 +19,18 @@ def prefix_masks(num_blocks: int) -> list[str]:
     return masks_of("prefix", num_blocks)[1:-1]
 
 
+def stage_masks(schedule: Iterable[str]) -> list[str]:
+    """The masks of a schedule's stages that take blocks of both networks, each once.
+
+    Blocks in low precision are the teacher's: nothing more is trained for them.
+
+    Args:
+        schedule: The mask of each stage.
+    """
+    found = dict.fromkeys(mask.replace("Q", "T") for mask in schedule)
+    return [mask for mask in found if {"S", "T"} <= set(mask)]
+
+
 def suffix_masks(num_blocks: int) -> list[str]:
     """Student blocks first, teacher blocks last, at least one of each."""
     return masks_of("suffix", num_blocks)[1:-1]
@@ -29,7 +41,7 @@ def mixed_masks(num_blocks: int) -> list[str]:
     return masks_of("all", num_blocks)[1:-1]
 
 
-def distribution(name: str, num_blocks: int) -> Distribution:
+def distribution(name: str, num_blocks: int, stages: Sequence[str] | None = None) -> Distribution:
     """What masks are drawn from.
 
     Args:
@@ -37,14 +49,19 @@ def distribution(name: str, num_blocks: int) -> Distribution:
             `"uniform"`: any mask that is no stage. `"method"`: half of the time a stage or a suffix, half any
             mixed mask, as in the code of arXiv 2509.22319.
         num_blocks: N.
+        stages: The masks that are stages; T^k S^(N-k) by default.
 
     Raises:
         ValueError: For another name.
     """
     prefixes, suffixes, mixed = prefix_masks(num_blocks), suffix_masks(num_blocks), mixed_masks(num_blocks)
+    ours = set(prefixes if stages is None else stages)
     groups = {
-        "suffix-scattered": [suffixes, [mask for mask in mixed if mask not in {*prefixes, *suffixes}]],
-        "uniform": [[mask for mask in mixed if mask not in prefixes]],
+        "suffix-scattered": [
+            [mask for mask in suffixes if mask not in ours],
+            [mask for mask in mixed if mask not in {*ours, *suffixes}],
+        ],
+        "uniform": [[mask for mask in mixed if mask not in ours]],
         "method": [prefixes + suffixes, mixed],
     }
     if name not in groups:

@@ -1,6 +1,6 @@
 """What the terms of one step share: the inputs, and the paths that were run over them.
 
-Notation: N blocks; B samples; K labels.
+Notation: N blocks; B samples; K labels; of texts whose words have a label each, L tokens.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from pwl_hf.modeling import PWLForImageClassification
+from pwl_hf.data.names import NO_LABEL
+from pwl_hf.modeling import PWLPreTrainedModel
 from pwl_hf.modeling.finite import Batch, by_name, count_of
 from pwl_hf.modeling.routes.shared_paths import PathOutput, SharedPaths
 
@@ -56,14 +57,15 @@ class Passes:
     Args:
         model: A PWL model with everything resident.
         inputs: What the model would be called with, by name, or a tensor: the main input.
-        labels: (B,), int64; None where the teacher's answers alone are learnt from.
+        labels: (B,), int64, or of tokens (B, L), -100 where none counts; None where the teacher's answers alone are
+            learnt from.
         step: The step's number, the same in every process.
         seed: The run's seed.
         sample_ids: (B,), int64: which samples these are, for terms that know something of each.
         shared: Let paths share the blocks that they have in common (see `shared_paths`).
     """
 
-    model: PWLForImageClassification
+    model: PWLPreTrainedModel
     inputs: Batch
     labels: torch.Tensor | None = None
     step: int = 0
@@ -107,7 +109,7 @@ class Passes:
     def boundaries(self, share: int = 1) -> list[Boundary]:
         """The boundaries 1 to N-1, for every n-th sample."""
         if share not in self._boundaries:
-            rows, kept = self.part(share), self._kept
+            rows, kept = self.part(share), self.kept
             features = zip(self.teacher.hidden_states[:-1], self.student.hidden_states[:-1], strict=True)
             self._boundaries[share] = [
                 Boundary(
@@ -131,9 +133,21 @@ class Passes:
             return self.path(mask).logits[rows]
         return self._paths.logits_of(mask, rows)
 
+    def counted(self, rows: slice = ALL) -> torch.Tensor:
+        """Of texts whose words have a label each: the tokens whose answers count, (B, L), bool.
+
+        Those with a label, or of data without labels all that are no padding.
+        """
+        if self.labels is not None:
+            return self.labels[rows] != NO_LABEL
+        if self.kept is not None:
+            return self.kept[rows]
+        logits = self.teacher.logits[rows]
+        return torch.ones(logits.shape[:2], dtype=torch.bool, device=logits.device)
+
     @cached_property
-    def _kept(self) -> torch.Tensor | None:
-        """Which features are no padding: those of all boundaries are of the same tokens."""
+    def kept(self) -> torch.Tensor | None:
+        """Which features are no padding, (B, tokens), bool: those of all boundaries are of the same tokens."""
         plan = self.model.parts.networks.blueprints["teacher"]
         return plan.family.not_padding(plan.config, self.teacher.hidden_states[0], self._named)
 

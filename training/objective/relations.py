@@ -3,7 +3,7 @@
 Sources: Wang et al., "MiniLM" (arXiv 2002.10957), with each network's own heads; "MiniLMv2" (arXiv 2012.15828), with
 queries, keys and values split into a number of relation heads that networks of any width and heads have in common.
 
-Notation: B images of L tokens, width C; R heads, each of C / R channels.
+Notation: B samples of L tokens, width C; R heads, each of C / R channels.
 """
 
 from __future__ import annotations
@@ -12,29 +12,59 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from pwl_hf.modeling import PWLForImageClassification
+from pwl_hf.modeling import PWLPreTrainedModel
 from pwl_hf.modeling.families.registry import family_of
 from pwl_hf.training.objective.objective_arguments import RELATIONS
 from pwl_hf.training.objective.passes import Passes
 
-# The norm before attention, by `model_type`: where attention goes over all tokens.
-_NORMS = {"vit": "layernorm_before", "deit": "layernorm_before", "dinov2": "norm1"}
+
+@dataclass(frozen=True)
+class _Projections:
+    """Where the last layer makes queries, keys and values of what enters it.
+
+    Args:
+        names: Paths of the three within a layer.
+        norm: Path of the norm before them; None where they take what enters.
+    """
+
+    names: tuple[str, str, str]
+    norm: str | None = None
 
 
-def relation(left: torch.Tensor, right: torch.Tensor, heads: int) -> torch.Tensor:
+def _within(parent: str, *names: str, norm: str | None = None) -> _Projections:
+    query, key, value = (f"{parent}.{name}" for name in names)
+    return _Projections((query, key, value), norm)
+
+
+_BERT = _within("attention.self", "query", "key", "value")
+_SPLIT = ("q_proj", "k_proj", "v_proj")
+# By `model_type`: where attention goes over all tokens, and has queries, keys and values for itself.
+_PROJECTIONS = {
+    "vit": _within("attention", *_SPLIT, norm="layernorm_before"),
+    "deit": _within("attention", *_SPLIT, norm="layernorm_before"),
+    "dinov2": _within("attention", *_SPLIT, norm="norm1"),
+    **dict.fromkeys(("bert", "roberta", "xlm-roberta", "camembert", "data2vec-text", "ernie", "electra"), _BERT),
+    "roberta-prelayernorm": _within("attention.self", "query", "key", "value", norm="attention.LayerNorm"),
+    "distilbert": _within("attention", "q_lin", "k_lin", "v_lin"),
+    "mpnet": _within("attention.attn", "q", "k", "v"),
+}
+
+
+def relation(left: torch.Tensor, right: torch.Tensor, heads: int, kept: torch.Tensor | None = None) -> torch.Tensor:
     """Log-softmax(A B^T / sqrt(C / R)) of each head: the attention distribution, if A are queries and B keys.
 
     Args:
         left: A, (B, L, C), floating.
         right: B, (B, L, C).
         heads: R, a divisor of C.
+        kept: (B, L), bool: the tokens that are no padding, to which alone there is a relation; None for all.
 
     Returns:
         (B, R, L, L), in float32 at least; each row's exponentials add up to 1.
@@ -42,17 +72,26 @@ def relation(left: torch.Tensor, right: torch.Tensor, heads: int) -> torch.Tenso
     channels = left.shape[-1] // heads
     left, right = (x.unflatten(-1, (heads, channels)).transpose(1, 2) for x in (left, right))
     scores = left @ right.transpose(2, 3) / math.sqrt(channels)
-    return functional.log_softmax(scores, dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32))
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    if kept is not None:
+        # Not -inf: the divergence of nothing from nothing is 0.
+        scores = scores.masked_fill(~kept[:, None, None, :], torch.finfo(scores.dtype).min)
+    return functional.log_softmax(scores, dim=-1)
 
 
-def relation_loss(found: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-    """KL(wanted || found), the mean over images, heads and tokens.
+def relation_loss(found: torch.Tensor, wanted: torch.Tensor, kept: torch.Tensor | None = None) -> torch.Tensor:
+    """KL(wanted || found), the mean over heads, tokens and samples.
 
     Args:
         found: Of the student, (B, R, L, L), logarithms.
         wanted: Of the teacher, the same shape; no gradient flows into it.
+        kept: (B, L), bool: the tokens that are no padding, over which alone the mean is; None for all.
     """
-    return functional.kl_div(found.flatten(0, 2), wanted.detach().flatten(0, 2), reduction="batchmean", log_target=True)
+    apart = functional.kl_div(found, wanted.detach(), reduction="none", log_target=True).sum(-1).mean(1)
+    if kept is None:
+        return apart.mean()
+    # A mean of each sample's: in parts of a batch it is the same.
+    return ((apart * kept).sum(1) / kept.sum(1).clamp_min(1)).mean()
 
 
 @dataclass(frozen=True)
@@ -60,7 +99,7 @@ class RelationLoss:
     """The sum of `relation_loss` over pairs of the last layers' queries, keys and values.
 
     It records what enters the last layers while the two networks run, so it must be the first term that asks for
-    their passes.
+    their passes. Positions that some types add within attention are left out.
 
     Args:
         pairs: Each of two of Q, K, V: QK and VV are MiniLM's attention and value relations, QQ, KK and VV MiniLMv2's.
@@ -71,20 +110,20 @@ class RelationLoss:
     heads: int | None = None
     name: ClassVar[str] = "relation"
 
-    def check(self, model: PWLForImageClassification) -> None:
+    def check(self, model: PWLPreTrainedModel) -> None:
         """Raise what the first step would.
 
         Raises:
-            ValueError: For a pair that does not exist, a family without global attention, or heads that the two
+            ValueError: For a pair that does not exist, a family without such attention, or heads that the two
                 networks cannot have in common.
         """
         for pair in self.pairs:
             if pair not in RELATIONS:
                 raise ValueError(f"relation_pairs must be of {', '.join(RELATIONS)}, got {pair!r}")
-        attentions: list[Any] = [last_layer(network).attention for network in (model.teacher, model.student)]
-        widths = [attention.q_proj.out_features for attention in attentions]
+        networks = (model.teacher, model.student)
+        widths = [_width(network) for network in networks]
         if self.heads is None:
-            heads = [attention.num_attention_heads for attention in attentions]
+            heads = [_heads(network) for network in networks]
             if heads[0] != heads[1]:
                 common = math.gcd(*widths)
                 raise ValueError(
@@ -106,18 +145,25 @@ class RelationLoss:
         with _entering(last_layer(model.teacher)) as entered:
             _ = passes.teacher
         with torch.no_grad():
-            wanted = self._relations(last_layer(model.teacher), _only(entered))
+            wanted = self._relations(model.teacher, _only(entered), passes.kept)
         with _entering(last_layer(model.student)) as entered:
             _ = passes.student
-        found = self._relations(last_layer(model.student), _only(entered))
-        return torch.stack([relation_loss(*both) for both in zip(found, wanted, strict=True)]).sum()
+        found = self._relations(model.student, _only(entered), passes.kept)
+        return torch.stack([relation_loss(*both, passes.kept) for both in zip(found, wanted, strict=True)]).sum()
 
-    def _relations(self, layer: nn.Module, entered: torch.Tensor) -> list[torch.Tensor]:
-        attention: Any = layer.attention
-        heads = self.heads or attention.num_attention_heads
-        normed = layer.get_submodule(_NORMS[attention.config.model_type])(entered)
-        of = {letter: getattr(attention, f"{letter.lower()}_proj")(normed) for letter in set("".join(self.pairs))}
-        return [relation(of[pair[0]], of[pair[1]], heads) for pair in self.pairs]
+    def _relations(
+        self, network: PreTrainedModel, entered: torch.Tensor, kept: torch.Tensor | None
+    ) -> list[torch.Tensor]:
+        layer, places = last_layer(network), _PROJECTIONS[network.config.model_type]
+        heads = self.heads or _heads(network)
+        normed = entered if places.norm is None else layer.get_submodule(places.norm)(entered)
+        wanted = set("".join(self.pairs))
+        of = {
+            letter: layer.get_submodule(name)(normed)
+            for letter, name in zip("QKV", places.names, strict=True)
+            if letter in wanted
+        }
+        return [relation(of[pair[0]], of[pair[1]], heads, kept) for pair in self.pairs]
 
 
 def last_layer(network: PreTrainedModel) -> nn.Module:
@@ -127,15 +173,25 @@ def last_layer(network: PreTrainedModel) -> nn.Module:
         ValueError: For a network of another family.
     """
     config = network.config
-    if config.model_type not in _NORMS:
-        attention = "attends within windows" if config.model_type == "swin" else "has no attention"
+    if config.model_type not in _PROJECTIONS:
         raise ValueError(
-            f"relation_weight needs attention over all tokens, as {', '.join(_NORMS)} have it; model_type "
-            f"{config.model_type!r} {attention}: set relation_weight to 0"
+            f"relation_weight needs attention over all tokens with projections of queries, keys and values, as "
+            f"{', '.join(_PROJECTIONS)} have it, and not model_type {config.model_type!r}: set relation_weight to 0"
         )
     family = family_of(config)
-    (path,) = family.unit_paths(config, family.num_units(config) - 1)
+    path = family.unit_paths(config, family.num_units(config) - 1)[0]
     return network.get_submodule(path)
+
+
+def _heads(network: PreTrainedModel) -> int:
+    return int(network.config.num_attention_heads)  # type: ignore[attr-defined]
+
+
+def _width(network: PreTrainedModel) -> int:
+    """How many channels the queries of the last layer have."""
+    layer = last_layer(network)
+    query = layer.get_submodule(_PROJECTIONS[network.config.model_type].names[0])
+    return int(query.out_features)  # type: ignore[arg-type]
 
 
 @contextmanager

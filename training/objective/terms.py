@@ -65,16 +65,24 @@ class PathLoss:
     temperature: float
 
     def __call__(self, passes: Passes, mask: str, rows: slice = ALL) -> torch.Tensor:
-        """The loss of a mask's path, over all images or some.
+        """The loss of a mask's path, over all samples or some; of tokens, over those that count.
 
         Raises:
             ValueError: If the batch has no labels and alpha is not 0.
         """
         if self.alpha and passes.labels is None:
-            raise ValueError(f"alpha={self.alpha} weighs labels, but the images have none: set alpha to 0")
+            raise ValueError(f"alpha={self.alpha} weighs labels, but the samples have none: set alpha to 0")
         teacher = passes.teacher.logits[rows] if self.alpha < 1 else None
         labels = None if passes.labels is None else passes.labels[rows]
-        return distillation_loss(passes.logits(mask, rows), labels, teacher, self.alpha, self.temperature)
+        logits = passes.logits(mask, rows)
+        if logits.ndim > 2:
+            counted = passes.counted(rows)
+            logits = logits[counted]
+            labels, teacher = (None if found is None else found[counted] for found in (labels, teacher))
+            if not len(logits):
+                # A part of a batch without a word: no loss, and no mean over nothing.
+                return logits.sum()
+        return distillation_loss(logits, labels, teacher, self.alpha, self.temperature)
 
 
 @dataclass(frozen=True)
@@ -99,15 +107,18 @@ class PrefixLoss:
     Args:
         loss: Of each path.
         share: Each stage sees every n-th image of the batch, another part at every step.
+        stages: The masks of these stages; as the method has them, T^k S^(N-k), by default.
     """
 
     loss: PathLoss
     share: int = 1
+    stages: tuple[str, ...] | None = None
     name: ClassVar[str] = "prefix"
 
     def __call__(self, passes: Passes) -> torch.Tensor | None:
-        """mean_k of the loss of T^k S^(N-k), 0 < k < N; None if there is one block."""
-        return _mean_loss(passes, self.loss, prefix_masks(passes.num_blocks), self.share)
+        """The mean over the stages, by default mean_k of the loss of T^k S^(N-k), 0 < k < N; None if there is none."""
+        stages = prefix_masks(passes.num_blocks) if self.stages is None else self.stages
+        return _mean_loss(passes, self.loss, stages, self.share)
 
 
 @dataclass(frozen=True)

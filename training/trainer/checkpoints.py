@@ -16,7 +16,7 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_N
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
-from pwl_hf.modeling import Manifest, PWLConfig, PWLForImageClassification, RepositoryError
+from pwl_hf.modeling import Manifest, PWLConfig, PWLPreTrainedModel, RepositoryError
 from pwl_hf.modeling.loading import read_config
 from pwl_hf.modeling.parts.planning import PlannedFile
 from pwl_hf.modeling.parts.weights import WeightStore, same_bits
@@ -56,7 +56,7 @@ class CheckpointWriter:
 
     def write(
         self,
-        model: PWLForImageClassification,
+        model: PWLPreTrainedModel,
         directory: str | os.PathLike[str],
         *,
         texts: Mapping[str, str] | None = None,
@@ -121,9 +121,7 @@ class CheckpointWriter:
 
 
 @torch.no_grad()
-def restore(
-    model: PWLForImageClassification, directory: str | os.PathLike[str], *, teacher_too: bool = False
-) -> Manifest:
+def restore(model: PWLPreTrainedModel, directory: str | os.PathLike[str], *, teacher_too: bool = False) -> Manifest:
     """Take over a saved repository's weights, in place: student, converters, and BatchNorm statistics of all masks.
 
     Everything is checked before anything is changed.

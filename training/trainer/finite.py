@@ -6,15 +6,15 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import Trainer
 from transformers.trainer_utils import TrainOutput
 
 from pwl_hf.modeling import TrainingError
 from pwl_hf.modeling.finite import first_not_finite
 from pwl_hf.training.trainer.checkpoints import last_checkpoint
+from pwl_hf.training.trainer.lengths import LengthsTrainer
 
 
-class FiniteTrainer(Trainer):
+class FiniteTrainer(LengthsTrainer):
     """transformers' Trainer, which ends with a `TrainingError` rather than train, save or push NaN.
 
     The first step whose loss is not finite is noted where the loss was computed, and read when the loss is logged,
@@ -102,5 +102,5 @@ class FiniteTrainer(Trainer):
         kept = None if self.args.output_dir is None else last_checkpoint(self.args.output_dir)
         left = f"the last whole checkpoint is {kept}" if kept is not None else "there is no checkpoint"
         advice = f"lower the learning rate ({self.args.learning_rate:g}), clip gradients (max_grad_norm), warm up, "
-        advice += "train in fp32 or bf16 if it was fp16, and check the images for NaN"
+        advice += "train in fp32 or bf16 if it was fp16, and check the data for NaN"
         return TrainingError(f"training stopped, nothing of it is saved: {what}; {left}: {advice}")

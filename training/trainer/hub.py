@@ -11,9 +11,9 @@ from huggingface_hub.errors import HfHubHTTPError
 from transformers.trainer_utils import HubStrategy, SaveStrategy
 from transformers.utils import logging
 
-from pwl_hf import PWLForImageClassification
 from pwl_hf.modeling import PublishError
 from pwl_hf.modeling.publishing.model_card import write_card
+from pwl_hf.opening import open_model
 from pwl_hf.training.trainer.finite import FiniteTrainer
 
 logger = logging.get_logger(__name__)
@@ -54,14 +54,14 @@ def push_saved(folder: str | os.PathLike[str], repo_id: str, **options: Any) -> 
     Args:
         folder: The folder.
         repo_id: The Hub id.
-        options: Of `PWLForImageClassification.push_to_hub`.
+        options: Of `PWLPreTrainedModel.push_to_hub`.
 
     Raises:
         RepositoryError: If the folder is not a whole PWL repository.
         PublishError: If the network or the Hub fails in every try.
         huggingface_hub.errors.HfHubHTTPError: If the Hub refuses.
     """
-    commit: CommitInfo = PWLForImageClassification.from_pretrained(folder).push_to_hub(repo_id, **options)
+    commit: CommitInfo = open_model(folder).push_to_hub(repo_id, **options)
     return commit
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from pwl_hf.modeling import PWLForImageClassification
+from pwl_hf.modeling import PWLPreTrainedModel
 from pwl_hf.modeling.finite import Batch, by_name, count_of, on_device
 from pwl_hf.modeling.routes.batchnorm import batch_norms
 from pwl_hf.training.objective.masks import mixed_masks
@@ -65,7 +65,7 @@ class MaskChoice:
 
 @torch.no_grad()
 def select_statistics(
-    model: PWLForImageClassification,
+    model: PWLPreTrainedModel,
     batches: Iterable[Batch],
     labels: torch.Tensor,
     masks: Sequence[str] | None = None,
@@ -141,7 +141,7 @@ def _first_measured(sizes: Sequence[int], held_out: float) -> int:
 
 
 def _cross_entropies(
-    model: PWLForImageClassification,
+    model: PWLPreTrainedModel,
     batches: Sequence[dict[str, Any]],
     labels: Sequence[torch.Tensor],
     masks: Sequence[str],

@@ -7,14 +7,14 @@ from typing import Any
 
 from torch import nn
 
-from pwl_hf.modeling import PWLForImageClassification
+from pwl_hf.modeling import PWLPreTrainedModel
 from pwl_hf.modeling.routes.batchnorm import BATCH_NORMS
 
 _NORMS = (*BATCH_NORMS, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
 
 def parameter_groups(
-    model: PWLForImageClassification,
+    model: PWLPreTrainedModel,
     decayed: Collection[str],
     *,
     learning_rate: float,

@@ -1,6 +1,6 @@
 """The Trainer of PWL models: transformers' own, with one objective over all paths of a step.
 
-Notation: N blocks; B images of C channels, H x W pixels; K labels.
+Notation: N blocks; B samples, images of C channels, H x W pixels, say; K labels.
 """
 
 from __future__ import annotations
@@ -18,15 +18,18 @@ import torch
 from torch import nn
 from torch.nn import functional
 from transformers import EvalPrediction
-from transformers.image_processing_utils import BaseImageProcessor
 from transformers.trainer_callback import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
-from pwl_hf.modeling import PWLForImageClassification
+from pwl_hf.data.names import NO_LABEL
+from pwl_hf.evaluation.labels import labels_of
+from pwl_hf.evaluation.scores import stage_scores
+from pwl_hf.modeling import PWLPreTrainedModel
 from pwl_hf.modeling.parts.planning import check_savable
 from pwl_hf.modeling.publishing.processing import processing_files
 from pwl_hf.modeling.repository.output_folder import check_output, paths_of_save
 from pwl_hf.training.objective.distillation import Distillation
+from pwl_hf.training.samples import ANSWERS, without_answers
 from pwl_hf.training.trainer.checkpoints import CheckpointWriter, check_resumable, last_checkpoint, restore
 from pwl_hf.training.trainer.hub import HubTrainer
 from pwl_hf.training.trainer.mask_statistics import average_statistics
@@ -35,9 +38,6 @@ from pwl_hf.training.trainer.step_log import StepLog
 from pwl_hf.training.trainer.training_arguments import PWLTrainingArguments
 
 Batch = dict[str, Any]
-
-# What is in a batch besides the model's inputs.
-_ANSWERS = ("labels", "sample_ids")
 
 
 class Augments(Protocol):
@@ -53,9 +53,10 @@ class PWLTrainer(HubTrainer):
     `model` is the PWL model, which is saved, pushed and seen by callbacks; what runs, in one forward pass a step, and
     what DDP wraps, is `objective`. The teacher is in no optimizer, and stays as it is to the last buffer.
 
-    Batches are dicts of `pixel_values` (B, C, H, W), `labels` (B,) and `sample_ids` (B,), the images' numbers.
-    Everything random depends on seeds, the step's number and these ids, so that a run is the same in one process or
-    several (BatchNorm aside: each process normalises by its own images) and when it is killed and resumed.
+    Batches are dicts of the model's inputs, such as `pixel_values` (B, C, H, W), of `labels` (B,), of tokens (B, L),
+    and `sample_ids` (B,), the samples' numbers. Everything random depends on seeds, the step's number and these ids, so
+    that a run is the same in one process or several (BatchNorm aside: each process normalises by its own images; and
+    of words, over which each process takes its own mean) and when it is killed and resumed.
 
     Every `checkpoint-*` is a PWL repository; the teacher's shards in it are hard links to the copy written first.
 
@@ -63,10 +64,11 @@ class PWLTrainer(HubTrainer):
         model: A PWL model with everything resident.
         args: The options.
         objective: What a step minimises, made for `model`.
-        train_dataset: The images to train on, as a dataset of the batches' parts.
+        train_dataset: The samples to train on, as a dataset of the batches' parts; its `collate`, if it has one, makes
+            batches of them.
         eval_dataset: Those to measure on, or several by name.
         augmentation: How training images are moved, on their device; None for not at all.
-        processing_class: The image processor, saved with the model.
+        processing_class: The image processor, tokenizer or feature extractor, saved with the model.
         kwargs: Further arguments of transformers' Trainer: `callbacks`, `data_collator`, `optimizers`.
 
     Raises:
@@ -85,20 +87,20 @@ class PWLTrainer(HubTrainer):
     # The objective's loss is a mean over the batch; Trainer divides it by the number of accumulated batches.
     loss_is_scaled_for_ga = False
 
-    model: PWLForImageClassification
+    model: PWLPreTrainedModel
     args: PWLTrainingArguments
     objective: Distillation
 
     def __init__(
         self,
-        model: PWLForImageClassification,
+        model: PWLPreTrainedModel,
         args: PWLTrainingArguments,
         objective: Distillation,
         train_dataset: Any = None,
         eval_dataset: Any = None,
         *,
         augmentation: Augments | None = None,
-        processing_class: BaseImageProcessor | None = None,
+        processing_class: Any = None,
         callbacks: list[TrainerCallback] | None = None,
         **kwargs: Any,
     ) -> None:
@@ -114,14 +116,14 @@ class PWLTrainer(HubTrainer):
             eval_dataset=eval_dataset,
             processing_class=processing_class,
             callbacks=callbacks,
-            compute_metrics=_stage_accuracies,
-            **kwargs,
+            compute_metrics=partial(_stage_metrics, labels_of(model.config)),
+            **{"data_collator": getattr(train_dataset, "collate", None)} | kwargs,
         )
         if not had_cache:
             # Trainer sets it on every config, and it would be saved.
             del model.config.use_cache
         # For `remove_unused_columns`: the forward of the model does not take all that the objective does.
-        self._signature_columns: Any = [*inspect.signature(type(model).forward).parameters, *_ANSWERS]
+        self._signature_columns: Any = [*inspect.signature(type(model).forward).parameters, *ANSWERS]
         self.objective = objective
         self.augmentation = augmentation
         self._stages = list(model.schedule)
@@ -160,7 +162,7 @@ class PWLTrainer(HubTrainer):
         Raises:
             ValueError: If images are to be augmented and have no numbers.
         """
-        named, sample_ids = _without_answers(inputs), inputs.get("sample_ids")
+        named, sample_ids = without_answers(inputs), inputs.get("sample_ids")
         step, main = self.state.global_step, self.model.main_input_name
         if self.augmentation is not None:
             if sample_ids is None:
@@ -255,7 +257,7 @@ class PWLTrainer(HubTrainer):
                 average_statistics(self.model.teacher, mean)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """As Trainer's; a log of the loss also has every term of it, and images a second of all processes."""
+        """As Trainer's; a log of the loss also has every term of it, and samples a second of all processes."""
         if self.is_in_train and "loss" in logs:
             logs |= self._step_log.drain(self.accelerator.reduce, self.args.device)
         super().log(logs, start_time)
@@ -267,10 +269,11 @@ class PWLTrainer(HubTrainer):
 
         Returns:
             `eval_accuracy_stage_0` (the student) to `eval_accuracy_stage_N` (the teacher), `eval_accuracy`, their
-            mean, and `eval_loss`, the mean of their cross entropies; the rest is Trainer's.
+            mean, the same of `macro_f1` and, of tags, `span_f1`, and `eval_loss`, the mean of their cross entropies;
+            the rest is Trainer's.
 
         Raises:
-            ValueError: If the images have no labels.
+            ValueError: If the samples have no labels.
         """
         if self.is_in_train:
             self._average_statistics()
@@ -283,15 +286,20 @@ class PWLTrainer(HubTrainer):
     def prediction_step(
         self, model: nn.Module, inputs: Batch, prediction_loss_only: bool, ignore_keys: list[str] | None = None
     ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
-        """Cross entropy over all stages, the class that each stage answers (B, N + 1), and the labels (B,)."""
+        """Cross entropy over all stages, the class that each stage answers (B, N + 1), and the labels (B,).
+
+        Of tokens the answers are (B, L, N + 1) and the labels (B, L).
+        """
         inputs = self._prepare_inputs(inputs)
         labels = inputs.get("labels")
         if labels is None:
-            raise ValueError("the images to measure on have no labels: give an eval_dataset that has, or none")
+            raise ValueError("the samples to measure on have no labels: give an eval_dataset that has, or none")
         with torch.no_grad(), self.accelerator.autocast():
-            paths = self.model.shared_paths(_without_answers(inputs))
-            logits = torch.stack([paths(mask).logits for mask in self._stages], dim=1).float()
-            loss = functional.cross_entropy(logits.flatten(0, 1), labels.repeat_interleave(len(self._stages)))
+            paths = self.model.shared_paths(without_answers(inputs))
+            logits = torch.stack([paths(mask).logits for mask in self._stages], dim=-2).float()
+            wanted = labels.flatten().repeat_interleave(len(self._stages))
+            total = functional.cross_entropy(logits.flatten(0, -2), wanted, ignore_index=NO_LABEL, reduction="sum")
+            loss = total / (wanted != NO_LABEL).sum().clamp_min(1)
         return loss, None if prediction_loss_only else logits.argmax(-1), labels
 
     # --- Checkpoints --------------------------------------------------------------------------------------------
@@ -300,7 +308,7 @@ class PWLTrainer(HubTrainer):
         if not self.args.should_save:
             return
         folder = output_dir if output_dir is not None else self._output_dir
-        # The teacher's folder is a checkpoint of its own, with an image processor.
+        # The teacher's folder is a checkpoint of its own, with what prepares its samples.
         texts = processing_files(self.processing_class) if self.processing_class is not None else {}
         # A checkpoint of this run may overwrite what an earlier run left there.
         path = Path(folder)
@@ -337,16 +345,11 @@ def _laid_out(images: torch.Tensor) -> torch.Tensor:
     return images.contiguous(memory_format=torch.channels_last)
 
 
-def _without_answers(batch: Batch) -> dict[str, torch.Tensor]:
-    """What a batch holds for the model: neither labels nor the samples' numbers."""
-    return {name: value for name, value in batch.items() if name not in _ANSWERS}
-
-
-def _stage_accuracies(prediction: EvalPrediction) -> dict[str, float]:
-    """Accuracies from the classes by stage (n, N + 1) and the labels (n,)."""
-    right = np.equal(prediction.predictions, np.asarray(prediction.label_ids)[:, None]).mean(axis=0)
-    by_stage = {f"accuracy_stage_{stage}": float(value) for stage, value in enumerate(right)}
-    return {**by_stage, "accuracy": float(right.mean())}
+def _stage_metrics(names: list[str], prediction: EvalPrediction) -> dict[str, float]:
+    """Accuracy and F1 of each stage, and their means, from the classes by stage and the labels."""
+    found = stage_scores(np.asarray(prediction.predictions), np.asarray(prediction.label_ids), names)
+    by_stage = {f"{name}_stage_{stage}": value for stage, scores in enumerate(found) for name, value in scores.items()}
+    return by_stage | {name: float(np.mean([scores[name] for scores in found])) for name in found[0]}
 
 
 @contextmanager

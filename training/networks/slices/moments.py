@@ -73,7 +73,9 @@ def observe(model: PWLPreTrainedModel, axes: Axes, batches: Iterable[Mapping[str
     try:
         noting.attach(teacher, axes)
         for batch in batches:
-            teacher(**{name: values.to(teacher.device) for name, values in batch.items() if name != "labels"})
+            inputs = {name: values.to(teacher.device) for name, values in batch.items() if name != "labels"}
+            noting.mask = inputs.get("attention_mask")
+            teacher(**inputs)
     finally:
         noting.detach()
         teacher.train(was_training)
@@ -95,6 +97,8 @@ class _Noting:
     def __init__(self) -> None:
         self.read, self.streams, self.normalised = _Sums(), _Sums(), _Sums()
         self.order: list[str] = []
+        # Which tokens are no padding, (B, L); padding flows along, and tells nothing of the data.
+        self.mask: torch.Tensor | None = None
         self._handles: list[Any] = []
 
     def attach(self, teacher: nn.Module, axes: Axes) -> None:
@@ -130,17 +134,23 @@ class _Noting:
         key = tuple(factor for factor in layout if isinstance(factor, str))
         copies = math.prod(factor for factor in layout if isinstance(factor, int))
         if key:
-            rows = _rows(features, channels_first=isinstance(module, nn.Conv2d))
+            rows = _rows(self._kept(features), channels_first=isinstance(module, nn.Conv2d))
             self.read.add(key, rows.reshape(len(rows) * copies, -1))
         elif (centres := centring(module)) is not None:
-            rows = _rows(features, channels_first=getattr(module, "data_format", "") == "channels_first").double()
+            channels_first = getattr(module, "data_format", "") == "channels_first"
+            rows = _rows(self._kept(features), channels_first=channels_first).double()
             rows = rows - rows.mean(-1, keepdim=True) if centres else rows
             scale = rows.square().mean(-1, keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny).rsqrt()
             self.normalised.add(path, rows * scale)
 
     def _note_stream(self, axis: str, module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
         if (features := _features(inputs, named)) is not None:
-            self.streams.add(axis, _rows(features, channels_first=features.ndim == 4))
+            self.streams.add(axis, _rows(self._kept(features), channels_first=features.ndim == 4))
+
+    def _kept(self, features: torch.Tensor) -> torch.Tensor:
+        if self.mask is None or features.ndim != 3 or features.shape[:2] != self.mask.shape:
+            return features
+        return features[self.mask.bool()]
 
 
 def _features(inputs: tuple[Any, ...], named: dict[str, Any]) -> torch.Tensor | None:

@@ -1,0 +1,61 @@
+"""Options that several commands have."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+FamilyModule = Annotated[
+    str | None,
+    typer.Option(
+        help="A Python module of yours, by name or file, that registers families (register_family); it is imported "
+        "first.",
+        show_default=False,
+    ),
+]
+Repo = Annotated[str, typer.Argument(metavar="REPO", help="A folder or a Hub id.")]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit.")]
+Subfolder = Annotated[str, typer.Option(help="Where in the repository the model lies.")]
+Token = Annotated[str | None, typer.Option(help="A Hub token; the stored one by default.", show_default=False)]
+Private = Annotated[bool | None, typer.Option("--private/--public", help="For a new repository.")]
+Message = Annotated[str, typer.Option("--commit-message", "-m", help="The commit's title.")]
+CreatePR = Annotated[bool, typer.Option("--create-pr", help="Open a pull request.")]
+Handler = Annotated[bool, typer.Option("--inference-handler", help="Add handler.py, for Inference Endpoints.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Write over files that are not a PWL repository's.")]
+RemoteCode = Annotated[
+    str | None,
+    typer.Option(
+        help="standalone: add one file of code, so that transformers opens it without pwl-hf; none: leave code out. As "
+        "it is by default.",
+        show_default=False,
+    ),
+]
+License = Annotated[str | None, typer.Option(help="The licence for the model card; the teacher's by default.")]
+
+# What is measured, and how it runs.
+Dataset = Annotated[
+    str,
+    typer.Option(help="'digits', an id on the Hub, a folder, or files (parquet, csv, json).", show_default=False),
+]
+Config = Annotated[str | None, typer.Option(help="The dataset's configuration.")]
+DatasetRevision = Annotated[str | None, typer.Option(help="The dataset's branch, tag or commit.")]
+ImageColumn = Annotated[str | None, typer.Option(help="The column of the images, if it is not found.")]
+TextColumn = Annotated[
+    str | None, typer.Option(help="The column of the texts, or of the lists of words, if it is not found.")
+]
+TextPairColumn = Annotated[str | None, typer.Option(help="The column of second texts, of pairs.")]
+AudioColumn = Annotated[str | None, typer.Option(help="The column of the sounds, if it is not found.")]
+LabelColumn = Annotated[str | None, typer.Option(help="The column of the labels, if it is not found.")]
+LabelNames = Annotated[
+    list[str] | None, typer.Option(help="The labels' names in the order of their numbers, once for each label.")
+]
+Holdout = Annotated[float | None, typer.Option(help="Hold this part of 'train' out as 'validation', as training does.")]
+HoldoutBy = Annotated[
+    str | None, typer.Option(metavar="COLUMN=VALUE", help="Hold these rows out instead, such as those of a speaker.")
+]
+MaxSamples = Annotated[int | None, typer.Option(min=1, help="Take so many samples, always the same.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="How many samples run at once.")]
+NumWorkers = Annotated[int, typer.Option(min=0, help="Processes that read images and sounds.")]
+Device = Annotated[str | None, typer.Option(help="Where it runs; a GPU if there is one.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
