@@ -24,7 +24,7 @@ from .configuration_pwl import PWLConfig
 from .errors import RepositoryError, StageError, StateDictError
 from .families.base import Inputs
 from .loading import refuse_attentions
-from .parts.adapters import read_adapter, refuse_vacancies, undone_on_error
+from .parts.adapters import read_adapter, refuse_on_low_precision, refuse_vacancies, undone_on_error
 from .parts.locking import StateLock, exclusive
 from .parts.networks import OF_TEACHER
 from .parts.parts import Parts
@@ -211,7 +211,7 @@ class StagedModel(Staged, PreTrainedModel):
             self._refuse_while_streaming(anyone=True)
             if self._sources.low_blocks and bits != self.parts.tier:
                 raise StageError(f"the model is at sources {self.sources!r}: go to others before it gets another tier")
-            self.parts.tier = bits
+            self.parts.tier, self.parts.makes_tier = bits, True
             if not self._schedule.has_tier:
                 self._schedule = self._schedule.ladder()
 
@@ -342,7 +342,8 @@ class StagedModel(Staged, PreTrainedModel):
             adapter_name: What to call it; `"default"` by default.
 
         Raises:
-            StageError: While stages are streamed, which would release blocks with the adapter.
+            StageError: While stages are streamed, which would release blocks with the adapter; if it would be on blocks
+                in low precision.
             ValueError: As transformers', such as for a target that is not resident: load with `keep_all=True`.
         """
         self._refuse_while_streaming()
@@ -352,6 +353,7 @@ class StagedModel(Staged, PreTrainedModel):
             )
         with undone_on_error(self):
             super().add_adapter(adapter_config, adapter_name)
+            refuse_on_low_precision(self.parts)
 
     @exclusive
     def load_adapter(  # type: ignore[override]
@@ -377,7 +379,8 @@ class StagedModel(Staged, PreTrainedModel):
             transformers' loading info.
 
         Raises:
-            StageError: If a part of it is for a block that is not resident: load the model with `keep_all=True`.
+            StageError: If a part of it is for a block that is not resident: load the model with `keep_all=True`; if it
+                would be on blocks in low precision.
             RepositoryError: If there is no such adapter, or the model has no place for a part of it.
             ImportError: If PEFT is not installed.
         """
@@ -391,6 +394,7 @@ class StagedModel(Staged, PreTrainedModel):
             info = super().load_adapter(
                 None, adapter_name, peft_config=peft_config, adapter_state_dict=adapter_state_dict, **kwargs
             )
+            refuse_on_low_precision(self.parts)
             if info.unexpected_keys:
                 raise RepositoryError(
                     f"the adapter holds {min(info.unexpected_keys)!r}, for which the model has no place: use the PEFT "
@@ -529,7 +533,9 @@ class StagedModel(Staged, PreTrainedModel):
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
         with self.parts.lock:
+            low = self.parts.unchanged_low(marked=True)
             super()._apply(fn, recurse)
+            self.parts.mark(low)
             statistics = self.parts.statistics.items()
             self.parts.statistics = {mask: {n: fn(t) for n, t in found.items()} for mask, found in statistics}
             self._router.reset()

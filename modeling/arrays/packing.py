@@ -135,8 +135,8 @@ def pack(given: Mapping[str, NDArray[Any]], dtype: str, bits: int) -> Packed:
     return Packed(low, metadata, dict(zip(residual_names(dtype), rest, strict=True)))
 
 
-def coarsen(words: Words, dtype: str, bits: int) -> Words:
-    """The low precision of one tensor, as bits of its dtype; the tensor itself if it is no matrix.
+def coarsen(words: Words, dtype: str, bits: int) -> Words | None:
+    """The low precision of one tensor, as bits of its dtype; None of what is no matrix, and stays as it is.
 
     Args:
         words: Its bits.
@@ -145,7 +145,7 @@ def coarsen(words: Words, dtype: str, bits: int) -> Words:
     """
     size = matrix(words.shape)
     if size is None:
-        return words
+        return None
     found = np.empty_like(words)
     flat, given = found.reshape(size), words.reshape(size)
     for rows in _pieces(*size):

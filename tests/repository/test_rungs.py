@@ -20,6 +20,8 @@ from pwl_hf.modeling.publishing.model_card import write_card
 from pwl_hf.modeling.publishing.saving import write_metrics
 from pwl_hf.modeling.repository.layout import quantised_file, refinement_file
 from pwl_hf.modeling.repository.manifest import Metric
+from pwl_hf.modeling.repository.source import Repository
+from pwl_hf.modeling.sources import Sources
 from tests.evaluation.helpers import Images
 from tests.hub import Fault
 from tests.repository.helpers import (
@@ -149,6 +151,16 @@ def test_low_precision_that_is_here_already_is_refined(hub, on_hub, with_tier, t
         model = load(on_hub, stage="teacher", cache_dir=tmp_path)
     assert sorted(set(bodies(requests)) - {"config.json", INDEX}) == [rest(k) for k in (1, 2, 3, 4)]
     assert torch.equal(model(tiny_images("vit")).logits, teacher_logits(with_tier))
+
+
+@pytest.mark.parametrize(("sources", "low"), [("QQQQ", ()), ("TTTT", ()), ("TQQQ", (1, 2))])
+def test_files_of_a_stage_are_looked_up_once(with_tier, monkeypatch, sources, low):
+    repository, asked = Repository.open(with_tier), []
+    manifest = repository.manifest()
+    real = Repository.local
+    monkeypatch.setattr(Repository, "local", lambda self, path: asked.append(path) or real(self, path))
+    repository.files_for(manifest, Sources(sources), low=low)
+    assert len(asked) == len(set(asked))
 
 
 def test_everything_kept_needs_no_file_of_the_tier(hub, on_hub, tmp_path):
