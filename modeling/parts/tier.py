@@ -77,7 +77,8 @@ def read_split(specs: Mapping[str, TensorSpec], files: Sequence[Path], dtype: to
     Raises:
         RepositoryError: If a file is not what it must be.
     """
-    arrays = unpack(files[0], files[1] if len(files) > 1 else None, dtype_name(dtype))
+    values = sum(torch.Size(spec.shape).numel() for spec in specs.values())
+    arrays = unpack(files[0], files[1] if len(files) > 1 else None, dtype_name(dtype), values)
     found = {name: arrays[spec.checkpoint_name] for name, spec in specs.items()}
     return {n: _tensor(found[n], dtype) if s.is_floating else torch.from_numpy(found[n]) for n, s in specs.items()}
 
