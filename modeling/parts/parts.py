@@ -132,9 +132,10 @@ class Parts:
         """
         for part in sorted(self.inventory.of(sources)):
             if part not in made and not part.is_resident:
+                advice = "" if part.is_low else ", or load the model with keep_all=True"
                 raise StageError(
                     f"sources {sources.mask!r} needs {part}, which is not resident: call "
-                    f"set_sources({sources.mask!r}), or load the model with keep_all=True"
+                    f"set_sources({sources.mask!r}){advice}"
                 )
 
     def refuse_absence(self) -> None:

@@ -203,6 +203,19 @@ def test_a_stream_that_would_expand_without_end_takes_no_memory(tmp_path):
         tracemalloc.stop()
 
 
+@every_dtype
+def test_merging_takes_a_tenth_more_memory_than_its_result(tmp_path, dtype):
+    block = {f"{i}.weight": gaussian((1024, 4096), dtype, i) for i in range(4)}
+    files, size = written(tmp_path, block, dtype), sum(array.nbytes for array in block.values())
+    for refinement in (None, files[1]):
+        tracemalloc.start()
+        try:
+            unpack(files[0], refinement, dtype)
+            assert tracemalloc.get_traced_memory()[1] < 1.1 * size
+        finally:
+            tracemalloc.stop()
+
+
 @pytest.mark.parametrize("window", [24, 27])
 def test_a_stream_that_asks_for_a_large_window_is_refused(tmp_path, window):
     low, _ = written(tmp_path, {"weight": gaussian((16, 32))}, "float32")

@@ -120,10 +120,27 @@ def test_a_stream_passes_low_precision_over_where_the_shards_are_unless_asked(sa
     assert seen == [3]  # what was asked for is reached
 
 
-@pytest.mark.parametrize("stage", range(9))
-def test_a_save_from_any_rung_gives_the_same_bytes(saved, tmp_path, stage):
-    load(saved(), stage=stage).save_pretrained(tmp_path)
-    assert weights(tmp_path) == weights(saved())
+@pytest.mark.parametrize(
+    ("family", "dtype", "stage"),
+    [
+        *(("vit", torch.float32, stage) for stage in range(9)),
+        *(("resnet", torch.float32, stage) for stage in (0, 2, 5, 8)),
+        *(("vit", dtype, stage) for dtype in (torch.bfloat16, torch.float16) for stage in (3, 6)),
+    ],
+    ids=str,
+)
+def test_a_save_from_any_rung_gives_the_same_bytes(saved, tmp_path, family, dtype, stage):
+    load(saved(family, 8, dtype), stage=stage).save_pretrained(tmp_path)
+    assert weights(tmp_path) == weights(saved(family, 8, dtype))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_low_precision_computes_in_the_dtype_of_the_model(saved, dtype):
+    images = tiny_images("vit").to(dtype)
+    for model in (load(saved(), stage=4, dtype=dtype), load(saved("vit", 8, dtype), stage=4)):
+        assert {tensor.dtype for tensor in model.quantised.state_dict().values()} == {dtype}
+        assert model(images).logits.dtype == dtype
 
 
 def test_a_tier_can_be_added_to_a_repository_at_any_stage(saved, tmp_path):

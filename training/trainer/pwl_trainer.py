@@ -22,6 +22,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 from transformers.trainer_callback import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
+from pwl_hf.evaluation.running import low_precision
 from pwl_hf.modeling import PWLForImageClassification
 from pwl_hf.modeling.parts.planning import check_savable
 from pwl_hf.modeling.publishing.processing import processing_files
@@ -275,7 +276,7 @@ class PWLTrainer(HubTrainer):
         if self.is_in_train:
             self._average_statistics()
         was_training = self.model.training
-        with self._step_log.paused(), _kept_random_state():
+        with self._step_log.paused(), _kept_random_state(), low_precision(self.model, self._stages):
             metrics = super().evaluate(*args, **kwargs)
         self.objective.train(was_training)
         return metrics
