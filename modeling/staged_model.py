@@ -208,7 +208,7 @@ class StagedModel(Staged, AdaptedModel):
             self._refuse_while_streaming(anyone=True)
             if self._sources.low_blocks and bits != self.parts.tier:
                 raise StageError(f"the model is at sources {self.sources!r}: go to others before it gets another tier")
-            self.parts.tier, self.parts.makes_tier = bits, True
+            self.parts.add_tier(bits)
             if not self._schedule.has_tier:
                 self._schedule = self._schedule.ladder()
 
@@ -301,10 +301,12 @@ class StagedModel(Staged, AdaptedModel):
                 raise loss_of(part, self._router.sources, difference)
 
     def _files_of(self, target: Sources, low: Collection[int]) -> tuple[FileEntry, ...]:
+        if self.parts.makes_tier:  # of the shards themselves
+            target, low = target.exact, ()
         return self._store.repository.files_for(self._store.manifest, target, low=low)
 
     def _has_shards(self) -> bool:
-        return self._store.repository.has_shards(self._store.manifest)
+        return self.parts.makes_tier or self._store.repository.has_shards(self._store.manifest)
 
     def _prepare(self, files: Sequence[ListedFile], fetched: Mapping[str, Path], cancelled: Event) -> None:
         # Not the store that the stream began with: saving a model over its own folder gives it another.

@@ -290,6 +290,16 @@ class Parts:
         """Whether a part follows from the teacher's own block: low precision, where that is here or no file has it."""
         return part.is_low and (self.keeps_all or self.makes_tier)
 
+    def add_tier(self, bits: int) -> None:
+        """Let low precision be made of the teacher, whatever the repository has of it.
+
+        Args:
+            bits: 8 or 4.
+        """
+        # What a file has told of until now is not what will be made.
+        self.mark([part for part in self.unchanged_low(marked=False) if self.is_unchanged(part)])
+        self.tier, self.makes_tier = bits, True
+
     def saved_over(self, manifest: Manifest) -> None:
         """Take over the files that a save has put in the place of those that the parts come from.
 

@@ -233,6 +233,17 @@ def test_the_advice_to_add_a_tier_of_a_changed_teacher_works(saved_tier, tmp_pat
     assert all(torch.equal(tensor, expected[name]) for name, tensor in merged.teacher.state_dict().items())
 
 
+@torch.no_grad()
+def test_low_precision_of_files_is_no_change_where_a_tier_of_a_changed_teacher_is_added(saved_tier, tmp_path):
+    model = load(saved_tier(), stage=4, keep=("teacher",))
+    for parameter in model.teacher.parameters():
+        parameter.mul_(1.5)
+    model.add_tier()
+    model.save_pretrained(tmp_path)
+    model.set_sources("TTTT")
+    assert torch.equal(load(tmp_path, stage="teacher")(tiny_images("vit")).logits, model(tiny_images("vit")).logits)
+
+
 def test_a_tier_added_over_the_same_one_changes_no_byte(saved_tier, tmp_path):
     for stage in (0, 3, "teacher"):
         model = load(saved_tier(), stage=stage)

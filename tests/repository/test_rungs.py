@@ -182,6 +182,21 @@ def test_a_ladder_that_skips_low_precision_fetches_shards_there(hub, repo_id, tm
     assert torch.equal(found(tiny_images("vit")).logits, model.teacher(tiny_images("vit")).logits)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize(("asked", "expected"), [(None, ["TTTT"]), (False, ["TTTT"]), (True, LADDER[1:])])
+def test_low_precision_that_is_made_of_shards_saves_nothing_and_is_passed_over(hub, repo_id, tmp_path, asked, expected):
+    whole = tiny_model("vit")
+    whole.push_to_hub(repo_id)
+    model, seen = load(repo_id, cache_dir=tmp_path), []
+    model.add_tier()
+    with hub.record() as requests:
+        stream = model.stream_stages(on_stage=lambda m, _: seen.append(m.sources), low_precision=asked)
+        assert stream.wait(30)
+    assert (stream.exception, seen) == (None, expected)
+    assert {path for path in bodies(requests) if path.startswith("teacher/model-")} == {shard(k) for k in (1, 2, 3, 4)}
+    assert torch.equal(model(tiny_images("vit")).logits, whole.teacher(tiny_images("vit")).logits)
+
+
 def test_everything_kept_needs_no_file_of_the_tier(hub, on_hub, tmp_path):
     with hub.record() as requests:
         model = load(on_hub, keep_all=True, cache_dir=tmp_path)
