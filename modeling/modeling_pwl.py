@@ -373,6 +373,8 @@ class PWLPreTrainedModel(StagedModel):
                         remote_code=remote_code,
                         overwrite=overwrite,
                     )
+                    if self.parts.tier is None:
+                        self._schedule = self._schedule.without_tier()
         if push_to_hub and is_main_process:
             kwargs |= {"overwrite": True} if overwrite else {}
             kwargs |= {"remote_code": remote_code} if remote_code is not None else {}

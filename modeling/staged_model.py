@@ -18,14 +18,13 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.utils import logging
 
+from .adapted_model import AdaptedModel
 from .configuration_pwl import PWLConfig
-from .errors import RepositoryError, StageError, StateDictError
+from .errors import StageError, StateDictError
 from .families.base import Inputs
 from .loading import refuse_attentions
-from .parts.adapters import read_adapter, refuse_vacancies, undone_on_error
-from .parts.locking import StateLock, exclusive
+from .parts.locking import StateLock
 from .parts.networks import OF_TEACHER
 from .parts.parts import Parts
 from .parts.router import Router
@@ -44,10 +43,8 @@ from .streaming.stream import StageStream
 from .streaming.swapping import Swapper, loss_of, refuse_hooks
 from .streaming.warming import Seen
 
-logger = logging.get_logger(__name__)
 
-
-class StagedModel(Staged, PreTrainedModel):
+class StagedModel(Staged, AdaptedModel):
     """A teacher and a student cut into blocks: a model with stages.
 
     Built from a config or from two networks, everything is resident and changes of stage only re-route.
@@ -211,7 +208,7 @@ class StagedModel(Staged, PreTrainedModel):
             self._refuse_while_streaming(anyone=True)
             if self._sources.low_blocks and bits != self.parts.tier:
                 raise StageError(f"the model is at sources {self.sources!r}: go to others before it gets another tier")
-            self.parts.tier = bits
+            self.parts.add_tier(bits)
             if not self._schedule.has_tier:
                 self._schedule = self._schedule.ladder()
 
@@ -304,10 +301,12 @@ class StagedModel(Staged, PreTrainedModel):
                 raise loss_of(part, self._router.sources, difference)
 
     def _files_of(self, target: Sources, low: Collection[int]) -> tuple[FileEntry, ...]:
+        if self.parts.makes_tier:  # of the shards themselves
+            target, low = target.exact, ()
         return self._store.repository.files_for(self._store.manifest, target, low=low)
 
     def _has_shards(self) -> bool:
-        return self._store.repository.has_shards(self._store.manifest)
+        return self.parts.makes_tier or self._store.repository.has_shards(self._store.manifest)
 
     def _prepare(self, files: Sequence[ListedFile], fetched: Mapping[str, Path], cancelled: Event) -> None:
         # Not the store that the stream began with: saving a model over its own folder gives it another.
@@ -330,73 +329,6 @@ class StagedModel(Staged, PreTrainedModel):
                 self._router.take(self._router.build(target))
             else:
                 self._swapper.move(target, self.device, self.dtype)
-
-    # --- Adapters -----------------------------------------------------------------------------------------------
-
-    @exclusive
-    def add_adapter(self, adapter_config: Any, adapter_name: str | None = None) -> None:
-        """Put a new adapter of PEFT on the model, to be trained, as transformers does.
-
-        Args:
-            adapter_config: What to add, and where.
-            adapter_name: What to call it; `"default"` by default.
-
-        Raises:
-            StageError: While stages are streamed, which would release blocks with the adapter.
-            ValueError: As transformers', such as for a target that is not resident: load with `keep_all=True`.
-        """
-        self._refuse_while_streaming()
-        if self.parts.store is None:
-            logger.warning(
-                "the model is in no repository, so its adapter cannot be saved: save and load the model first"
-            )
-        with undone_on_error(self):
-            super().add_adapter(adapter_config, adapter_name)
-
-    @exclusive
-    def load_adapter(  # type: ignore[override]
-        self,
-        peft_model_id: str | None = None,
-        adapter_name: str | None = None,
-        peft_config: Any = None,
-        adapter_state_dict: dict[str, torch.Tensor] | None = None,
-        adapter_kwargs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        """Put a trained adapter (LoRA and others of PEFT) on the model, as transformers does.
-
-        Args:
-            peft_model_id: The adapter's folder or Hub id; its weights must be a safetensors file.
-            adapter_name: What to call it; `"default"` by default.
-            peft_config: The adapter's config, in place of a repository.
-            adapter_state_dict: The adapter's tensors, in place of a repository.
-            adapter_kwargs: `revision`, `subfolder`, `token`, `cache_dir` and the like, for the adapter's repository.
-            kwargs: transformers' other arguments.
-
-        Returns:
-            transformers' loading info.
-
-        Raises:
-            StageError: If a part of it is for a block that is not resident: load the model with `keep_all=True`.
-            RepositoryError: If there is no such adapter, or the model has no place for a part of it.
-            ImportError: If PEFT is not installed.
-        """
-        self._refuse_while_streaming()
-        if peft_model_id is not None and adapter_state_dict is None:
-            repository = Repository.open(peft_model_id, **(adapter_kwargs or {}))
-            found, adapter_state_dict = read_adapter(repository)
-            peft_config = peft_config or found
-        refuse_vacancies(self.parts, adapter_state_dict or ())
-        with undone_on_error(self):
-            info = super().load_adapter(
-                None, adapter_name, peft_config=peft_config, adapter_state_dict=adapter_state_dict, **kwargs
-            )
-            if info.unexpected_keys:
-                raise RepositoryError(
-                    f"the adapter holds {min(info.unexpected_keys)!r}, for which the model has no place: use the PEFT "
-                    "release that it was saved with"
-                )
-        return info
 
     # --- What transformers and torch do to a model --------------------------------------------------------------
 
@@ -529,7 +461,9 @@ class StagedModel(Staged, PreTrainedModel):
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
         with self.parts.lock:
+            low = self.parts.unchanged_low(marked=True)
             super()._apply(fn, recurse)
+            self.parts.mark(low)
             statistics = self.parts.statistics.items()
             self.parts.statistics = {mask: {n: fn(t) for n, t in found.items()} for mask, found in statistics}
             self._router.reset()

@@ -104,8 +104,9 @@ class Staged:
             on_stage: Called with the model and the stage after each swap, in the background thread.
             max_bytes_per_second: A limit on downloading.
             lookahead_bytes: How much may be fetched ahead of the stage that is being attached.
-            low_precision: Whether to pass through the stages that have blocks in low precision; by default where the
-                teacher's shards are not here already. Others are passed over.
+            low_precision: Whether to pass through the stages that have blocks in low precision; by default where that
+                saves something: not where the teacher's shards are here already, or a tier that was added is made of
+                them. Others are passed over.
 
         Returns:
             A handle: `wait`, `cancel`, `done`, `exception`, `stage`, `bytes_done`; a context manager.
@@ -192,7 +193,7 @@ class Staged:
         """Refuse, with a StageError, a stream that would fail on its way to a mask, as far as that is known."""
 
     def _has_shards(self) -> bool:
-        """Whether the teacher's own shards are all here, so that low precision would save nothing."""
+        """Whether the teacher's own shards are all here, or needed anyway, so that low precision would save nothing."""
         raise NotImplementedError
 
     def _files_of(self, target: Sources, low: Collection[int]) -> Sequence[ListedFile]:

@@ -25,7 +25,7 @@ from pwl_hf.modeling.families.registry import family_of
 BANDWIDTH = 20e6
 LATENCY = 0.02
 
-PWL, TEACHER, STUDENT = "org/pwl", "org/teacher", "org/student"
+PWL, RUNGS, TEACHER, STUDENT = "org/pwl", "org/pwl-rungs", "org/teacher", "org/student"
 
 
 @dataclass(frozen=True)

@@ -231,6 +231,12 @@ SUITE: dict[str, Entry] = {
         "of the rounds.",
         "alternatives:hub",
     ),
+    "alternatives-memory": Entry(
+        "What users would do instead: memory",
+        "The most memory above that of the imports until the teacher has answered, each page once, from that Hub, each "
+        "in a fresh process. One round.",
+        "alternatives_memory:memory",
+    ),
     "alternatives-accuracy": Entry(
         "What the first answers are worth",
         "Accuracy of what answers first, and the bytes of weights that it needs, for the pair that `pwl-hf demo` "

@@ -21,19 +21,19 @@ from numpy.typing import NDArray
 
 from ..errors import RepositoryError
 from .mapped import CODES, FORMATS, TensorPlace, read_header
-from .splitting import KINDS, LEVELS, Words, merge, quantise, residual, scaled
+from .splitting import KINDS, LEVELS, Scratch, Words, merge, quantise, residual, scaled
 
 Q_PLANE, SCALES = "planes.q", "planes.scales"
 _MATRICES = "matrices"
 # Level 1 was smaller than 3 and 9 on all networks that were tried: what is left is entropy, no repetition.
 _LEVEL = 1
 # Values worked on at a time: they stay in the processor's cache.
-_PIECE = 1 << 15
+_PIECE = 1 << 16
 # A matrix of fewer columns gains nothing: each row has a scale.
 _NARROWEST = 8
 # What a stream may ask for in memory; level 1 asks for half of a MiB.
 _WINDOW = 1 << 23
-# Values of a matrix: what a file claims is made before it is read.
+# Values of a block, if nothing else says how many there may be: what a file claims is made before it is read.
 _LARGEST = 1 << 31
 
 Arrays = dict[str, NDArray[Any]]
@@ -77,23 +77,24 @@ def describe(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, str]:
     return {_MATRICES: json.dumps(found, separators=(",", ":"))}
 
 
-def read_matrices(local: Path, metadata: Mapping[str, str]) -> dict[str, tuple[int, ...]]:
+def read_matrices(local: Path, metadata: Mapping[str, str], largest: int = _LARGEST) -> dict[str, tuple[int, ...]]:
     """The shapes of the matrices of a file of low precision, by name, in the order in which they are packed.
 
     Args:
         local: The file, for the error.
         metadata: Its metadata.
+        largest: How many values they may have together.
 
     Raises:
         RepositoryError: If they are not what `describe` says.
     """
     try:
         found = {name: tuple(shape) for name, shape in json.loads(metadata[_MATRICES]).items()}
-        sound = all(type(size) is int and size > 0 for shape in found.values() for size in shape) and all(
-            matrix(shape) is not None and math.prod(shape) <= _LARGEST for shape in found.values()
-        )
-        if not sound or list(found) != sorted(found):
+        sound = all(type(size) is int and size > 0 for shape in found.values() for size in shape)
+        if not sound or any(matrix(shape) is None for shape in found.values()) or list(found) != sorted(found):
             raise ValueError("its matrices are none, or not in order")
+        if (values := sum(map(math.prod, found.values()))) > largest:
+            raise ValueError(f"its matrices would have {values} values, there can be {largest} at most")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise RepositoryError(f"{local} is no file of low precision: {type(error).__name__}: {error}") from error
     return found
@@ -115,14 +116,15 @@ def pack(given: Mapping[str, NDArray[Any]], dtype: str, bits: int) -> Packed:
     sizes = {name: size for name in sorted(given) if (size := _size(given[name], dtype)) is not None}
     streams = [_Compressor() for _ in range(1 + len(kind.planes))]
     scales: list[NDArray[np.float32]] = []
+    scratch = Scratch()
     for name, size in sizes.items():
         words = given[name].reshape(size)
         for piece in _pieces(*size):
             q, scale = quantise(words[piece], dtype, LEVELS[bits])
             coarse = np.empty_like(words[piece])
-            scaled(q, scale, dtype, coarse)
+            scaled(q, scale, dtype, coarse, scratch)
             planes = residual(words[piece], coarse, dtype)
-            merge(coarse, [plane.view(np.uint8) for plane in planes], dtype)
+            merge(coarse, [plane.view(np.uint8) for plane in planes], dtype, scratch)
             if not np.array_equal(coarse, words[piece]):
                 raise RuntimeError(f"{name!r} did not come back bit for bit from its low precision")
             scales.append(scale.reshape(-1))
@@ -134,8 +136,8 @@ def pack(given: Mapping[str, NDArray[Any]], dtype: str, bits: int) -> Packed:
     return Packed(low, metadata, dict(zip(residual_names(dtype), rest, strict=True)))
 
 
-def coarsen(words: Words, dtype: str, bits: int) -> Words:
-    """The low precision of one tensor, as bits of its dtype; the tensor itself if it is no matrix.
+def coarsen(words: Words, dtype: str, bits: int) -> Words | None:
+    """The low precision of one tensor, as bits of its dtype; None of what is no matrix, and stays as it is.
 
     Args:
         words: Its bits.
@@ -144,22 +146,24 @@ def coarsen(words: Words, dtype: str, bits: int) -> Words:
     """
     size = matrix(words.shape)
     if size is None:
-        return words
+        return None
     found = np.empty_like(words)
     flat, given = found.reshape(size), words.reshape(size)
+    scratch = Scratch()
     for rows in _pieces(*size):
         q, scales = quantise(given[rows], dtype, LEVELS[bits])
-        scaled(q, scales, dtype, flat[rows])
+        scaled(q, scales, dtype, flat[rows], scratch)
     return found
 
 
-def unpack(quantised: Path, refinement: Path | None, dtype: str) -> Arrays:
+def unpack(quantised: Path, refinement: Path | None, dtype: str, largest: int = _LARGEST) -> Arrays:
     """The tensors of a block by name, floating ones as their bits.
 
     Args:
         quantised: The file of low precision, compared with its hash before.
         refinement: The file that makes it exact; without it, the low precision itself.
         dtype: The dtype of the floating ones.
+        largest: How many values its matrices may have together: however far a stream would expand, no more is made.
 
     Raises:
         RepositoryError: If a file is not what it must be.
@@ -167,7 +171,7 @@ def unpack(quantised: Path, refinement: Path | None, dtype: str) -> Arrays:
     kind = KINDS[dtype]
     with ExitStack() as opened:
         low = opened.enter_context(_opened(quantised))
-        shapes = read_matrices(quantised, low.metadata)
+        shapes = read_matrices(quantised, low.metadata, largest)
         streams = [low.stream(Q_PLANE)]
         if refinement is not None:
             rest = opened.enter_context(_opened(refinement))
@@ -176,7 +180,7 @@ def unpack(quantised: Path, refinement: Path | None, dtype: str) -> Arrays:
         found: Arrays = {name: low.read(name) for name in low.places if name not in (Q_PLANE, SCALES)}
         found = {name: a.view(kind.word) if a.dtype.kind != "i" else a for name, a in found.items()}
         # 2. The matrices, piece by piece.
-        scales, done = low.read(SCALES), 0
+        scales, done, scratch = low.read(SCALES), 0, Scratch()
         sizes = {name: size for name, shape in shapes.items() if (size := matrix(shape)) is not None}
         if scales.dtype != np.float32 or scales.shape != (sum(rows for rows, _ in sizes.values()),):
             raise RepositoryError(f"{quantised}: {SCALES!r} must be float32, one for each row")
@@ -186,28 +190,34 @@ def unpack(quantised: Path, refinement: Path | None, dtype: str) -> Arrays:
             for piece in _pieces(*size):
                 words = flat[piece]
                 q = streams[0].take(words.size).view(np.int8).reshape(words.shape)
-                scaled(q, scales[done : done + len(q), None], dtype, words)
+                scaled(q, scales[done : done + len(q), None], dtype, words, scratch)
                 done += len(q)
                 planes = [s.take(words.size * w) for s, w in zip(streams[1:], kind.planes, strict=False)]
                 if planes:
-                    merge(words, planes, dtype)
+                    merge(words, planes, dtype, scratch)
         for stream in streams:
             stream.check_end()
     return found
 
 
 class UnpackedFile(Mapping[str, NDArray[Any]]):
-    """The tensors of a block that was in low precision, or still is, as if they were mapped; see `unpack`.
+    """The tensors of a block that was in low precision, or still is, as if they were mapped.
+
+    Args:
+        quantised: As in `unpack`.
+        refinement: As in `unpack`.
+        dtype: As in `unpack`.
+        size: How many bytes the block has.
 
     Attributes:
         places: What each tensor is; it lies nowhere.
     """
 
-    def __init__(self, quantised: Path, refinement: Path | None, dtype: str) -> None:
-        code = CODES[dtype]
+    def __init__(self, quantised: Path, refinement: Path | None, dtype: str, size: int) -> None:
+        code, largest = CODES[dtype], size // np.dtype(KINDS[dtype].word).itemsize
         self._arrays = {
             name: array if array.dtype.kind == "i" else array.view(FORMATS[code].numpy)
-            for name, array in unpack(quantised, refinement, dtype).items()
+            for name, array in unpack(quantised, refinement, dtype, largest).items()
         }
         self.places = {
             name: TensorPlace(code if array.dtype != np.int64 else "I64", array.shape, 0, array.nbytes)
@@ -285,6 +295,7 @@ class _Stream:
         self._file, self._name = file, name
         place = file.place(name)
         self._at, self._end = place.offset, place.offset + place.length
+        self._taken = np.empty(0, np.uint8)
         self._reader = (
             _zstandard()
             .ZstdDecompressor(max_window_size=_WINDOW)
@@ -301,13 +312,14 @@ class _Stream:
         return found
 
     def take(self, size: int) -> NDArray[np.uint8]:
-        """The next bytes.
+        """The next bytes, until more are taken.
 
         Raises:
             RepositoryError: If there are fewer, or they were not compressed by zstd.
         """
-        found = np.empty(size, np.uint8)
-        done = 0
+        if self._taken.size < size:
+            self._taken = np.empty(size, np.uint8)
+        found, done = self._taken[:size], 0
         while done < size:
             count = self._decompressed(found[done:])
             if not count:

@@ -45,6 +45,8 @@ KINDS = {
 LEVELS = {8: 127, 4: 7}
 # Rows of smaller scales have q = 0: no product may be a denormal, which some set the processor to round to 0.
 _SMALLEST = np.float32(2.0**-100)
+# Scales with which each product, |q| from 1 to 127, is a normal number of float16.
+_HALF_SMALLEST, _HALF_LARGEST = np.float32(2.0**-14), np.float32(2.0**9)
 
 
 def quantise(words: Words, dtype: str, levels: int) -> tuple[NDArray[np.int8], Floats]:
@@ -68,31 +70,68 @@ def quantise(words: Words, dtype: str, levels: int) -> tuple[NDArray[np.int8], F
     return np.clip(q, -levels, levels).astype(np.int8), scales
 
 
-def scaled(q: NDArray[np.int8], scales: Floats, dtype: str, out: Words) -> None:
-    """Write the bits of q s.
+class Scratch:
+    """Memory for what lies between two steps, used for piece after piece: new memory costs more than the steps do."""
+
+    def __init__(self) -> None:
+        self._bytes: list[NDArray[np.uint8]] = []
+
+    def words(self, number: int, like: NDArray[Any], word: type[np.unsignedinteger[Any]]) -> Words:
+        """Whole numbers of an array's shape, of any values; those of another number are other memory."""
+        size = like.size * np.dtype(word).itemsize
+        while len(self._bytes) <= number:
+            self._bytes.append(np.empty(0, np.uint8))
+        if self._bytes[number].size < size:
+            self._bytes[number] = np.empty(size, np.uint8)
+        found: Words = self._bytes[number][:size].view(word).reshape(like.shape)
+        return found
+
+
+def scaled(q: NDArray[np.int8], scales: Floats, dtype: str, out: Words, scratch: Scratch) -> None:
+    """Write the bits of q s, rounded to the nearest value of the dtype, ties to even.
 
     Args:
         q: (rows, width).
         scales: (rows, 1).
         dtype: One of `KINDS`.
         out: Where they go, (rows, width), contiguous.
+        scratch: What it may use.
     """
-    if dtype == "float32":
-        values = out.view(np.float32)
+    with np.errstate(all="ignore"):
+        if dtype == "float32":
+            values = out.view(np.float32)
+            values[...] = q
+            np.multiply(values, scales, out=values)
+            return
+        bits = scratch.words(0, q, np.uint32)
+        values = bits.view(np.float32)
         values[...] = q
-        np.multiply(values, scales, out=values)
-        return
-    values = q.astype(np.float32)
-    np.multiply(values, scales, out=values)
-    if dtype == "float16":
-        with np.errstate(over="ignore"):
+        if dtype == "bfloat16":
+            np.multiply(values, scales, out=values)
+            _round_off(bits, 16, scratch)
+            out[...] = bits
+        elif np.all((scales == 0) | ((scales >= _HALF_SMALLEST) & (scales <= _HALF_LARGEST))):
+            # Five times as fast as numpy's own cast. Exponents of float16 are those of float32 less 112.
+            np.multiply(values, scales * np.float32(2.0**-112), out=values)
+            _round_off(bits, 13, scratch)
+            out[...] = bits  # without the sign, which is too far up
+            signs = scratch.words(1, q, np.uint16)
+            signs[...] = q.view(np.uint8) & np.uint8(0x80)
+            np.left_shift(signs, np.uint16(8), out=signs)
+            np.bitwise_or(out, signs, out=out)
+        else:
+            np.multiply(values, scales, out=values)
             out.view(np.float16)[...] = values
-        return
-    # numpy has no bfloat16: to the nearest, ties to even.
-    bits = values.view(np.uint32)
-    bits += np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
-    np.right_shift(bits, np.uint32(16), out=bits)
-    out[...] = bits
+
+
+def _round_off(bits: Words, count: int, scratch: Scratch) -> None:
+    """Take so many of the lowest bits away, to the nearest, ties to even."""
+    odd = scratch.words(1, bits, np.uint32)
+    np.right_shift(bits, np.uint32(count), out=odd)
+    np.bitwise_and(odd, np.uint32(1), out=odd)
+    np.add(bits, odd, out=bits)
+    np.add(bits, np.uint32((1 << (count - 1)) - 1), out=bits)
+    np.right_shift(bits, np.uint32(count), out=bits)
 
 
 def residual(words: Words, low: Words, dtype: str) -> list[NDArray[np.unsignedinteger[Any]]]:
@@ -116,22 +155,34 @@ def residual(words: Words, low: Words, dtype: str) -> list[NDArray[np.unsignedin
     return found
 
 
-def merge(low: Words, planes: list[NDArray[np.uint8]], dtype: str) -> None:
+def merge(low: Words, planes: list[NDArray[np.uint8]], dtype: str, scratch: Scratch) -> None:
     """Make a low precision exact, in place.
 
     Args:
         low: Its bits, contiguous.
         planes: The bytes of the planes that `residual` gives.
         dtype: The dtype that they are of.
+        scratch: What it may use.
     """
-    kind, flat, shift = KINDS[dtype], low.reshape(-1), 0
-    for width, plane in zip(kind.planes, planes, strict=True):
-        part = plane.view(f"<u{width}").astype(kind.word)
-        if shift:
-            np.left_shift(part, kind.word(shift), out=part)
-        np.add(flat, part, out=flat)
-        shift += 8 * width
-    np.subtract(flat, kind.word(kind.bias), out=flat)
+    kind, flat = KINDS[dtype], low.reshape(-1)
+    lowest, *above = (plane.view(f"<u{width}") for width, plane in zip(kind.planes, planes, strict=True))
+    # All planes but the lowest fit into two bytes: whole numbers of half the size take half the time.
+    high = scratch.words(0, flat, np.uint16)
+    high[...] = above[-1]
+    for plane in above[-2::-1]:
+        np.left_shift(high, np.uint16(8), out=high)
+        np.add(high, plane, out=high)
+    shift = 8 * kind.planes[0]
+    if above_bias := kind.bias >> shift:
+        np.subtract(high, np.uint16(above_bias), out=high)
+    if kind.word is not np.uint16:
+        high, narrow = scratch.words(1, flat, kind.word), high
+        high[...] = narrow
+    np.left_shift(high, kind.word(shift), out=high)
+    np.add(flat, high, out=flat)
+    np.add(flat, lowest, out=flat)
+    if left := kind.bias % (1 << shift):
+        np.subtract(flat, kind.word(left), out=flat)
 
 
 def floats_of(words: Words, dtype: str) -> Floats:

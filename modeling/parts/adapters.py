@@ -159,6 +159,17 @@ def refuse_vacancies(parts: Parts, names: Iterable[str]) -> None:
                 )
 
 
+def refuse_on_low_precision(parts: Parts) -> None:
+    """Refuse an adapter that was put on blocks in low precision: it would go with them, and never be on the teacher.
+
+    Raises:
+        StageError: With the first of them.
+    """
+    for part in sorted(part for part in parts.resident() if part.is_low):
+        if part.difference() is not None:
+            raise StageError(f"the adapter would be on {part}, which is passing by: go to a stage without such blocks")
+
+
 def check_adapter_folder(directory: str | os.PathLike[str]) -> None:
     """Refuse to save an adapter over files that are not an adapter's.
 
@@ -197,7 +208,7 @@ def check_base_is_saved(model: PreTrainedModel, parts: Parts) -> None:
         tensors = {name.replace(wrapped, ""): tensor for name, tensor in tensors.items()}
         saved = {name.replace(wrapped, "") for name in saved}
     for part in sorted(parts.resident()):
-        for name, stored in parts.store.read(part).items():
+        for name, stored in parts.values(part).items():
             # A tied tensor may be in a place other than its first, which names it.
             found = tensors.get(name) if part.modules() else part.tensors().get(name)
             if name in saved:

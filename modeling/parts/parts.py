@@ -13,15 +13,16 @@ from transformers.utils import logging
 
 from ..configuration_pwl import PWLConfig
 from ..errors import RepositoryError, StageError
+from ..repository.manifest import Manifest
 from ..routes.batchnorm import Statistics
 from ..routes.compiling import Compiling
-from ..sources import Role, Sources
+from ..sources import PartId, Role, Sources
 from ..transformers_internals import copy_checkpointing
 from .locking import StateLock
 from .networks import OF_TEACHER, Networks
 from .part import Inventory, Made, Part, QuantisedPart, Tensors
 from .structure import hooked_by_others
-from .tier import coarse
+from .tier import coarse, digest_of
 from .weights import WeightStore, same_bits
 
 logger = logging.get_logger(__name__)
@@ -40,6 +41,7 @@ class Parts:
         discarded: Masks whose statistics in the repository are neither loaded nor saved again.
         compiling: How units are compiled, those that come later as well.
         tier: The bits of a weight in the teacher's low precision, which the model then has; None without it.
+        makes_tier: Whether the tier was added to the model (`add_tier`), and is not the repository's.
         joined_from: The folders of networks that were joined: they are not saved into.
         processing: The files of what makes inputs for networks that were joined, by path.
 
@@ -59,8 +61,11 @@ class Parts:
         self.discarded: frozenset[str] = frozenset()
         self.compiling: Compiling | None = None
         self.tier: int | None = None
+        self.makes_tier = False
         self.joined_from: tuple[str, ...] = ()
         self.processing: Mapping[str, str] = {}
+        # Digests of blocks in low precision that no file of the repository tells of, as they came.
+        self._marks: dict[PartId, bytes] = {}
         # Whether parameters of the teacher (True), or of the rest, require gradients, as last seen.
         self._trainable = {True: False, False: True}
 
@@ -127,9 +132,10 @@ class Parts:
         """
         for part in sorted(self.inventory.of(sources)):
             if part not in made and not part.is_resident:
+                advice = "" if part.is_low else ", or load the model with keep_all=True"
                 raise StageError(
                     f"sources {sources.mask!r} needs {part}, which is not resident: call "
-                    f"set_sources({sources.mask!r}), or load the model with keep_all=True"
+                    f"set_sources({sources.mask!r}){advice}"
                 )
 
     def refuse_absence(self) -> None:
@@ -147,14 +153,43 @@ class Parts:
         """All resident tensors of the parts, by full in-memory name."""
         return {name: tensor for part in sorted(self.resident()) for name, tensor in part.tensors().items()}
 
-    def is_unchanged(self, part: Part) -> bool:
-        """Whether a resident part is, bit for bit, what the repository holds."""
-        if part.difference() is not None or (self.store is None and not part.is_low):
+    def is_unchanged(self, part: Part, tensors: Tensors | None = None) -> bool:
+        """Whether a resident part is, bit for bit, what the repository holds; of low precision, what it was made as.
+
+        A block in low precision was made of the teacher as it was then: that the teacher has changed since does not
+        change it.
+
+        Args:
+            part: The part.
+            tensors: What to compare, by full in-memory name; its own tensors by default.
+
+        Raises:
+            RepositoryError: If its file is not what the manifest says.
+        """
+        if part.difference() is not None:
             return False
-        stored, resident = self.values(part), part.tensors()
+        resident = part.tensors() if tensors is None else tensors
+        if (mark := self._marks.get(part.id)) is not None and digest_of(resident) == mark:
+            return True
+        if self.tier is None if part.is_low else self.store is None:
+            return False
+        stored = self.values(part)
         return stored.keys() == resident.keys() and all(
             _is_as_stored(tensor, stored[name]) for name, tensor in resident.items()
         )
+
+    def unchanged_low(self, *, marked: bool) -> list[Part]:
+        """The resident blocks in low precision that are marked, and as they came; or those that are not marked."""
+        low = [part for part in sorted(self.resident()) if part.is_low and (part.id in self._marks) == marked]
+        return [
+            part
+            for part in low
+            if part.difference() is None and (not marked or digest_of(part.tensors()) == self._marks[part.id])
+        ]
+
+    def mark(self, low: Collection[Part]) -> None:
+        """Note what resident blocks in low precision are now: that is no change."""
+        self._marks |= {part.id: digest_of(part.tensors()) for part in low}
 
     # --- Coming and going ---------------------------------------------------------------------------------------
 
@@ -184,7 +219,11 @@ class Parts:
             RepositoryError: If the model came from none, or its file is not what the manifest says.
         """
         model = self.networks.model
-        modules = part.make(_cast(self.values(part), device, dtype), device, made or {})
+        values = _cast(self.values(part), device, dtype)
+        self._marks.pop(part.id, None)
+        if self.is_made(part):
+            self._marks[part.id] = digest_of(values)
+        modules = part.make(values, device, made or {})
         copy_checkpointing(model, modules.values())
         units = part.units if self.compiling is not None else ()
         for name, module in modules.items():
@@ -249,7 +288,30 @@ class Parts:
 
     def is_made(self, part: Part) -> bool:
         """Whether a part follows from the teacher's own block: low precision, where that is here or no file has it."""
-        return part.is_low and (self.store is None or self.keeps_all or self.store.manifest.tier != self.tier)
+        return part.is_low and (self.keeps_all or self.makes_tier)
+
+    def add_tier(self, bits: int) -> None:
+        """Let low precision be made of the teacher, whatever the repository has of it.
+
+        Args:
+            bits: 8 or 4.
+        """
+        # What a file has told of until now is not what will be made.
+        self.mark([part for part in self.unchanged_low(marked=False) if self.is_unchanged(part)])
+        self.tier, self.makes_tier = bits, True
+
+    def saved_over(self, manifest: Manifest) -> None:
+        """Take over the files that a save has put in the place of those that the parts come from.
+
+        Args:
+            manifest: Their manifest.
+        """
+        if self.store is None:
+            raise RuntimeError("the parts come from no repository")
+        # The files that they came from are gone; the save has compared them.
+        self.mark(self.unchanged_low(marked=False))
+        self.store, self.tier, self.makes_tier = self.store.after_save(manifest), manifest.tier, False
+        self.config.fingerprint = manifest.fingerprint
 
     def values(self, part: Part) -> Tensors:
         """What the tensors of a part are to be: as the repository has them, or as low precision follows from the block.

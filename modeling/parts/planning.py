@@ -112,9 +112,9 @@ def _differences(parts: Parts) -> Iterator[str]:
             yield f"of the {role}, {found}"
         elif plan.config.num_labels != config.num_labels:
             yield f"config.num_labels is {config.num_labels}, the {role}'s {plan.config.num_labels}"
-    # What belongs to no network as a whole, the converters.
+    # What belongs to no network as a whole: converters, and low precision.
     for part in sorted(parts.resident()):
-        if part.role is None and (found := part.difference()) is not None:
+        if (part.role is None or part.is_low) and (found := part.difference()) is not None:
             yield f"of {part}, {found}"
     own = ("teacher.", "student.", "quantised.", "encoders.", "decoders.")
     for name in networks.model.state_dict():
@@ -130,6 +130,7 @@ class _Planner:
         check_savable(parts)
         self.resident = parts.resident()
         self._check_given()
+        self._check_low_precision()
         tensors = [tensor for part in self.resident for tensor in self._own(part).values()]
         floating = {tensor.dtype for tensor in tensors if tensor.is_floating_point()}
         if len(floating) != 1:
@@ -161,19 +162,32 @@ class _Planner:
         planned = [self._plan_file(path, parts) for path, parts in self.parts.inventory.by_file.items()]
         stored = self.store.manifest.masks if self.store is not None else ()
         masks = {str(mask) for mask in stored} - self.parts.discarded | self.parts.statistics.keys()
-        tier = self._tier(planned)
+        copied = {file.path for file in planned if file.entry is not None}
+        tier = self._tier(copied)
         planned += [self._plan_statistics(Sources(mask)) for mask in sorted(masks)]
         blocks = range(1, self.parts.num_blocks + 1) if tier is not None else ()
-        return Plan([*planned, *(file for block in blocks for file in self._plan_tier(block, tier or 0))], tier)
+        return Plan([*planned, *(file for block in blocks for file in self._plan_tier(block, tier or 0, copied))], tier)
 
-    def _tier(self, planned: list[PlannedFile]) -> int | None:
+    def _check_low_precision(self) -> None:
+        """Refuse what would be lost: no save writes a block in low precision as it is in memory."""
+        for part in sorted(part for part in self.resident if part.is_low):
+            try:
+                unchanged = self.parts.is_unchanged(part, self._own(part))
+            except (RepositoryError, OSError):
+                continue  # The source is gone: what is saved of the rest goes without the tier, and says so.
+            if not unchanged:
+                raise SaveError(
+                    f"{part} was changed, and would not be saved: what is stored follows from the teacher. Change the "
+                    "teacher itself, loaded with keep_all=True, or load the model again to be rid of the change"
+                )
+
+    def _tier(self, copied: set[str]) -> int | None:
         """The tier that the save has: that of the model, unless the teacher is no more what it was made of."""
-        bits, store = self.parts.tier, self.store
-        if bits is None or store is None or store.manifest.tier != bits:
+        bits = self.parts.tier
+        if bits is None or self.parts.makes_tier:
             return bits
-        entries = {file.path: file.entry for file in planned}
-        shards = (teacher_shard(block, self.parts.num_blocks) for block in range(1, self.parts.num_blocks + 1))
-        if all(entries[path] is not None for path in shards):
+        blocks = range(1, self.parts.num_blocks + 1)
+        if copied.issuperset(teacher_shard(block, self.parts.num_blocks) for block in blocks):
             return bits
         logger.warning(
             "saved without the tier of low precision, which was of another teacher, or of another dtype: call add_tier "
@@ -181,19 +195,13 @@ class _Planner:
         )
         return None
 
-    def _plan_tier(self, block: int, bits: int) -> list[PlannedFile]:
+    def _plan_tier(self, block: int, bits: int, copied: set[str]) -> list[PlannedFile]:
         count = self.parts.num_blocks
         paths = quantised_file(block, count), refinement_file(block, count)
         part = self.parts.inventory.parts[PartId("teacher", block)]
         parameters = (part.num_parameters, 0)
-        entries = [self._same_dtype_entry(path) for path in paths]
-        if self.store is not None and self.store.manifest.tier == bits and None not in entries:
-            quantised = self.parts.inventory.parts[PartId("quantised", block)]
-            if quantised in self.resident and not self.parts.is_unchanged(quantised):
-                raise SaveError(
-                    f"{quantised} was changed since it was loaded, and what is saved follows from the teacher: "
-                    "change the teacher itself, loaded with keep_all=True"
-                )
+        if self.store is not None and self.store.manifest.tier == bits and teacher_shard(block, count) in copied:
+            entries = [self.store.manifest.get(path) for path in paths]
             return [PlannedFile(p, n, e, None) for p, n, e in zip(paths, parameters, entries, strict=True)]
 
         # Both files come of one split, which is let go of with the second.
@@ -218,7 +226,7 @@ class _Planner:
         parameters = sum(part.num_parameters for part in parts)
         # A file of several parts is the student's, which each stage below the last needs.
         blocks = parts[0].blocks if len(parts) == 1 else ()
-        entry = None if self.state_dict else self._same_dtype_entry(path)
+        entry = self._same_dtype_entry(path)
         if entry is not None and self._is_unchanged(parts):
             return PlannedFile(path, parameters, entry, None, blocks)
         return PlannedFile(path, parameters, None, lambda: self._gather(parts), blocks)
@@ -226,7 +234,7 @@ class _Planner:
     def _is_unchanged(self, parts: list[Part]) -> bool:
         resident = [part for part in parts if part in self.resident]
         try:
-            return all(self.parts.is_unchanged(part) for part in resident)
+            return all(self.parts.is_unchanged(part, self._own(part)) for part in resident)
         except (RepositoryError, OSError):
             # The source is gone or was written over; what is in memory needs no source.
             if len(resident) < len(parts):

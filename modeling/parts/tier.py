@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,15 +41,26 @@ def coarse(part: Part, exact: Tensors, bits: int) -> Tensors:
         bits: 8 or 4.
 
     Returns:
-        Its tensors by full in-memory name, on the CPU.
+        Its tensors by full in-memory name, on the CPU; none shares memory with the block's.
     """
     given = {name.partition(".")[2]: tensor for name, tensor in exact.items()}
     found = {}
     for name, spec in part.specs.items():
         tensor = given[name.partition(".")[2]].detach().cpu()
         words = coarsen(_words(tensor), dtype_name(tensor.dtype), bits) if spec.is_floating else None
-        found[name] = tensor if words is None else _tensor(words, tensor.dtype)
+        # What is no matrix comes back as it is: a change of the one would be a change of the other.
+        found[name] = tensor.clone() if words is None else _tensor(words, tensor.dtype)
     return found
+
+
+def digest_of(tensors: Tensors) -> bytes:
+    """A digest of tensors' names, dtypes, shapes and bits; of the meta device, which has no bits, of the rest."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        if not tensor.is_meta:
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.digest()
 
 
 def read_split(specs: Mapping[str, TensorSpec], files: Sequence[Path], dtype: torch.dtype) -> Tensors:
@@ -65,7 +77,8 @@ def read_split(specs: Mapping[str, TensorSpec], files: Sequence[Path], dtype: to
     Raises:
         RepositoryError: If a file is not what it must be.
     """
-    arrays = unpack(files[0], files[1] if len(files) > 1 else None, dtype_name(dtype))
+    values = sum(torch.Size(spec.shape).numel() for spec in specs.values())
+    arrays = unpack(files[0], files[1] if len(files) > 1 else None, dtype_name(dtype), values)
     found = {name: arrays[spec.checkpoint_name] for name, spec in specs.items()}
     return {n: _tensor(found[n], dtype) if s.is_floating else torch.from_numpy(found[n]) for n, s in specs.items()}
 

@@ -120,9 +120,7 @@ def save_repository(
     if store is not None and store.repository.commit is None:
         own = Path(store.repository.name, store.repository.subfolder)
         if own.exists() and own.samefile(root):
-            # The files under the model are these now.
-            parts.store, parts.tier = store.after_save(manifest), manifest.tier
-            parts.config.fingerprint = manifest.fingerprint
+            parts.saved_over(manifest)
     return manifest
 
 

@@ -301,18 +301,19 @@ class Repository(Location):
         count = manifest.num_blocks
         return all(self.local(teacher_shard(block, count)) is not None for block in range(1, count + 1))
 
-    def refines(self, manifest: Manifest, block: int) -> bool:
+    def refines(self, manifest: Manifest, block: int, *, low: bool = False) -> bool:
         """Whether a block of the teacher is made of its low precision, which is here, and a refinement: no shard is.
 
         Args:
             manifest: The repository's manifest.
             block: The block, from 1.
+            low: Whether its low precision will be here by then.
         """
         count = manifest.num_blocks
         return (
             manifest.tier is not None
             and self.local(teacher_shard(block, count)) is None
-            and self.local(quantised_file(block, count)) is not None
+            and (low or self.local(quantised_file(block, count)) is not None)
         )
 
     def files_for(
@@ -326,9 +327,8 @@ class Repository(Location):
             keep: Networks that are needed whole beside it.
             low: Blocks of the teacher that will be here in low precision by then.
         """
-        blocks = range(1, manifest.num_blocks + 1) if manifest.tier is not None else ()
-        here = {k for k in blocks if self.local(teacher_shard(k, manifest.num_blocks)) is not None}
-        return manifest.files_for(sources, keep, {k for k in blocks if self.refines(manifest, k)} | set(low) - here)
+        blocks = range(1, manifest.num_blocks + 1)
+        return manifest.files_for(sources, keep, {k for k in blocks if self.refines(manifest, k, low=k in low)})
 
     def fetch_verified(self, entries: Collection[ListedFile]) -> dict[str, Path]:
         """As `verify`, without the stamps.

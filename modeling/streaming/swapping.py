@@ -149,7 +149,9 @@ def refuse_hooks(parts: Parts) -> None:
 def loss_of(part: Part, sources: Sources, difference: str | None) -> StageError:
     """The error for a part that would be released with changes that the repository does not have."""
     how = "" if difference is None else f" ({difference})"
+    advice = "save the model first and load it again, or load it with keep_all=True"
+    if part.is_low:  # No save holds it.
+        advice = "put back what it was, or load the model again; change the teacher itself, loaded with keep_all=True"
     return StageError(
-        f"{part} was changed since it was loaded{how} and would be lost on leaving sources {sources.mask!r}: save "
-        "the model first and load it again, or load it with keep_all=True"
+        f"{part} was changed since it was loaded{how} and would be lost on leaving sources {sources.mask!r}: {advice}"
     )

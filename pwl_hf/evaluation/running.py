@@ -140,7 +140,7 @@ def _logits_by_batch(
     found = [Sources.of(mask, model.num_blocks).mask for mask in masks]
     if len(set(found)) != len(found) or not found:
         raise ValueError(f"masks must be at least one, each named once, got {list(masks)}")
-    with _evaluating(model), _low_precision(model, found):
+    with _evaluating(model), low_precision(model, found):
         for inputs, labels in reader.batches(model):
             logits: dict[str, torch.Tensor] = {}
             waiting = iter(sorted(found))
@@ -262,7 +262,7 @@ def _by_sample(values: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
 
 
 @contextmanager
-def _low_precision(model: Model, masks: Sequence[str]) -> Iterator[None]:
+def low_precision(model: Model, masks: Sequence[str]) -> Iterator[None]:
     """Let a model that keeps everything have the teacher in low precision too, if a mask takes blocks of it."""
     before = model.sources
     if model.parts.is_whole and any("Q" in mask for mask in masks):

@@ -212,9 +212,9 @@ class Graphs:
         here = {key.path for key in sessions} | {path for origin in files for path in origin}
         self.prepare([entry for entry in self.files_of(sources) if entry.path not in here])
         # 2. The files of what is new, each mapped, or merged, once.
-        for origin in origins.values():
+        for path, origin in origins.items():
             if origin not in files:
-                files[origin] = self._read(origin)
+                files[origin] = self._read(path, origin)
         # 3. Its sessions.
         for key in new:
             sessions[key] = self._session(graphs[key], {path: files[origins[path]] for path in graphs[key].tensors})
@@ -238,15 +238,17 @@ class Graphs:
                     return quantised_file(block, count), refinement_file(block, count)
         return (path,)
 
-    def _read(self, origin: Origin) -> TensorFile:
+    def _read(self, path: str, origin: Origin) -> TensorFile:
         local = [self._verified[path][0] for path in origin]
         found: TensorFile
         if origin[0].startswith("quantised/"):
-            found = UnpackedFile(local[0], local[1] if len(local) > 1 else None, self.manifest.dtype)
+            shard = self.manifest.get(path)
+            size = shard.bytes if shard is not None else 0
+            found = UnpackedFile(local[0], local[1] if len(local) > 1 else None, self.manifest.dtype, size)
         else:
             found = MappedFile(local[0])
-        for path in origin:
-            self._check_unchanged(path)
+        for file in origin:
+            self._check_unchanged(file)
         return found
 
     def _session(self, graph: Graph, files: Mapping[str, TensorFile]) -> GraphSession:

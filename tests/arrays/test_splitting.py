@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 
 from pwl_hf import RepositoryError
 from pwl_hf.modeling.arrays.packing import UnpackedFile, coarsen, matrix, pack, read_matrices, unpack
-from pwl_hf.modeling.arrays.splitting import KINDS, floats_of
+from pwl_hf.modeling.arrays.splitting import KINDS, Scratch, floats_of, scaled
 
 # As numpy names what a file holds; bfloat16, which it lacks, as another dtype of two bytes.
 STORED = {"float32": np.float32, "float16": np.float16, "bfloat16": np.float16}
@@ -117,7 +119,7 @@ def test_what_is_a_matrix(shape, size):
 
 def test_arrays_of_a_block_are_as_if_mapped(tmp_path):
     block = {"weight": gaussian((16, 32)), "bias": gaussian((16,)), "count": np.array(3)}
-    found = UnpackedFile(*written(tmp_path, block, "float32"), "float32")
+    found = UnpackedFile(*written(tmp_path, block, "float32"), "float32", 16 * 33 * 4)
     assert (set(found), len(found)) == (set(block), 3)
     assert (found["weight"].dtype, found.places["weight"].dtype) == (np.float32, "F32")
     assert (found["count"], found.places["count"].dtype) == (3, "I64")
@@ -174,6 +176,80 @@ def test_a_refinement_of_another_form_is_refused(tmp_path, plane, spoil):
     save_file(tensors, rest)
     with pytest.raises(RepositoryError, match=r"rest"):
         unpack(low, rest, "float32")
+
+
+def test_a_stream_that_would_expand_without_end_takes_no_memory(tmp_path):
+    """A file of half a megabyte that claims a gigabyte, and has a stream that expands to it."""
+    shape = (1 << 14, 1 << 16)
+    low, _ = written(tmp_path, {"weight": gaussian((16, 32))}, "float32")
+    bomb = zstandard.ZstdCompressor(level=19, write_checksum=True).compressobj()
+    zeros = bytes(1 << 24)
+    content = b"".join([*(bomb.compress(zeros) for _ in range(math.prod(shape) >> 24)), bomb.flush()])
+    assert len(content) < 1 << 19
+    spoiled(
+        low,
+        {
+            "metadata": {"matrices": json.dumps({"weight": shape})},
+            "planes.q": np.frombuffer(content, np.uint8),
+            "planes.scales": np.zeros(shape[0], np.float32),
+        },
+    )
+    tracemalloc.start()
+    try:
+        with pytest.raises(RepositoryError, match="would have 1073741824 values, there can be 512 at most"):
+            UnpackedFile(low, None, "float32", 16 * 32 * 4)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 24
+    finally:
+        tracemalloc.stop()
+
+
+@every_dtype
+def test_merging_takes_a_tenth_more_memory_than_its_result(tmp_path, dtype):
+    block = {f"{i}.weight": gaussian((1024, 4096), dtype, i) for i in range(4)}
+    files, size = written(tmp_path, block, dtype), sum(array.nbytes for array in block.values())
+    for refinement in (None, files[1]):
+        tracemalloc.start()
+        try:
+            unpack(files[0], refinement, dtype)
+            assert tracemalloc.get_traced_memory()[1] < 1.1 * size
+        finally:
+            tracemalloc.stop()
+
+
+@pytest.mark.parametrize("window", [24, 27])
+def test_a_stream_that_asks_for_a_large_window_is_refused(tmp_path, window):
+    low, _ = written(tmp_path, {"weight": gaussian((16, 32))}, "float32")
+    wide = zstandard.ZstdCompressionParameters.from_level(3, window_log=window)
+    made = zstandard.ZstdCompressor(compression_params=wide).compressobj()
+    spoiled(low, {"planes.q": np.frombuffer(made.compress(bytes(512)) + made.flush(), np.uint8)})
+    with pytest.raises(RepositoryError, match=r"planes\.q"):
+        unpack(low, None, "float32")
+
+
+@pytest.mark.parametrize("more", ["rubbish", "a frame"])
+def test_what_follows_a_stream_is_refused(tmp_path, more):
+    low, _ = written(tmp_path, {"weight": gaussian((16, 32))}, "float32")
+    after = {"rubbish": b"rubbish", "a frame": zstandard.compress(b"more")}[more]
+    stream = load_file(low)["planes.q"].tobytes()
+    spoiled(low, {"planes.q": np.frombuffer(stream + after, np.uint8)})
+    with pytest.raises(RepositoryError, match=r"planes\.q"):
+        unpack(low, None, "float32")
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_products_are_rounded_as_ieee_says(dtype):
+    """All q, with scales of every exponent, the ends of the range in which float16 is rounded in another way too."""
+    q = np.tile(np.arange(-128, 128, dtype=np.int8), (1, 1))
+    chance, scratch = np.random.default_rng(0), Scratch()
+    edges = [0.0, 2.0**-14, np.nextafter(np.float32(2.0**-14), np.float32(0)), 2.0**9, 513.0, 2.0**-24, 2.0**-100]
+    drawn = (2.0 ** chance.uniform(-30, 12, 4000)).astype(np.float32)
+    short = np.float32(2.0) ** chance.integers(-16, 9, 500) * chance.integers(1, 2048, 500).astype(np.float32) / 1024
+    for scale in (*edges, *drawn, *short):
+        scales, out = np.full((1, 1), scale, np.float32), np.empty(q.shape, np.uint16)
+        scaled(q, scales, dtype, out, scratch)
+        products = torch.from_numpy(q.astype(np.float32) * scales)
+        expected = products.to(getattr(torch, dtype)).view(torch.int16).numpy().view(np.uint16)
+        assert np.array_equal(out, expected), scale
 
 
 def test_what_a_file_claims_is_not_made_before_it_is_seen(tmp_path):

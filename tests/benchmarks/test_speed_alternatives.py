@@ -23,6 +23,7 @@ from benchmarks.speed.measures.alternatives import (
     INT8_WAY,
     MAPPED_WAY,
     PWL_WAY,
+    RUNGS_WAY,
     STUDENT_WAY,
     TEACHER_WAY,
     Way,
@@ -64,12 +65,12 @@ def _assert_same(found: torch.Tensor, expected: torch.Tensor) -> None:
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", [INT8_WAY, BF16_WAY, ACCELERATE_WAY, BOTH_WAY, MAPPED_WAY, PWL_WAY])
+@pytest.mark.parametrize("name", [INT8_WAY, BF16_WAY, ACCELERATE_WAY, BOTH_WAY, MAPPED_WAY, PWL_WAY, RUNGS_WAY])
 def test_every_way_ends_at_the_teacher(name, answers):
     _assert_same(answers[name][-1], answers[TEACHER_WAY][0])
 
 
-@pytest.mark.parametrize("name", [BOTH_WAY, MAPPED_WAY, PWL_WAY])
+@pytest.mark.parametrize("name", [BOTH_WAY, MAPPED_WAY, PWL_WAY, RUNGS_WAY])
 def test_student_answers_first_where_there_is_one(name, answers):
     _assert_same(answers[name][0], answers[STUDENT_WAY][0])
 
@@ -145,6 +146,10 @@ def test_accuracy_is_that_of_each_network_on_the_labelled_images(digits):
     assert found[f"right: {PWL_WAY}, stage 0"] == found[f"right: {STUDENT_WAY}"]
     sizes = [found[f"weights until then: {PWL_WAY}, stage {stage}"] for stage in range(5)]
     assert sizes == sorted(sizes)
+    rungs = [name for name in found if name.startswith(f"weights until then: {RUNGS_WAY}")]
+    assert [name[-5:-1] for name in rungs] == ["SSSS", "QSSS", "QQSS", "QQQS", "QQQQ", "TQQQ", "TTQQ", "TTTQ", "TTTT"]
+    assert found[rungs[-1]] < sizes[-1]
+    assert found[f"as the teacher: {RUNGS_WAY}, stage 8 (TTTT)"] == 100
     assert found[f"weights until then: {INT8_WAY}"] < 0.35 * found[f"weights until then: {TEACHER_WAY}"]
 
 

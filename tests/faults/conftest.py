@@ -11,6 +11,8 @@ import pytest
 import torch
 
 from pwl_hf import RetryPolicy
+from pwl_hf.modeling.publishing.push import Target
+from pwl_hf.quantising import quantise_repository
 from tests.hub import HubServer
 from tests.repository.helpers import load, logits, publish
 from tests.tiny import tiny_images, tiny_model
@@ -29,6 +31,20 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def saved_rungs(saved: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with the teacher in low precision too; not to be written to."""
+    folder = tmp_path_factory.mktemp("faults") / "rungs"
+    quantise_repository(str(saved), folder, target=Target("none"))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def rung_answers(saved_rungs: Path) -> list[torch.Tensor]:
+    """The logits of each of its stages, as the folder gives them."""
+    return [logits(load(saved_rungs, stage=stage)) for stage in range(9)]
+
+
+@pytest.fixture(scope="session")
 def answers(saved: Path) -> list[torch.Tensor]:
     """The logits of each stage, as the folder gives them."""
     return [logits(load(saved, stage=stage)) for stage in range(5)]
@@ -38,6 +54,13 @@ def answers(saved: Path) -> list[torch.Tensor]:
 def pushed(hub: HubServer, repo_id: str, saved: Path) -> str:
     """That repository on the Hub; its name."""
     publish(hub, repo_id, saved)
+    return repo_id
+
+
+@pytest.fixture
+def pushed_rungs(hub: HubServer, repo_id: str, saved_rungs: Path) -> str:
+    """The one with low precision on the Hub; its name."""
+    publish(hub, repo_id, saved_rungs)
     return repo_id
 
 

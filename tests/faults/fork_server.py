@@ -13,6 +13,8 @@ from pathlib import Path
 import torch
 
 from pwl_hf import PWLForImageClassification, RetryPolicy
+from pwl_hf.modeling.publishing.push import Target
+from pwl_hf.quantising import quantise_repository
 from tests.tiny import tiny_images, tiny_model
 
 
@@ -26,11 +28,14 @@ def stream(repo_id: str, cache: str, started: str) -> None:
         model(images)
     if handle.exception is not None:
         raise handle.exception
+    Path(cache, f"done-{os.getpid()}").touch()
 
 
-def save(folder: str, started: str) -> None:
+def save(folder: str, started: str, second: str) -> None:
     """Save two models over each other for ever."""
     models = [tiny_model("resnet", seed=seed) for seed in (0, 1)]
+    if second == "rungs":
+        models[1].add_tier()
     Path(started).touch()
     while True:
         for model in models:
@@ -43,9 +48,21 @@ def download(repo_id: str, cache: str, started: str) -> None:
     PWLForImageClassification.from_pretrained(repo_id, cache_dir=cache, keep_all=True)
 
 
-def push(repo_id: str, started: str) -> None:
+def quantise(folder: str, started: str, times: str) -> None:
+    """Add low precision to a repository in its own folder, and take it out again, so many times."""
+    plain = tiny_model("resnet")
+    Path(started).touch()
+    for _ in range(int(times)):
+        quantise_repository(folder, target=Target("none"))
+        plain.save_pretrained(folder)
+    Path(folder, f"done-{os.getpid()}").touch()
+
+
+def push(repo_id: str, started: str, second: str) -> None:
     """Push two models over each other for ever."""
     models = [tiny_model("vit", num_stages=2, seed=seed) for seed in (0, 1)]
+    if second == "rungs":
+        models[1].add_tier()
     Path(started).touch()
     while True:
         for model in models:
@@ -59,7 +76,7 @@ def say(word: str) -> None:
 
 def main() -> None:
     torch.set_num_threads(1)
-    commands = {"stream": stream, "save": save, "download": download, "push": push}
+    commands = {"stream": stream, "save": save, "download": download, "push": push, "quantise": quantise}
     # Nobody waits for the children; their exit status is of no interest.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     say("ready")

@@ -39,7 +39,10 @@ CASES = [("GET", kind) for kind in FAULTS] + [("HEAD", kind) for kind in OF_HEAD
 @pytest.fixture
 def struck(hub: HubServer, pushed: str, request: pytest.FixtureRequest):
     """Put a fault on a file, for a number of requests."""
+    return strike_on(hub, request)
 
+
+def strike_on(hub: HubServer, request: pytest.FixtureRequest):
     def strike(method: str, kind: str, path: str, times: int | None) -> None:
         fault, _ = FAULTS[kind]
         if fault.kind == "stall":

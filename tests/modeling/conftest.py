@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
 
 from pwl_hf import PWLForImageClassification
+from tests.modeling.tiers import with_tier
 from tests.tiny import WITH_BATCH_NORM, tiny_images, tiny_model
 
 Saved = Callable[[str], Path]
@@ -50,3 +52,16 @@ def _seed_and_one_thread() -> Iterator[None]:
     torch.manual_seed(0)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def saved_tier(tmp_path_factory):
+    """The folder of a family's model with a tier, not to be written to."""
+
+    @cache
+    def save(family: str = "vit", bits: int = 8, dtype: torch.dtype = torch.float32) -> Path:
+        folder = tmp_path_factory.mktemp(family) / "repo"
+        with_tier(family, bits, dtype).save_pretrained(folder)
+        return folder
+
+    return save

@@ -3,65 +3,32 @@
 from __future__ import annotations
 
 import copy
-import logging
 import pickle
-from functools import cache
-from pathlib import Path
 
 import pytest
 import torch
 
-from pwl_hf import PWLForImageClassification, SaveError, StageError
+from pwl_hf import StageError
 from pwl_hf.evaluation import evaluate_masks
 from tests.evaluation.helpers import Images
+from tests.modeling.tiers import LADDER, with_tier, without_shards
 from tests.repository.helpers import load, weights
-from tests.tiny import FAMILIES, WITH_BATCH_NORM, tiny_images, tiny_model
+from tests.tiny import FAMILIES, tiny_images, tiny_model
 
-LADDER = ("SSSS", "QSSS", "QQSS", "QQQS", "QQQQ", "TQQQ", "TTQQ", "TTTQ", "TTTT")
 every_family = pytest.mark.parametrize("family", FAMILIES)
-
-
-def with_tier(family: str = "vit", bits: int = 8, dtype: torch.dtype = torch.float32) -> PWLForImageClassification:
-    model = tiny_model(family).to(dtype)
-    if family in WITH_BATCH_NORM:
-        model.estimate_statistics(tiny_images(family, 8, seed=3).to(dtype), ["TSSS", "TTSS"])
-    model.add_tier(bits)
-    return model
-
-
-@pytest.fixture(scope="session")
-def saved(tmp_path_factory):
-    """The folder of a family's model with a tier, not to be written to."""
-
-    @cache
-    def save(family: str = "vit", bits: int = 8, dtype: torch.dtype = torch.float32) -> Path:
-        folder = tmp_path_factory.mktemp(family) / "repo"
-        with_tier(family, bits, dtype).save_pretrained(folder)
-        return folder
-
-    return save
-
-
-def without_shards(folder: Path, to: Path) -> Path:
-    """A copy of a repository whose exact blocks can be had by refinement alone."""
-    for path, content in ((p.relative_to(folder), p.read_bytes()) for p in folder.rglob("*") if p.is_file()):
-        if not path.as_posix().startswith("teacher/model-"):
-            (to / path).parent.mkdir(parents=True, exist_ok=True)
-            (to / path).write_bytes(content)
-    return to
 
 
 @torch.no_grad()
 @every_family
-def test_every_rung_is_the_same_path_in_memory_and_of_files(saved, family):
+def test_every_rung_is_the_same_path_in_memory_and_of_files(saved_tier, family):
     original, images = with_tier(family), tiny_images(family)
-    model = load(saved(family))
+    model = load(saved_tier(family))
     assert (model.schedule, model.num_stages, model.num_blocks, model.tier) == (LADDER, 8, 4, 8)
     for stage, mask in enumerate(LADDER):
         assert (model.stage, model.sources) == (stage, mask)
         original.set_sources(mask)
         assert torch.equal(model(images).logits, original(images).logits), mask
-        assert torch.equal(load(saved(family), stage=stage)(images).logits, original(images).logits), mask
+        assert torch.equal(load(saved_tier(family), stage=stage)(images).logits, original(images).logits), mask
         if stage < model.num_stages:
             model.load_next_stage()
     assert torch.equal(model(images).logits, original.teacher(images).logits)
@@ -73,17 +40,17 @@ def test_every_rung_is_the_same_path_in_memory_and_of_files(saved, family):
 
 @torch.no_grad()
 @every_family
-def test_low_precision_is_near_the_teacher_and_is_not_the_teacher(saved, family):
+def test_low_precision_is_near_the_teacher_and_is_not_the_teacher(saved_tier, family):
     images = tiny_images(family, 8)
-    low, exact, student = (load(saved(family), stage=stage)(images).logits for stage in (4, 8, 0))
+    low, exact, student = (load(saved_tier(family), stage=stage)(images).logits for stage in (4, 8, 0))
     assert 0 < (low - exact).abs().max() < 0.1 * (exact - student).abs().max()
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("bits", [8, 4])
-def test_the_last_stage_is_the_teacher_without_its_shards(saved, tmp_path, dtype, bits):
-    folder = saved("vit", bits, dtype)
+def test_the_last_stage_is_the_teacher_without_its_shards(saved_tier, tmp_path, dtype, bits):
+    folder = saved_tier("vit", bits, dtype)
     merged = load(without_shards(folder, tmp_path / "repo"))
     for stage in range(1, 9):
         merged.set_stage(stage)
@@ -97,35 +64,52 @@ def test_the_last_stage_is_the_teacher_without_its_shards(saved, tmp_path, dtype
 
 @torch.no_grad()
 @pytest.mark.parametrize("family", ["vit", "resnet"])
-def test_a_stream_passes_through_the_rungs(saved, tmp_path, family):
-    model, seen = load(without_shards(saved(family), tmp_path / "repo")), []
+def test_a_stream_passes_through_the_rungs(saved_tier, tmp_path, family):
+    model, seen = load(without_shards(saved_tier(family), tmp_path / "repo")), []
     images = tiny_images(family)
     model(images)
     with model.stream_stages(on_stage=lambda found, stage: seen.append((stage, found.sources))):
         pass
     assert seen == list(enumerate(LADDER))[1:]
-    assert torch.equal(model(images).logits, load(saved(family), stage="teacher")(images).logits)
+    assert torch.equal(model(images).logits, load(saved_tier(family), stage="teacher")(images).logits)
 
 
-def test_a_stream_passes_low_precision_over_where_the_shards_are_unless_asked(saved):
+def test_a_stream_passes_low_precision_over_where_the_shards_are_unless_asked(saved_tier):
     for asked, expected in ((None, [8]), (False, [8]), (True, list(range(1, 9)))):
-        model, seen = load(saved()), []
+        model, seen = load(saved_tier()), []
         with model.stream_stages(on_stage=lambda _, stage, seen=seen: seen.append(stage), low_precision=asked):
             pass
         assert (seen, model.sources) == (expected, "TTTT")
-    model, seen = load(saved(), stage=2), []
+    model, seen = load(saved_tier(), stage=2), []
     with model.stream_stages(3, on_stage=lambda _, stage: seen.append(stage)):
         pass
     assert seen == [3]  # what was asked for is reached
 
 
-@pytest.mark.parametrize("stage", range(9))
-def test_a_save_from_any_rung_gives_the_same_bytes(saved, tmp_path, stage):
-    load(saved(), stage=stage).save_pretrained(tmp_path)
-    assert weights(tmp_path) == weights(saved())
+@pytest.mark.parametrize(
+    ("family", "dtype", "stage"),
+    [
+        *(("vit", torch.float32, stage) for stage in range(9)),
+        *(("resnet", torch.float32, stage) for stage in (0, 2, 5, 8)),
+        *(("vit", dtype, stage) for dtype in (torch.bfloat16, torch.float16) for stage in (3, 6)),
+    ],
+    ids=str,
+)
+def test_a_save_from_any_rung_gives_the_same_bytes(saved_tier, tmp_path, family, dtype, stage):
+    load(saved_tier(family, 8, dtype), stage=stage).save_pretrained(tmp_path)
+    assert weights(tmp_path) == weights(saved_tier(family, 8, dtype))
 
 
-def test_a_tier_can_be_added_to_a_repository_at_any_stage(saved, tmp_path):
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_low_precision_computes_in_the_dtype_of_the_model(saved_tier, dtype):
+    images = tiny_images("vit").to(dtype)
+    for model in (load(saved_tier(), stage=4, dtype=dtype), load(saved_tier("vit", 8, dtype), stage=4)):
+        assert {tensor.dtype for tensor in model.quantised.state_dict().values()} == {dtype}
+        assert model(images).logits.dtype == dtype
+
+
+def test_a_tier_can_be_added_to_a_repository_at_any_stage(saved_tier, tmp_path):
     plain = tmp_path / "plain"
     tiny_model("vit").save_pretrained(plain)
     before = weights(plain)
@@ -133,12 +117,12 @@ def test_a_tier_can_be_added_to_a_repository_at_any_stage(saved, tmp_path):
         model = load(plain, stage=stage)
         model.add_tier()
         model.save_pretrained(tmp_path / str(stage))
-        assert weights(tmp_path / str(stage)) == weights(saved())
+        assert weights(tmp_path / str(stage)) == weights(saved_tier())
     model = load(plain)
     model.add_tier()
     model.save_pretrained(plain)  # over its own folder
     found = weights(plain)
-    assert found == weights(saved())
+    assert found == weights(saved_tier())
     assert {path for path in before if found[path] != before[path]} == {"pwl_index.json"}
     model.set_stage(3)
     assert model.sources == "QQQS"
@@ -190,80 +174,13 @@ def test_a_dtype_that_is_not_split_is_refused():
         tiny_model("vit").double().add_tier()
 
 
-# --- Nothing is lost ------------------------------------------------------------------------------------------
-
-
-def test_a_changed_block_of_low_precision_is_neither_released_nor_saved_over(saved, tmp_path):
-    model = load(saved(), stage=4)
-    with torch.no_grad():
-        next(model.quantised.parameters()).add_(1)
-    with pytest.raises(StageError, match=r"teacher block 1 in low precision was changed .* sources 'QQQQ'"):
-        model.load_next_stage()
-    with pytest.raises(SaveError, match=r"teacher block 1 in low precision was changed"):
-        model.save_pretrained(tmp_path)
-    assert model.sources == "QQQQ"
-
-
-def test_a_module_put_into_low_precision_is_seen_and_protected(saved):
-    model, images = load(saved(), stage=4), tiny_images("vit")
-    model(images)
-    replaced = next(name for name, _ in model.quantised.named_modules() if name.endswith("mlp"))
-    with torch.no_grad():
-        before = model(images).logits
-        model.quantised.set_submodule(replaced, torch.nn.Identity())
-        assert not torch.equal(model(images).logits, before)
-    with pytest.raises(StageError, match="in low precision was changed"):
-        model.load_next_stage()
-
-
-def test_a_changed_teacher_drops_the_tier_and_says_so(saved, tmp_path, caplog):
-    model = load(saved(), keep_all=True)
-    with torch.no_grad():
-        next(model.teacher.parameters()).add_(1)
-    with caplog.at_level(logging.WARNING, "transformers"):
-        model.save_pretrained(tmp_path)
-    assert "saved without the tier of low precision" in caplog.text
-    found = load(tmp_path)
-    assert (found.tier, found.schedule) == (None, ("SSSS", "TSSS", "TTSS", "TTTS", "TTTT"))
-    assert not (tmp_path / "quantised").exists()
-
-
-def test_a_cast_drops_the_tier_and_a_new_one_is_of_the_cast(saved, tmp_path, caplog):
-    model = load(saved(), dtype=torch.bfloat16)
-    with caplog.at_level(logging.WARNING, "transformers"):
-        model.save_pretrained(tmp_path / "cast")
-    assert load(tmp_path / "cast").tier is None
-    again = load(tmp_path / "cast")
-    again.add_tier()
-    again.save_pretrained(tmp_path / "tier")
-    merged = load(without_shards(tmp_path / "tier", tmp_path / "without"))
-    for stage in range(1, 9):
-        merged.set_stage(stage)
-    expected = load(tmp_path / "tier", stage="teacher").teacher.state_dict()
-    assert all(torch.equal(t, expected[n]) for n, t in merged.teacher.state_dict().items())
-
-
-def test_low_precision_of_a_model_in_memory_follows_its_teacher():
-    model, images = with_tier(), tiny_images("vit")
-    with torch.no_grad():
-        model.set_sources("QQQQ")
-        before = model(images).logits
-        model.set_sources("TTTT")
-        for parameter in model.teacher.parameters():
-            parameter.mul_(1.5)
-        model.set_sources("QQQQ")
-        assert (model(images).logits - model.teacher(images).logits).abs().max() < (
-            before - model(images).logits
-        ).abs().max()
-
-
 # --- What else is done with a model -----------------------------------------------------------------------------
 
 
 @torch.no_grad()
-def test_statistics_of_the_exact_mask_serve_for_low_precision(saved):
+def test_statistics_of_the_exact_mask_serve_for_low_precision(saved_tier):
     images = tiny_images("resnet")
-    model = load(saved("resnet"), stage=1)
+    model = load(saved_tier("resnet"), stage=1)
     assert (model.sources, set(model.statistics)) == ("QSSS", {"TSSS"})
     with_own = model(images).logits
     model.discard_statistics()
@@ -273,13 +190,13 @@ def test_statistics_of_the_exact_mask_serve_for_low_precision(saved):
 
 
 @torch.no_grad()
-def test_copies_pickles_and_moves_take_low_precision_along(saved):
-    model, images = load(saved(), stage=3), tiny_images("vit")
+def test_copies_pickles_and_moves_take_low_precision_along(saved_tier):
+    model, images = load(saved_tier(), stage=3), tiny_images("vit")
     expected = model(images).logits
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert torch.equal(other(images).logits, expected)
         other.set_stage(8)
-        assert torch.equal(other(images).logits, load(saved(), stage="teacher")(images).logits)
+        assert torch.equal(other(images).logits, load(saved_tier(), stage="teacher")(images).logits)
     assert model.sources == "QQQS"
     model.to(torch.bfloat16)
     assert {p.dtype for p in model.quantised.parameters()} == {torch.bfloat16}
@@ -289,8 +206,8 @@ def test_copies_pickles_and_moves_take_low_precision_along(saved):
 
 
 @torch.no_grad()
-def test_what_is_kept_is_the_teacher_and_not_its_low_precision(saved):
-    model = load(saved(), keep=("student", "teacher"))
+def test_what_is_kept_is_the_teacher_and_not_its_low_precision(saved_tier):
+    model = load(saved_tier(), keep=("student", "teacher"))
     model.set_stage(2)
     assert sorted(str(part) for part in model.parts.resident() if part.is_low) == [
         f"teacher block {k} in low precision" for k in (1, 2)

@@ -65,7 +65,8 @@ BELOW["exporting"] = BELOW["parts"] | {"parts", "graphs"}
 BELOW["streaming"] = BELOW["loading"] | {"loading", "parts"}
 BELOW["publishing"] = BELOW["loading"] | {"loading", "parts", "graphs"}
 BELOW["stages"] = {"errors", "schedule", "sources", "repository", "parts", "streaming"}
-BELOW["staged_model"] = BELOW["parts"] | {"parts", "streaming", "stages"}
+BELOW["adapted_model"] = BELOW["parts"] | {"parts"}
+BELOW["staged_model"] = BELOW["adapted_model"] | {"adapted_model", "streaming", "stages"}
 BELOW["modeling_pwl"] = BELOW["staged_model"] | {"staged_model", "publishing", "exporting", "graphs"}
 BELOW["tasks"] = BELOW["modeling_pwl"] | {"modeling_pwl"}
 

@@ -16,10 +16,16 @@ from pwl_hf import FetchError, Manifest, PWLForImageClassification, RepositoryEr
 from pwl_hf.cli import app
 from pwl_hf.downloading import download_stages
 from pwl_hf.evaluation import evaluate_stages
+from pwl_hf.modeling.arrays import packing
 from pwl_hf.modeling.publishing.model_card import write_card
+from pwl_hf.modeling.publishing.push import Target
 from pwl_hf.modeling.publishing.saving import write_metrics
+from pwl_hf.modeling.repository import manifest
 from pwl_hf.modeling.repository.layout import quantised_file, refinement_file
 from pwl_hf.modeling.repository.manifest import Metric
+from pwl_hf.modeling.repository.source import Repository
+from pwl_hf.modeling.sources import Sources
+from pwl_hf.quantising import quantise_repository
 from tests.evaluation.helpers import Images
 from tests.hub import Fault
 from tests.repository.helpers import (
@@ -151,6 +157,46 @@ def test_low_precision_that_is_here_already_is_refined(hub, on_hub, with_tier, t
     assert torch.equal(model(tiny_images("vit")).logits, teacher_logits(with_tier))
 
 
+@pytest.mark.parametrize(("sources", "low"), [("QQQQ", ()), ("TTTT", ()), ("TQQQ", (1, 2))])
+def test_files_of_a_stage_are_looked_up_once(with_tier, monkeypatch, sources, low):
+    repository, asked = Repository.open(with_tier), []
+    found = repository.manifest()
+    real = Repository.local
+    monkeypatch.setattr(Repository, "local", lambda self, path: asked.append(path) or real(self, path))
+    repository.files_for(found, Sources(sources), low=low)
+    assert len(asked) == len(set(asked))
+
+
+@torch.no_grad()
+def test_a_ladder_that_skips_low_precision_fetches_shards_there(hub, repo_id, tmp_path):
+    model = tiny_model("vit")
+    model.add_tier()
+    model.set_schedule(["SSSS", "SSSQ", "TSSQ", "TQSQ", "TTTQ", "TTTT"])
+    model.push_to_hub(repo_id)
+    found, masks = load(repo_id, cache_dir=tmp_path), []
+    with hub.record() as requests, found.stream_stages(on_stage=lambda m, _: masks.append(m.sources)):
+        pass
+    assert masks == list(model.schedule[1:])
+    fetched = {path for path in bodies(requests) if not path.startswith("converters/")}
+    assert fetched == {low(4), shard(1), low(2), rest(2), shard(3), rest(4)}
+    assert torch.equal(found(tiny_images("vit")).logits, model.teacher(tiny_images("vit")).logits)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("asked", "expected"), [(None, ["TTTT"]), (False, ["TTTT"]), (True, LADDER[1:])])
+def test_low_precision_that_is_made_of_shards_saves_nothing_and_is_passed_over(hub, repo_id, tmp_path, asked, expected):
+    whole = tiny_model("vit")
+    whole.push_to_hub(repo_id)
+    model, seen = load(repo_id, cache_dir=tmp_path), []
+    model.add_tier()
+    with hub.record() as requests:
+        stream = model.stream_stages(on_stage=lambda m, _: seen.append(m.sources), low_precision=asked)
+        assert stream.wait(30)
+    assert (stream.exception, seen) == (None, expected)
+    assert {path for path in bodies(requests) if path.startswith("teacher/model-")} == {shard(k) for k in (1, 2, 3, 4)}
+    assert torch.equal(model(tiny_images("vit")).logits, whole.teacher(tiny_images("vit")).logits)
+
+
 def test_everything_kept_needs_no_file_of_the_tier(hub, on_hub, tmp_path):
     with hub.record() as requests:
         model = load(on_hub, keep_all=True, cache_dir=tmp_path)
@@ -244,6 +290,35 @@ def test_an_older_reader_says_upgrade(copied):
     edit_json(copied / INDEX, lambda index: index.update(min_reader=99))
     with pytest.raises(RepositoryError, match="upgrade pwl-hf"):
         load(copied)
+
+
+def test_a_reader_of_the_format_before_says_upgrade(with_tier, monkeypatch):
+    monkeypatch.setattr(manifest, "FORMAT_VERSION", 2)
+    with pytest.raises(RepositoryError, match="format version 3, this one reads up to 2: upgrade pwl-hf"):
+        load(with_tier)
+
+
+def test_a_split_that_is_not_exact_is_not_written(tmp_path, monkeypatch):
+    tiny_model("vit").save_pretrained(tmp_path)
+    before = tree(tmp_path)
+    real = packing.scaled
+    calls: list[int] = []
+
+    def once_wrong(q, scales, dtype, out, scratch):
+        real(q, scales, dtype, out, scratch)
+        calls.append(0)
+        if len(calls) == 5:
+            # As a processor that computes another product when it merges.
+            monkeypatch.setattr(packing, "merge", lambda low, *_: None)
+
+    monkeypatch.setattr(packing, "scaled", once_wrong)
+    with pytest.raises(RuntimeError, match="did not come back bit for bit"):
+        quantise_repository(str(tmp_path), target=Target("none"))
+    assert {path: content for path, content in tree(tmp_path).items() if path in before} == before
+    assert load(tmp_path).tier is None
+    monkeypatch.undo()
+    quantise_repository(str(tmp_path), target=Target("none"))
+    assert load(tmp_path).schedule == tuple(LADDER)
 
 
 def test_a_repository_says_nothing_of_a_tier_to_a_reader_of_version_two(copied):

@@ -64,12 +64,17 @@ def preset_overrides(name: str, teacher: PreTrainedConfig) -> dict[str, Any]:
     preset, family = PRESETS[name], family_of(teacher)
     if family.model_type in _FAMILIES:
         return _FAMILIES[family.model_type](teacher, preset)
-    if isinstance(family, DrivenFamily) and family.model_type in FAMILIES:
+    if isinstance(family, DrivenFamily) and family.model_type in FAMILIES and _has_one_width(family, teacher):
         return _driven(teacher, preset)
     raise ValueError(
-        f"student_preset={name}: presets know no sizes of model_type {family.model_type!r}, a family of your own: give "
+        f"student_preset={name}: presets know no sizes of model_type {family.model_type!r}: give "
         "student_config_overrides"
     )
+
+
+def _has_one_width(family: DrivenFamily, teacher: PreTrainedConfig) -> bool:
+    """Whether all layers of a network are alike, and its config says how wide they are."""
+    return len(family.depths(teacher)) == 1 and all(hasattr(teacher, name) for name in _ENCODER)
 
 
 def _part(whole: int, part: Fraction, multiple: int = 1) -> int:
@@ -91,6 +96,10 @@ def _transformer(teacher: Any, preset: SizePreset) -> dict[str, Any]:
     return found | {"intermediate_size": max(1, between)}
 
 
+# How the sizes of a network of one width are called.
+_ENCODER = ("num_hidden_layers", "hidden_size", "num_attention_heads")
+
+
 def _encoder(teacher: Any, preset: SizePreset) -> dict[str, Any]:
     width, heads = _heads(teacher.hidden_size, teacher.num_attention_heads, preset.width)
     return {
@@ -101,7 +110,7 @@ def _encoder(teacher: Any, preset: SizePreset) -> dict[str, Any]:
 
 
 def _driven(teacher: Any, preset: SizePreset) -> dict[str, Any]:
-    """Of texts and sounds: sizes by the names that the type has for them."""
+    """Of a driven network of one width: sizes by the names that the type has for them."""
     found = _encoder(teacher, preset)
     own = {field.name for field in dataclasses.fields(teacher)}
     for name in ("intermediate_size", "ffn_dim", "encoder_ffn_dim", "hidden_dim", "n_inner"):

@@ -23,6 +23,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
 from pwl_hf.data.names import NO_LABEL
 from pwl_hf.evaluation.labels import labels_of
+from pwl_hf.evaluation.running import low_precision
 from pwl_hf.evaluation.scores import stage_scores
 from pwl_hf.modeling import PWLPreTrainedModel
 from pwl_hf.modeling.parts.planning import check_savable
@@ -278,7 +279,7 @@ class PWLTrainer(HubTrainer):
         if self.is_in_train:
             self._average_statistics()
         was_training = self.model.training
-        with self._step_log.paused(), _kept_random_state():
+        with self._step_log.paused(), _kept_random_state(), low_precision(self.model, self._stages):
             metrics = super().evaluate(*args, **kwargs)
         self.objective.train(was_training)
         return metrics

@@ -12,7 +12,7 @@ import torch
 from benchmarks.speed.bare import Stopwatch
 from benchmarks.speed.child import Task
 from benchmarks.speed.figures import TEACHER_ROW, Figure, Measured, Place, ratios
-from benchmarks.speed.hub import PWL, STUDENT, Asked, serving, total_bytes
+from benchmarks.speed.hub import PWL, RUNGS, STUDENT, Asked, serving, total_bytes
 from benchmarks.speed.launching import PWL_CLASS, Run, from_empty_cache, plain_class
 from benchmarks.speed.measures.alternatives_files import alternatives
 from benchmarks.speed.measures.alternatives_ways import Accelerate, Bf16First, Both, BothMapped, Int8First
@@ -20,7 +20,7 @@ from benchmarks.speed.timing import drop_from_page_cache, interleaved
 from pwl_hf import PWLForImageClassification
 from pwl_hf.modeling.families.registry import family_of
 
-TEACHER_WAY, STUDENT_WAY, PWL_WAY = TEACHER_ROW, "the student for ever", "PWL"
+TEACHER_WAY, STUDENT_WAY, PWL_WAY, RUNGS_WAY = TEACHER_ROW, "the student for ever", "PWL", "PWL with rungs"
 INT8_WAY, BF16_WAY = "int8 first, then the teacher", "bf16 first, then the teacher"
 ACCELERATE_WAY, BOTH_WAY = "accelerate's load_checkpoint_and_dispatch", "both networks from one file"
 MAPPED_WAY = "both networks from one file, mapped"
@@ -71,6 +71,7 @@ def ways(place: Place) -> dict[str, Way]:
         BOTH_WAY: other(Both, "grow"),
         MAPPED_WAY: other(BothMapped, "grow"),
         PWL_WAY: Way(PWLForImageClassification, PWL_CLASS, folder, PWL, "stream"),
+        RUNGS_WAY: Way(PWLForImageClassification, PWL_CLASS, place.with_tier().resolve(), RUNGS, "stream"),
     }
 
 
@@ -86,10 +87,12 @@ def cold(place: Place) -> Measured:
 
 def hub(place: Place) -> Measured:
     """From a Hub, with an empty cache, each in a fork of a process whose imports are done. A quarter of the rounds."""
-    # It downloads the same file: what differs takes milliseconds.
+    # One mapped file is the same download: what differs takes milliseconds.
     known, size = {name: way for name, way in ways(place).items() if name != MAPPED_WAY}, place.pair.size
     tasks = {name: Task(way.where, way.hub_id, size, way.task) for name, way in known.items()}
     rehearsed = [replace(tasks[name], source=str(way.folder)) for name, way in known.items()]
+    # From a folder a stream passes low precision over, and would leave that to be imported.
+    rehearsed.append(replace(rehearsed[list(known).index(RUNGS_WAY)], way="grow"))
     with serving({way.hub_id: way.folder for way in known.values()}, place.data / f"{place.name}-hub") as server:
         runs, asked = from_empty_cache(place, server, tasks, rehearsed, place.rounds(1, of=4))
     whole = {name: [run.seconds for run in found] for name, found in runs.items()}
@@ -100,7 +103,9 @@ def hub(place: Place) -> Measured:
 
 
 def _local(place: Place, *, cold: bool) -> Measured:
-    known, pixel_values = ways(place), place.pair.pixel_values()
+    # A folder that has the shards passes low precision over, which would save nothing there.
+    known = {name: way for name, way in ways(place).items() if name != RUNGS_WAY}
+    pixel_values = place.pair.pixel_values()
     watches = {name: Stopwatch("first", "rest") for name in known}
 
     def thing(way: Way, watch: Stopwatch) -> Callable[[], object]:

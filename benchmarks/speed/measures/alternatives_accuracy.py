@@ -8,7 +8,15 @@ from pathlib import Path
 import torch
 
 from benchmarks.speed.figures import Figure, Measured, Place
-from benchmarks.speed.measures.alternatives import BF16_WAY, INT8_WAY, PWL_WAY, STUDENT_WAY, TEACHER_WAY, ways
+from benchmarks.speed.measures.alternatives import (
+    BF16_WAY,
+    INT8_WAY,
+    PWL_WAY,
+    RUNGS_WAY,
+    STUDENT_WAY,
+    TEACHER_WAY,
+    ways,
+)
 from benchmarks.speed.measures.alternatives_forms import BF16, INT8
 from pwl_hf import PWLForImageClassification
 from pwl_hf.modeling.repository.layout import MANIFEST_FILE, STUDENT_FILE
@@ -43,15 +51,16 @@ def accuracy(place: Place) -> Measured:
     for name, file in ((STUDENT_WAY, STUDENT_FILE), (INT8_WAY, INT8), (BF16_WAY, f"{BF16}/{STUDENT_FILE}")):
         way = known[name]
         add(name, classes(way.network.from_pretrained(way.folder)), _size(way.folder / file))
-    folder = known[PWL_WAY].folder
-    manifest = Manifest.from_json((folder / MANIFEST_FILE).read_bytes())
-    model = PWLForImageClassification.from_pretrained(folder)
-    size = 0
-    for number, stage in enumerate(manifest.stages):
-        if number:
-            model.load_next_stage()
-        size += sum(file.bytes for file in stage.files)
-        add(f"{PWL_WAY}, stage {number}", classes(model), size)
+    for name in (PWL_WAY, RUNGS_WAY):
+        folder = known[name].folder
+        manifest = Manifest.from_json((folder / MANIFEST_FILE).read_bytes())
+        model = PWLForImageClassification.from_pretrained(folder)
+        size = 0
+        for number, stage in enumerate(manifest.stages):
+            if number:
+                model.load_next_stage()
+            size += sum(file.bytes for file in stage.files)
+            add(f"{name}, stage {number}" + (f" ({model.sources})" if name == RUNGS_WAY else ""), classes(model), size)
     return Measured(figures)
 
 

@@ -12,7 +12,7 @@ import torch
 
 from benchmarks.speed.child import Task
 from benchmarks.speed.figures import FIRST_ROW, TEACHER_ROW, Figure, Measured, Place, ratios
-from benchmarks.speed.hub import PWL, TEACHER, serving, total_bytes
+from benchmarks.speed.hub import PWL, RUNGS, TEACHER, serving, total_bytes
 from benchmarks.speed.launching import PWL_CLASS, from_empty_cache, plain_class
 from pwl_hf import PWLForImageClassification
 from pwl_hf.modeling.parts.tier import read_split, split
@@ -20,7 +20,6 @@ from pwl_hf.modeling.repository.layout import quantised_file, refinement_file
 from pwl_hf.modeling.repository.manifest import Manifest
 from pwl_hf.modeling.repository.source import Repository
 
-RUNGS = "org/pwl-rungs"
 LOW_ROW = "first answer, the teacher in low precision"
 RUNGS_ROW = "all rungs, streamed while it answers as its student"
 SHARDS_ROW = "all stages without rungs, streamed while it answers as its student"

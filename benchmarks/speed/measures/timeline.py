@@ -51,7 +51,7 @@ def timeline(place: Place) -> Measured:
             bandwidth=bandwidth,
         ) as server,
     ):
-        works = {name: (f"{__name__}:answer", _task(known[name], place, home)) for name in drawn}
+        works = {name: (f"{__name__}:answer", task_of(known[name], place, home)) for name in drawn}
         seen = watch(works, server.environment(Path(home)))
     levels = _accuracies(place, known) if place.pair.trained else _blocks(place)
     answers = {name: _answers(found, levels[name]) for name, found in seen.items()}
@@ -132,7 +132,8 @@ def _give_back() -> None:
     ctypes.CDLL(None).malloc_trim(0)
 
 
-def _task(way: Way, place: Place, home: str) -> dict[str, Any]:
+def task_of(way: Way, place: Place, home: str) -> dict[str, Any]:
+    """The arguments of `answer` for a way, with a Hub cache of its own below a folder."""
     cache = Path(home, way.where.replace(":", "-") + way.hub_id.replace("/", "-"))
     cache.mkdir()
     return {
