@@ -24,6 +24,8 @@ _EXTRAS = {
     "evaluate": "evaluate",
     "matplotlib": "evaluate",
     "sklearn": "evaluate",
+    "soundfile": "audio",
+    "soxr": "audio",
     "accelerate": "train",
     "captum": "train",
     "fastapi": "serve",

@@ -28,9 +28,10 @@ class Task:
     files: tuple[str, ...] = ("preprocessor_config.json",)
 
 
+TOKENIZER_FILE = "tokenizer.json"
 TOKENIZER_FILES = (
     "tokenizer_config.json",
-    "tokenizer.json",
+    TOKENIZER_FILE,
     "special_tokens_map.json",
     "added_tokens.json",
     "vocab.json",

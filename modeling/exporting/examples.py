@@ -16,8 +16,6 @@ from ..families.registry import family_of, most_tokens
 from ..task_names import FIRST_TASK, TASKS
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
-
     from ..configuration_pwl import PWLConfig
 
 # Two samples: one alone would be taken for a fixed size.
@@ -92,22 +90,23 @@ def examples_of_arrays(main_input: str, shape: tuple[int, ...]) -> Examples:
     return Examples(traced, {main_input: (-1, *shape)}, (traced,))
 
 
-def examples_of(config: PWLConfig, main_input: str) -> Examples:
+def examples_of(config: PWLConfig, main_input: str, padding_side: str) -> Examples:
     """Of a model of texts or sounds.
 
     Args:
         config: The model's.
         main_input: The name of its main input.
+        padding_side: Where texts are padded: at the other side encoders would look at padding.
 
     Raises:
         SaveError: If it takes something else.
     """
     check_exported(config)
-    return _MADE[takes_of(config)](config, main_input)
+    return _MADE[takes_of(config)](config, main_input, padding_side)
 
 
-def _texts(config: PWLConfig, main_input: str) -> Examples:
-    """Token ids of several lengths, padded at either side, and as short as a text can be."""
+def _texts(config: PWLConfig, main_input: str, padding_side: str) -> Examples:
+    """Token ids of several lengths, padded, and as short as a text can be."""
     networks = (config.teacher_config, config.student_config)
     most = min(most_tokens(*networks) or _LONGEST, _LONGEST)
     windows = [getattr(n, name, None) or 0 for n in networks for name in ("sliding_window", "local_attention")]
@@ -115,10 +114,10 @@ def _texts(config: PWLConfig, main_input: str) -> Examples:
     has_types = any((getattr(network, "type_vocab_size", None) or 0) > 1 for network in networks)
     generator, padding = _generator(), config.teacher_config.pad_token_id
 
-    def batch(*lengths: int, on_left: bool = False) -> Tensors:
+    def batch(*lengths: int) -> Tensors:
         length = min(max(lengths), most)
         mask = _mask(lengths, length)
-        mask = mask.flip(1) if on_left else mask
+        mask = mask.flip(1) if padding_side == "left" else mask
         ids = torch.randint(config.teacher_config.vocab_size, mask.shape, generator=generator)
         if padding is not None:
             # A text's own tokens are none of padding, by which decoders find its end.
@@ -128,12 +127,12 @@ def _texts(config: PWLConfig, main_input: str) -> Examples:
         return found | ({"token_type_ids": (torch.arange(length) * 2 >= length) * mask} if has_types else {})
 
     traced = batch(9, 5)
-    probes = (traced, batch(long, 7, 3), batch(4, 11, on_left=True), batch(1))
+    probes = (traced, batch(long, 7, 3), batch(1))
     # A classifier has no use for a cache.
     return Examples(traced, dict.fromkeys(traced, (-1, -1)), probes, {"use_cache": False})
 
 
-def _waveforms(config: PWLConfig, main_input: str) -> Examples:
+def _waveforms(config: PWLConfig, main_input: str, _: str) -> Examples:
     """Waveforms of several lengths, of so many frames as the networks' convolutions make of them."""
     network = config.teacher_config
     sizes = []
@@ -145,15 +144,15 @@ def _waveforms(config: PWLConfig, main_input: str) -> Examples:
     return _sounds(main_input, sizes, ())
 
 
-def _features_of_speech(config: PWLConfig, main_input: str) -> Examples:
+def _features_of_speech(config: PWLConfig, main_input: str, _: str) -> Examples:
     return _sounds(main_input, _FRAMES, (config.teacher_config.feature_projection_input_dim,))
 
 
-def _spectrograms(config: PWLConfig, main_input: str) -> Examples:
+def _spectrograms(config: PWLConfig, main_input: str, _: str) -> Examples:
     return examples_of_arrays(main_input, (config.teacher_config.max_length, config.teacher_config.num_mel_bins))
 
 
-def _log_mel_spectrograms(config: PWLConfig, main_input: str) -> Examples:
+def _log_mel_spectrograms(config: PWLConfig, main_input: str, _: str) -> Examples:
     network = config.teacher_config
     return examples_of_arrays(main_input, (network.num_mel_bins, 2 * network.max_source_positions))
 
@@ -177,7 +176,7 @@ def _generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
 
-_MADE: Mapping[str, Callable[[PWLConfig, str], Examples]] = {
+_MADE: Mapping[str, Callable[[PWLConfig, str, str], Examples]] = {
     "token ids": _texts,
     "waveforms": _waveforms,
     "features of speech": _features_of_speech,

@@ -11,7 +11,6 @@ from transformers import PreTrainedConfig
 
 from ..arrays.mapped import MappedFile
 from ..errors import MissingFileError, RepositoryError, SaveError
-from ..families.registry import most_tokens
 from ..graphs.index import INDEX_FILE, GraphIndex
 from ..parts.parts import Parts
 from ..parts.router import Router
@@ -23,6 +22,7 @@ from ..task_names import FIRST_TASK
 from .examples import Examples, check_exported, examples_of, examples_of_arrays, takes_of
 from .graphs import GraphWriter
 from .proving import prove, torch_logits
+from .tokenizing import tokenization_of
 
 
 class Export(NamedTuple):
@@ -68,14 +68,16 @@ def export_onnx(parts: Parts, main_input: str, *, image_size: int | None = None)
     weights = [entry for entry in manifest.files if entry.tier_block is None]
     # 1. The files as they lie there, and inputs that no layer could take for others.
     files = {path: MappedFile(local) for path, local in repository.fetch_verified(weights).items()}
-    processor = _processor(repository)
-    if takes_of(config) == "images":
+    takes = takes_of(config)
+    processor = None if takes == "token ids" else _processor(repository)
+    tokenizer = tokenization_of(repository, config) if takes == "token ids" else None
+    if takes == "images":
         examples = examples_of_arrays(main_input, _image_shape(config.teacher_config, processor, image_size))
     elif image_size is not None:
-        raise ValueError(f"image_size is {image_size!r}, and the model takes {takes_of(config)}: leave it out")
+        raise ValueError(f"image_size is {image_size!r}, and the model takes {takes}: leave it out")
     else:
-        examples = examples_of(config, main_input)
-    _check_fit(parts, schedule, examples, takes_of(config))
+        examples = examples_of(config, main_input, tokenizer.padding_side if tokenizer is not None else "right")
+    _check_fit(parts, schedule, examples, takes)
     # 2. The graphs, compared before anyone sees them.
     exported = GraphWriter(parts, schedule, files, examples).graphs()
     logits = torch_logits(parts, schedule, examples)
@@ -91,7 +93,7 @@ def export_onnx(parts: Parts, main_input: str, *, image_size: int | None = None)
         labels=tuple(name for _, name in sorted((config.id2label or {}).items())),
         problem_type=config.problem_type,
         processor=processor,
-        max_length=most_tokens(config.teacher_config, config.student_config),
+        tokenizer=tokenizer,
     )
     contents = {path: found.content for path, found in exported.items()}
     return Export(manifest, {**contents, INDEX_FILE: index.to_json().encode()}, differences)

@@ -26,6 +26,7 @@ from ..errors import RepositoryError
 from ..repository.manifest import ListedFile, Manifest, check_path
 from ..sources import Sources
 from ..task_names import FIRST_TASK, TASKS
+from .tokenization import Tokenization
 
 INDEX_FORMAT = 1
 INDEX_FILE = "onnx/index.json"
@@ -113,7 +114,7 @@ class GraphIndex:
         processor: The repository's `preprocessor_config.json`; None if it has none.
         task: The task of the model, by transformers' Auto class.
         dtypes: Of each input, `float32` or `int64`; of one that it does not name, `float32`.
-        max_length: The most tokens of a text, where the networks have positions for so many.
+        tokenizer: How texts become tokens; None if the repository has no `tokenizer.json`.
     """
 
     fingerprint: str
@@ -125,7 +126,7 @@ class GraphIndex:
     processor: Mapping[str, Any] | None
     task: str = FIRST_TASK
     dtypes: Mapping[str, str] = field(default_factory=dict)
-    max_length: int | None = None
+    tokenizer: Tokenization | None = None
 
     def graphs_for(self, stage: int) -> tuple[Graph, ...]:
         """The graphs that one of its stages runs, in their order."""
@@ -149,7 +150,7 @@ class GraphIndex:
             "labels": self.labels,
             "problem_type": self.problem_type,
             "processor": self.processor,
-            "max_length": self.max_length,
+            "tokenizer": None if self.tokenizer is None else self.tokenizer.to_dict(),
         }
         return json.dumps(data, indent=1, ensure_ascii=False) + "\n"
 
@@ -188,7 +189,7 @@ class GraphIndex:
         if twice := sorted(path for path, count in Counter(graph.path for graph in found).items() if count > 1):
             raise RepositoryError(f"{INDEX_FILE} lists the graph {twice[0]!r} more than once")
         problem_type, processor = data.get("problem_type"), data.get("processor")
-        task, max_length = data.get("task", FIRST_TASK), data.get("max_length")
+        task, tokenizer = data.get("task", FIRST_TASK), data.get("tokenizer")
         if task not in TASKS:
             raise RepositoryError(f"{INDEX_FILE}: task must be one of {', '.join(TASKS)}, got {task!r:.100}")
         index = cls(
@@ -201,7 +202,7 @@ class GraphIndex:
             processor=None if processor is None else _typed(processor, dict, "processor"),
             task=task,
             dtypes=_dtypes(data.get("dtypes", {})),
-            max_length=None if max_length is None else _typed(max_length, int, "max_length"),
+            tokenizer=None if tokenizer is None else Tokenization.of(INDEX_FILE, _typed(tokenizer, dict, "tokenizer")),
         )
         index._check(manifest)
         return index
