@@ -105,7 +105,7 @@ class RuntimeModel(Staged):
 
     # --- Answers ------------------------------------------------------------------------------------------------
 
-    def predict(self, samples: Any, **parameters: Any) -> Any:
+    def predict(self, samples: Any, /, **parameters: Any) -> Any:
         """The answers of transformers' pipeline of the model's task.
 
         Args:
@@ -134,7 +134,7 @@ class RuntimeModel(Staged):
         """
         return self._task.predict(self._run, samples, **parameters)
 
-    def logits(self, samples: Any = None, **inputs: NDArray[Any]) -> NDArray[np.float32]:
+    def logits(self, samples: Any = None, /, **inputs: NDArray[Any]) -> NDArray[np.float32]:
         """The logits of samples, or of arrays that are prepared already.
 
         Args:

@@ -57,7 +57,8 @@ def _read(text: Any, name: str) -> tuple[str, str | None]:
     if isinstance(text, Mapping) and "text" in text and text.keys() <= {"text", "text_pair"}:
         pair = text.get("text_pair")
         if isinstance(text["text"], str) and isinstance(pair, str | None):
-            return _sound(text["text"], name), None if pair is None else _sound(pair, name)
+            # An empty second text is none, as in transformers.
+            return _sound(text["text"], name), _sound(pair, name) if pair else None
     raise InputError(
         f"{name} must be a string, or have 'text' and 'text_pair', both strings; got {type(text).__name__}: "
         f"{text!r:.100}"
