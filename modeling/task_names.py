@@ -15,6 +15,7 @@ class Task:
         module: Where that is, within this package.
         pipeline: The name of transformers' pipeline, and of the task on the Hub.
         samples: What is classified, in the plural.
+        processing: What makes inputs of samples, as people call it.
         processing_class: transformers' Auto class of what makes inputs of samples.
         files: What that may be saved as; without the first of them there is none.
     """
@@ -24,6 +25,7 @@ class Task:
     module: str
     pipeline: str
     samples: str
+    processing: str
     processing_class: str
     files: tuple[str, ...] = ("preprocessor_config.json",)
 
@@ -49,6 +51,7 @@ TASKS = {
             "tasks.image_classification",
             "image-classification",
             "images",
+            "an image processor",
             "AutoImageProcessor",
         ),
         Task(
@@ -57,6 +60,7 @@ TASKS = {
             "tasks.sequence_classification",
             "text-classification",
             "texts",
+            "a tokenizer",
             "AutoTokenizer",
             TOKENIZER_FILES,
         ),
@@ -66,6 +70,7 @@ TASKS = {
             "tasks.token_classification",
             "token-classification",
             "texts",
+            "a tokenizer",
             "AutoTokenizer",
             TOKENIZER_FILES,
         ),
@@ -75,6 +80,7 @@ TASKS = {
             "tasks.audio_classification",
             "audio-classification",
             "sounds",
+            "a feature extractor",
             "AutoFeatureExtractor",
         ),
     )

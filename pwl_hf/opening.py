@@ -8,7 +8,6 @@ from typing import Any
 from pwl_hf import modeling
 from pwl_hf.modeling import PWLConfig, PWLPreTrainedModel
 from pwl_hf.modeling.errors import InputError
-from pwl_hf.modeling.families.registry import most_tokens
 from pwl_hf.modeling.loading import read_config
 from pwl_hf.modeling.repository.source import Repository
 from pwl_hf.modeling.task_names import TASKS
@@ -32,7 +31,7 @@ def class_of(config: PWLConfig, where: str = "the model") -> type[Any]:
 
 def max_tokens(config: PWLConfig) -> int | None:
     """The most tokens of a text that both networks of a config take; None if neither sets a limit."""
-    return most_tokens(config.teacher_config, config.student_config)
+    return config.max_tokens
 
 
 def open_model(name: str | os.PathLike[str], **options: Any) -> PWLPreTrainedModel:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..errors import SaveError
-from ..families.registry import family_of, most_tokens
+from ..families.registry import family_of
 from ..task_names import FIRST_TASK, TASKS
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def examples_of(config: PWLConfig, main_input: str, padding_side: str) -> Exampl
 def _texts(config: PWLConfig, main_input: str, padding_side: str) -> Examples:
     """Token ids of several lengths, padded, and as short as a text can be."""
     networks = (config.teacher_config, config.student_config)
-    most = min(most_tokens(*networks) or _LONGEST, _LONGEST)
+    most = min(config.max_tokens or _LONGEST, _LONGEST)
     windows = [getattr(n, name, None) or 0 for n in networks for name in ("sliding_window", "local_attention")]
     long = min(max(21, *(window + 5 for window in windows)), most)
     has_types = any((getattr(network, "type_vocab_size", None) or 0) > 1 for network in networks)

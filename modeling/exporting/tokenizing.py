@@ -13,7 +13,6 @@ from transformers import PreTrainedTokenizerBase
 
 from ..configuration_pwl import PWLConfig
 from ..errors import SaveError
-from ..families.registry import most_tokens
 from ..graphs.tokenization import Tokenization
 from ..repository.layout import CONFIG_FILE
 from ..repository.processing import fetch_those_there
@@ -64,8 +63,7 @@ def tokenization_of(repository: Repository, config: PWLConfig) -> Tokenization |
     plain.encode_special_tokens = bool(tokenizer.split_special_tokens)
     _compare(tokenizer, plain, repository)
     # 3. What it is set to.
-    networks = (config.teacher_config, config.student_config)
-    limits = [limit for limit in (tokenizer.model_max_length, most_tokens(*networks)) if limit and limit < 1 << 30]
+    limits = [limit for limit in (tokenizer.model_max_length, config.max_tokens) if limit and limit < 1 << 30]
     padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else config.teacher_config.pad_token_id
     return Tokenization(
         sha256=hashlib.sha256(found[TOKENIZER_FILE]).hexdigest(),

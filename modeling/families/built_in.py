@@ -5,14 +5,14 @@ from __future__ import annotations
 from .audio import AUDIO_FAMILIES
 from .configuration_vgg import VGGConfig
 from .convnext import ConvNextFamily
-from .registry import FAMILIES, OWN_CONFIGS, family_of, register_family
+from .registry import FAMILIES, OWN_CONFIGS, family_of, most_tokens, register_family
 from .resnet import ResNetFamily
 from .swin import SwinFamily
 from .text import TEXT_FAMILIES
 from .vgg import VGGFamily
 from .vit import DeiTFamily, Dinov2Family, ViTFamily
 
-__all__ = ["FAMILIES", "OWN_CONFIGS", "family_of"]
+__all__ = ["FAMILIES", "OWN_CONFIGS", "family_of", "most_tokens"]
 
 _BY_HAND = (ViTFamily(), DeiTFamily(), Dinov2Family(), ResNetFamily(), ConvNextFamily(), SwinFamily())
 for family in (*_BY_HAND, *TEXT_FAMILIES, *AUDIO_FAMILIES):

@@ -449,5 +449,3 @@ def test_the_card_is_of_the_task(tmp_path: Path, hub: Any, repo_id: str) -> None
     ):
         assert expected in card
     assert "image" not in card.lower()
-    with pytest.raises(ValueError, match=r"the inference handler is for image classification, .* text-classification"):
-        model.push_to_hub(repo_id, inference_handler=True)
