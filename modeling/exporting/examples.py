@@ -6,7 +6,7 @@ Notation: B samples; texts of L tokens, waveforms of L samples, features of L fr
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -37,12 +37,14 @@ class Examples:
         shapes: The shape of each input by name, -1 for what is free: the batch, and the length.
         probes: What the graphs are compared with torch on: `traced` first, then other lengths and paddings.
         settings: What the networks are called with besides.
+        shortest: The least length that networks take, where it is free and more than 1.
     """
 
     traced: Tensors
     shapes: Mapping[str, tuple[int, ...]]
     probes: tuple[Tensors, ...]
     settings: Mapping[str, Any] = field(default_factory=dict)
+    shortest: int | None = None
 
     @property
     def dtypes(self) -> dict[str, str]:
@@ -77,6 +79,9 @@ def check_exported(config: PWLConfig) -> None:
     """
     if (task := config.task or FIRST_TASK) not in TASKS:
         raise SaveError(f"models of {', '.join(TASKS)} are exported, this one is of {task}; nothing was written")
+    for network in (config.teacher_config, config.student_config):
+        if reason := family_of(network).not_exported:
+            raise SaveError(f"a {network.model_type} is not exported: {reason}; nothing was written")
     if takes_of(config) not in ("images", *_MADE):
         raise SaveError(
             f"models of images, texts and sounds are exported, this one ({config.teacher_config.model_type}) takes "
@@ -135,13 +140,20 @@ def _texts(config: PWLConfig, main_input: str, padding_side: str) -> Examples:
 def _waveforms(config: PWLConfig, main_input: str, _: str) -> Examples:
     """Waveforms of several lengths, of so many frames as the networks' convolutions make of them."""
     network = config.teacher_config
-    sizes = []
-    for frames in _FRAMES:
+
+    def samples(frames: int) -> int:
         length = frames
         for kernel, stride in zip(reversed(network.conv_kernel), reversed(network.conv_stride), strict=True):
             length = (length - 1) * stride + kernel
-        sizes.append(length)
-    return _sounds(main_input, sizes, ())
+        return length
+
+    shortest = samples(getattr(network, "squeeze_factor", 1))
+    made = _sounds(main_input, [samples(frames) for frames in _FRAMES], ())
+    alone = {
+        main_input: torch.randn(1, shortest, generator=_generator()),
+        "attention_mask": torch.ones(1, shortest).long(),
+    }
+    return replace(made, probes=(*made.probes, alone), shortest=shortest)
 
 
 def _features_of_speech(config: PWLConfig, main_input: str, _: str) -> Examples:

@@ -94,6 +94,7 @@ def export_onnx(parts: Parts, main_input: str, *, image_size: int | None = None)
         problem_type=config.problem_type,
         processor=processor,
         tokenizer=tokenizer,
+        min_length=examples.shortest,
     )
     contents = {path: found.content for path, found in exported.items()}
     return Export(manifest, {**contents, INDEX_FILE: index.to_json().encode()}, differences)

@@ -128,7 +128,13 @@ AUDIO_FAMILIES = (
     Wav2Vec2Family(**_wav2vec2("unispeech", "unispeech")),
     Wav2Vec2Family(**_wav2vec2("unispeech-sat", "unispeech_sat")),
     WavLMFamily(
-        **_wav2vec2("wavlm", "wavlm", shared=("encoder.layers.0.attention.rel_attn_embed",), gives_tuples=True)
+        **_wav2vec2(
+            "wavlm",
+            "wavlm",
+            shared=("encoder.layers.0.attention.rel_attn_embed",),
+            gives_tuples=True,
+            not_exported="torch's tracer finds no end to what it asks of the lengths of its biases",
+        )
     ),
     Wav2Vec2Family(**_wav2vec2("data2vec-audio", "data2vec_audio")),
     Wav2Vec2Family(

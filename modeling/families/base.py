@@ -144,6 +144,7 @@ class Family(ABC):
         layers: The path of the list of all units, where the config's `num_hidden_layers` units are built alike.
         has_optional_paths: Whether some of its paths are not there in every network, and are passed over there.
         takes: What its networks take, if they join with those of other families that take the same; None if not.
+        not_exported: Why its networks have no graphs; empty if they have.
     """
 
     model_type: str
@@ -152,6 +153,7 @@ class Family(ABC):
     layers: ClassVar[str | None] = None
     has_optional_paths: ClassVar[bool] = False
     takes: str | None = None
+    not_exported: str = ""
 
     @abstractmethod
     def model_class(self) -> type[PreTrainedModel]:

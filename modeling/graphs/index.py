@@ -115,6 +115,7 @@ class GraphIndex:
         task: The task of the model, by transformers' Auto class.
         dtypes: Of each input, `float32` or `int64`; of one that it does not name, `float32`.
         tokenizer: How texts become tokens; None if the repository has no `tokenizer.json`.
+        min_length: The fewest samples of a sound that networks make a frame of, where that is more than 1.
     """
 
     fingerprint: str
@@ -127,6 +128,7 @@ class GraphIndex:
     task: str = FIRST_TASK
     dtypes: Mapping[str, str] = field(default_factory=dict)
     tokenizer: Tokenization | None = None
+    min_length: int | None = None
 
     def graphs_for(self, stage: int) -> tuple[Graph, ...]:
         """The graphs that one of its stages runs, in their order."""
@@ -150,6 +152,7 @@ class GraphIndex:
             "labels": self.labels,
             "problem_type": self.problem_type,
             "processor": self.processor,
+            "min_length": self.min_length,
             "tokenizer": None if self.tokenizer is None else self.tokenizer.to_dict(),
         }
         return json.dumps(data, indent=1, ensure_ascii=False) + "\n"
@@ -190,6 +193,7 @@ class GraphIndex:
             raise RepositoryError(f"{INDEX_FILE} lists the graph {twice[0]!r} more than once")
         problem_type, processor = data.get("problem_type"), data.get("processor")
         task, tokenizer = data.get("task", FIRST_TASK), data.get("tokenizer")
+        min_length = data.get("min_length")
         if task not in TASKS:
             raise RepositoryError(f"{INDEX_FILE}: task must be one of {', '.join(TASKS)}, got {task!r:.100}")
         index = cls(
@@ -202,6 +206,7 @@ class GraphIndex:
             processor=None if processor is None else _typed(processor, dict, "processor"),
             task=task,
             dtypes=_dtypes(data.get("dtypes", {})),
+            min_length=None if min_length is None else _typed(min_length, int, "min_length"),
             tokenizer=None if tokenizer is None else Tokenization.of(INDEX_FILE, _typed(tokenizer, dict, "tokenizer")),
         )
         index._check(manifest)

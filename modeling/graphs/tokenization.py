@@ -53,7 +53,7 @@ class Tokenization:
         Raises:
             RepositoryError: If a field is missing or of another kind.
         """
-        found = {name: data.get(name) for name in cls.__dataclass_fields__}
+        found: dict[str, Any] = {name: data.get(name) for name in cls.__dataclass_fields__}
         inputs = found["inputs"]
         if not isinstance(inputs, list) or not all(isinstance(name, str) for name in inputs):
             raise _wrong(where, "inputs", inputs, "a list of names")

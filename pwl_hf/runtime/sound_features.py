@@ -53,7 +53,7 @@ def extractor_of(config: Mapping[str, Any]) -> FeatureExtractor:
     Raises:
         ValueError: If a type or a value is not supported, named.
     """
-    kind = config.get("feature_extractor_type")
+    kind = str(config.get("feature_extractor_type"))
     if kind not in _EXTRACTORS:
         raise ValueError(
             f"preprocessor_config.json has the feature_extractor_type {kind!r:.100}, and the runtime has "

@@ -259,6 +259,11 @@ class SoundTask(_Ranked):
         from pwl_hf.runtime.sounds import read_sounds
 
         named = list(read_sounds(samples, self.extractor.sampling_rate))
+        least = self.index.min_length or 1
+        if short := next(((name, wave) for name, wave in named if len(wave) < least), None):
+            raise InputError(
+                f"{short[0]} has {len(short[1])} samples, and the network needs {least}: give a longer one"
+            )
         names = self.index.inputs
         return [{name: made[name] for name in names} for made in self.extractor.batches(named)]
 

@@ -112,7 +112,7 @@ class Texting:
         Raises:
             InputError: If one is no text, or of more tokens than the model takes, named by its number from 0.
         """
-        tokenizer = self._cutting_by(0) if truncation and self.settings.max_length else self.tokenizer
+        tokenizer = self._cutting_by(0, most) if truncation and (most := self.settings.max_length) else self.tokenizer
         found = []
         for name, text, pair in read_texts(texts):
             encoding = tokenizer.encode(text, pair)
@@ -142,7 +142,7 @@ class Texting:
         room = most - self.tokenizer.num_special_tokens_to_add(False)
         if not 0 <= stride < room:
             raise InputError(f"stride is {stride}, it must be from 0 to {room - 1}: pieces are of {room} tokens")
-        encoding = self._cutting_by(stride).encode(text)
+        encoding = self._cutting_by(stride, most).encode(text)
         return [encoding, *encoding.overflowing]
 
     def arrays(self, encodings: Sequence[Encoding], names: Sequence[str]) -> dict[str, NDArray[np.int64]]:
@@ -176,7 +176,7 @@ class Texting:
                 made["token_type_ids"][row, place] = encoding.type_ids
         return {name: made[name] for name in names}
 
-    def _cutting_by(self, stride: int) -> Tokenizer:
+    def _cutting_by(self, stride: int, most: int) -> Tokenizer:
         """A tokenizer that cuts: a setting of its own, since threads share the other."""
         with self._lock:
             if stride not in self._cutting:
@@ -184,6 +184,6 @@ class Texting:
                     self._cutting.pop(next(iter(self._cutting)))
                 made = copy.deepcopy(self.tokenizer)
                 made.encode_special_tokens = self.settings.splits_special_tokens
-                made.enable_truncation(self.settings.max_length, stride=stride, direction=self.settings.truncation_side)
+                made.enable_truncation(most, stride=stride, direction=self.settings.truncation_side)
                 self._cutting[stride] = made
             return self._cutting[stride]
