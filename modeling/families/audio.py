@@ -109,6 +109,7 @@ def _wav2vec2(model_type: str, base: str, **others: Any) -> dict[str, Any]:
 
 
 _SQUEEZED: dict[str, Any] = {
+    "not_exported": "the graphs of a squeezed sequence differ from torch",
     "before": ("feature_extractor", "layer_norm", "feature_projection", "encoder.pos_conv_embed", "encoder.layer_norm"),
     "after": ("encoder.upsample",),
     "equal": ("conv_kernel", "conv_stride", "squeeze_factor"),
