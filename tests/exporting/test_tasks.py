@@ -19,8 +19,6 @@ from tests.modeling.driven import LanguageModel, config_of
 from tests.modeling.test_tasks import pair
 from tests.modeling.test_types import given, joined
 from tests.modeling.types import AUDIO, TEXT
-from tests.once import made_once
-from tests.task_models import task_model
 
 TOLERANCE = 1e-5
 # One of each mechanism that graphs know; the others are slow together.
@@ -31,18 +29,8 @@ def free(value: onnx.ValueInfoProto) -> list[Any]:
     return [dimension.dim_param or dimension.dim_value for dimension in value.type.tensor_type.shape.dim]
 
 
-@pytest.fixture(scope="session")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny classifier of texts with its graphs, not to be written to."""
-
-    def make(folder: Path) -> None:
-        task_model("texts", folder.parent / f"{folder.name}.words").export(folder)
-
-    return made_once(tmp_path_factory, "exported-texts", make)
-
-
-def test_batch_and_length_are_free_and_inputs_are_whole_numbers(exported: Path) -> None:
-    models, index = models_of(exported), read_index(exported)
+def test_batch_and_length_are_free_and_inputs_are_whole_numbers(texts: Path) -> None:
+    models, index = models_of(texts), read_index(texts)
     assert index.task == "AutoModelForSequenceClassification"
     assert index.inputs == dict.fromkeys(("input_ids", "attention_mask", "token_type_ids"), (-1, -1))
     assert set(index.dtypes.values()) == {"int64"}
@@ -56,8 +44,8 @@ def test_batch_and_length_are_free_and_inputs_are_whole_numbers(exported: Path) 
     assert free(models["teacher/model.onnx"].graph.output[0]) == ["batch", 4]
 
 
-def test_what_a_graph_does_not_read_is_no_input_of_it(exported: Path) -> None:
-    models = models_of(exported)
+def test_what_a_graph_does_not_read_is_no_input_of_it(texts: Path) -> None:
+    models = models_of(texts)
     names = {path: {value.name for value in model.graph.input} for path, model in models.items()}
     assert names["teacher/model.onnx"] == {"input_ids", "attention_mask", "token_type_ids"}
     # DistilBERT has no types, and tokens are for the first block.
@@ -66,13 +54,13 @@ def test_what_a_graph_does_not_read_is_no_input_of_it(exported: Path) -> None:
 
 
 @torch.no_grad()
-def test_lengths_and_paddings_that_were_not_traced_are_torchs(exported: Path) -> None:
+def test_lengths_and_paddings_that_were_not_traced_are_torchs(texts: Path) -> None:
     from pwl_hf import PWLForSequenceClassification
 
     generator = torch.Generator().manual_seed(3)
     for stage in range(3):
-        model = PWLForSequenceClassification.from_pretrained(exported, stage=stage)
-        made = sessions(exported, stage)
+        model = PWLForSequenceClassification.from_pretrained(texts, stage=stage)
+        made = sessions(texts, stage)
         for lengths in ((32, 1, 17), (2,), (5, 5, 5, 5, 5)):
             mask = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
             inputs = {
@@ -86,9 +74,9 @@ def test_lengths_and_paddings_that_were_not_traced_are_torchs(exported: Path) ->
             assert np.abs(features - model(**inputs).logits.numpy()).max() < 1e-5
 
 
-def test_anyones_onnxruntime_runs_the_teacher(exported: Path) -> None:
-    onnx.checker.check_model(str(exported / "teacher" / "model.onnx"), full_check=True)
-    session = plain_session(exported / "teacher" / "model.onnx")
+def test_anyones_onnxruntime_runs_the_teacher(texts: Path) -> None:
+    onnx.checker.check_model(str(texts / "teacher" / "model.onnx"), full_check=True)
+    session = plain_session(texts / "teacher" / "model.onnx")
     ones = np.ones((2, 7), np.int64)
     (logits,) = session.run(None, {"input_ids": ones, "attention_mask": ones, "token_type_ids": ones})
     assert logits.shape == (2, 4)
