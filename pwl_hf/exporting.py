@@ -65,11 +65,10 @@ def export_repository(
     """
     options: dict[str, Any] = {"revision": target.revision, "subfolder": subfolder, "token": target.token}
     if output is not None:
-        model = open_model(repo, **options)
-        differences = model.export(output, image_size=image_size, overwrite=overwrite)
+        differences = open_model(repo, **options).export(output, image_size=image_size, overwrite=overwrite)
         added = Repository.open(output).manifest().attachments
         return ExportReport(None, {entry.path: entry.bytes for entry in added}, differences)
-    model = open_model(repo, keep_all=True, dtype=torch.float32, device_map="cpu", **options)
+    model: Any = open_model(repo, keep_all=True, dtype=torch.float32, device_map="cpu", **options)
     exported = export_onnx(model.parts, model.main_input_name, image_size=image_size)
     sizes = {path: len(content) for path, content in exported.files.items()}
     source = model.parts.store.repository

@@ -56,7 +56,7 @@ def torch_logits(parts: Parts, schedule: Schedule, examples: Examples) -> dict[s
             )
         finally:
             model.float()
-    return {name: tuple(map(Logits, found, double[name])) for name, found in single.items()}
+    return {name: tuple(map(_logits, found, double[name])) for name, found in single.items()}
 
 
 class Logits(NamedTuple):
@@ -64,11 +64,17 @@ class Logits(NamedTuple):
 
     Args:
         single: In float32, as it serves.
-        double: In float64, as good as without rounding.
+        double: In float64, as good as without rounding; in float32 where that overflows.
     """
 
     single: NDArray[Any]
     double: NDArray[Any]
+
+
+def _logits(single: NDArray[Any], double: NDArray[Any]) -> Logits:
+    # Attention that is always in float32 cannot hold the least number of float64, which masks are made of.
+    is_worse = np.isfinite(single).all() and not np.isfinite(double).all()
+    return Logits(single, single if is_worse else double)
 
 
 def prove(

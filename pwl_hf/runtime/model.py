@@ -169,7 +169,8 @@ class RuntimeModel(Staged):
                 f"{TASKS[self._graphs.index.task].samples}, or each array by its name"
             )
         found: dict[str, NDArray[Any]] = {}
-        batches, lengths = set(), set()
+        batches: set[int] = set()
+        lengths: set[int] = set()
         for name, shape in self.inputs.items():
             array = np.asarray(inputs[name])
             dtype = self._graphs.index.dtypes.get(name, "float32")

@@ -216,7 +216,7 @@ class TokenTask:
             )
         return answers[0] if is_one(samples) else answers
 
-    def _checked(self, parameters: Mapping[str, Any]) -> tuple[str, list[str] | None, int | None, bool]:
+    def _checked(self, parameters: Mapping[str, Any]) -> tuple[str, Sequence[str] | None, int | None, bool]:
         from pwl_hf.runtime.tokens import STRATEGIES
 
         check_parameters(parameters, self.known, self.index)
@@ -235,7 +235,7 @@ class TokenTask:
                 "stride is for a text in pieces, whose entities are put together: give an aggregation_strategy other "
                 "than none, and no truncation"
             )
-        return strategy, ignored, stride, truncation
+        return str(strategy), ignored, stride, truncation
 
 
 class SoundTask(_Ranked):

@@ -183,7 +183,8 @@ class _Texts:
     def _pipeline(self) -> Any:
         # A tokenizer is set anew for each call: two threads must not share one.
         if not hasattr(self._of_thread, "pipeline"):
-            self._of_thread.pipeline = transformers.pipeline(
+            made: Callable[..., Any] = transformers.pipeline
+            self._of_thread.pipeline = made(
                 self.pipeline, model=self.model, tokenizer=copy.deepcopy(self.tokenizer), device=self.model.device
             )
         return self._of_thread.pipeline
