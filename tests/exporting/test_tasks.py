@@ -48,9 +48,8 @@ def test_what_a_graph_does_not_read_is_no_input_of_it(texts: Path) -> None:
     models = models_of(texts)
     names = {path: {value.name for value in model.graph.input} for path, model in models.items()}
     assert names["teacher/model.onnx"] == {"input_ids", "attention_mask", "token_type_ids"}
-    # DistilBERT has no types, and tokens are for the first block.
-    assert names["onnx/student.onnx"] == {"input_ids", "attention_mask"}
-    assert "token_type_ids" not in names["onnx/teacher-00002.onnx"]
+    # Tokens and their types are for the first block.
+    assert names["onnx/teacher-00002.onnx"] == {"features_in", "attention_mask"}
 
 
 @torch.no_grad()

@@ -18,7 +18,9 @@ import torch
 import transformers
 from transformers import pipeline
 
+import pwl_hf
 from pwl_hf import RepositoryError, runtime
+from pwl_hf.downloading import download_stages
 from pwl_hf.modeling.errors import InputError
 from pwl_hf.modeling.publishing.push import Target
 from pwl_hf.opening import open_model
@@ -346,6 +348,26 @@ def test_texts_from_the_hub_need_it_no_more(exported_task: Any, hub: Any, repo_i
     assert not requests
     again = runtime.load(repo_id, stage="teacher", cache_dir=tmp_path / "cache", local_files_only=True, threads=1)
     assert again.predict(list(TEXTS)) == expected
+
+
+@pytest.mark.parametrize("kind", ["texts", "waves"])
+@pytest.mark.parametrize("how", ["download", "prefetch"])
+def test_what_was_fetched_ahead_needs_no_hub(
+    exported_task: Any, hub: Any, repo_id: str, tmp_path: Path, kind: str, how: str
+) -> None:
+    publish(hub, repo_id, exported_task(kind))
+    if how == "download":
+        download_stages(repo_id, 1, cache_dir=tmp_path)
+    else:
+        pwl_hf.prefetch(repo_id, stage=1, cache_dir=tmp_path).wait(60)
+    samples = sounds() if kind == "waves" else list(TEXTS)
+    with hub.record() as requests:
+        model = runtime.load(repo_id, stage=1, cache_dir=tmp_path, local_files_only=True, threads=1)
+        found = model.predict(samples)
+        auto_class = transformers.AutoFeatureExtractor if kind == "waves" else transformers.AutoTokenizer
+        auto_class.from_pretrained(repo_id, cache_dir=tmp_path, local_files_only=True)
+    assert not requests
+    assert found == runtime.load(exported_task(kind), stage=1, threads=1).predict(samples)
 
 
 @pytest.mark.parametrize("kind", KINDS)
