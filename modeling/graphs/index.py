@@ -192,7 +192,7 @@ class GraphIndex:
         if twice := sorted(path for path, count in Counter(graph.path for graph in found).items() if count > 1):
             raise RepositoryError(f"{INDEX_FILE} lists the graph {twice[0]!r} more than once")
         problem_type, processor = data.get("problem_type"), data.get("processor")
-        task, tokenizer = data.get("task", FIRST_TASK), data.get("tokenizer")
+        task, tokenizer = _typed(data.get("task", FIRST_TASK), str, "task"), data.get("tokenizer")
         min_length = data.get("min_length")
         if task not in TASKS:
             raise RepositoryError(f"{INDEX_FILE}: task must be one of {', '.join(TASKS)}, got {task!r:.100}")
