@@ -120,7 +120,8 @@ class PWLConfig(PreTrainedConfig):
         # transformers hands its own choice, none yet, down to configs that may belong to models already.
         for key, attn_implementation in chosen.items():
             choose_attention(getattr(self, key), attn_implementation)
-        if not labels_given:
+        # Without names of labels it is refused below.
+        if not labels_given and self.teacher_config.id2label is not None:
             self.id2label = dict(self.teacher_config.id2label)
             self.label2id = dict(self.teacher_config.label2id)
         if self.problem_type is None and _other_problem(self.teacher_config, self.student_config) is None:
@@ -179,8 +180,8 @@ class PWLConfig(PreTrainedConfig):
                 default_cuts(family_of(network).depths(network), self.num_blocks)
             check_cuts(cuts, getattr(self, cuts), family_of(network).num_units(network), self.num_blocks)
         for i, (units, student_units) in enumerate(zip(self.teacher_cuts, self.student_cuts, strict=True), start=1):
-            ends = family.boundary(teacher, units).geometry, of_student.boundary(student, student_units).geometry
-            if ends[0] != ends[1]:
+            ends = family.boundary(teacher, units), of_student.boundary(student, student_units)
+            if not ends[0].joins(ends[1]):
                 raise ValueError(
                     f"teacher and student cannot be joined after block {i}: the teacher has {ends[0]} after "
                     f"{units} unit(s), the student has {ends[1]} after {student_units} unit(s)"
@@ -189,6 +190,13 @@ class PWLConfig(PreTrainedConfig):
     @staticmethod
     def _check_labels(teacher: Any, student: Any) -> None:
         for name, network in (("teacher", teacher), ("student", student)):
+            # PVT's config takes the number and the names of labels as two things.
+            if network.id2label is None or len(network.id2label) != network.num_labels:
+                count = 0 if network.id2label is None else len(network.id2label)
+                raise ValueError(
+                    f"the config of the {name} has num_labels {network.num_labels} and names {count} labels: give it "
+                    "num_labels, id2label and label2id that agree"
+                )
             if network.id2label.keys() != set(range(network.num_labels)):
                 raise ValueError(
                     f"the labels of the {name} must be numbered from 0, got id2label with {min(network.id2label)} to "
@@ -224,8 +232,7 @@ class PWLConfig(PreTrainedConfig):
     @property
     def num_channels(self) -> int:
         """The channels of the images that both networks take."""
-        # Of a network of the user's own the config may not say it.
-        found: int = getattr(self.teacher_config, "num_channels", 3)
+        found: int = family_of(self.teacher_config).input_settings(self.teacher_config).get("num_channels", 3)
         return found
 
     @property
@@ -246,6 +253,7 @@ class PWLConfig(PreTrainedConfig):
             network = copy.deepcopy(network)
             if network.num_labels != self.num_labels:
                 network.id2label, network.label2id = copy.copy(self.id2label), copy.copy(self.label2id)
+                network.num_labels = self.num_labels
             network.problem_type = problem_type
             setattr(self, key, network)
 

@@ -59,13 +59,16 @@ def choose_attention(config: PreTrainedConfig, attn_implementation: str | dict[s
 def class_of_task(config: PreTrainedConfig, task: str) -> type[PreTrainedModel]:
     """The class that transformers has for a config and a task, which is named by its Auto class.
 
+    The first of several: LeViT has a second, with two heads.
+
     Raises:
         ValueError: If it has none.
     """
     mapping = getattr(transformers, task)._model_mapping
     if type(config) not in mapping:
         raise ValueError(f"transformers has no network of model_type {config.model_type!r} for {task}")
-    found: type[PreTrainedModel] = mapping[type(config)]
+    classes = mapping[type(config)]
+    found: type[PreTrainedModel] = classes[0] if isinstance(classes, tuple) else classes
     return found
 
 

@@ -11,6 +11,8 @@ from transformers import PreTrainedConfig
 
 from ..arrays.mapped import MappedFile
 from ..errors import MissingFileError, RepositoryError, SaveError
+from ..families.base import PATCHES
+from ..families.registry import family_of
 from ..graphs.index import INDEX_FILE, GraphIndex
 from ..parts.parts import Parts
 from ..parts.router import Router
@@ -124,9 +126,13 @@ def _image_shape(
     config: PreTrainedConfig, processor: Mapping[str, Any] | None, image_size: int | None
 ) -> tuple[int, int, int]:
     """Channels, height and width of the images, which are fixed in a graph."""
+    family = family_of(config)
+    if family.takes == PATCHES:
+        raise SaveError(f"a network that takes {PATCHES} ({config.model_type}) is not exported; nothing was written")
+    seeing, channels = family.seeing(config), family.input_settings(config).get("num_channels", 3)
     if image_size is not None and (isinstance(image_size, bool) or image_size < 1):
         raise ValueError(f"image_size must be at least 1 pixel, got {image_size!r}")
-    size = image_size if image_size is not None else getattr(config, "image_size", None)
+    size = image_size if image_size is not None else getattr(seeing, "image_size", None)
     if size is None and processor is not None:
         size = processor.get("crop_size") if processor.get("do_center_crop") else processor.get("size")
     if isinstance(size, Mapping):
@@ -136,7 +142,7 @@ def _image_shape(
         raise ValueError(
             "neither the config nor the image processor says how large the images are: give image_size (--image-size)"
         )
-    return (getattr(config, "num_channels", 3), *sides)
+    return (channels, *sides)
 
 
 def _processor(repository: Repository) -> dict[str, Any] | None:

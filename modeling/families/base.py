@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 GetModule = Callable[[str], Any]
 # What a model is called with, by the names of its `forward`: `pixel_values`, or `input_ids` and `attention_mask`.
 Inputs = Mapping[str, Any]
+# What networks take that have their images cut into patches before; see `Family.takes`.
+PATCHES = "patches of images"
 
 
 class Features(NamedTuple):
@@ -126,12 +128,24 @@ class Boundary:
         geometry: Everything that teacher and student must share, in words.
         channels_first: Whether the channels are dimension 1 rather than the last.
         grid: The token grid (h, w) of inputs of the config's own size, where features carry one.
+        image_size: The height and width of the only images that the network takes; None if it takes others too.
     """
 
     width: int
     geometry: str
     channels_first: bool
     grid: tuple[int, int] | None = None
+    image_size: tuple[int, int] | None = None
+
+    def joins(self, other: Boundary) -> bool:
+        """Whether a converter can lead from these features to others, of the same images."""
+        sizes = {self.image_size, other.image_size} - {None}
+        return (self.geometry, self.channels_first) == (other.geometry, other.channels_first) and len(sizes) < 2
+
+    def __str__(self) -> str:
+        """What must be the same, in words."""
+        size = "" if self.image_size is None else " of an image of {}x{} pixels".format(*self.image_size)
+        return self.geometry + size
 
 
 class Family(ABC):
@@ -145,15 +159,18 @@ class Family(ABC):
         has_optional_paths: Whether some of its paths are not there in every network, and are passed over there.
         takes: What its networks take, if they join with those of other families that take the same; None if not.
         not_exported: Why its networks have no graphs; empty if they have.
+        tells_channels: Whether its layers are called as other networks call theirs, so that their names tell which
+            channels a tensor reads and writes; see `training.networks.slices.axes`.
     """
 
     model_type: str
-    interpolates: ClassVar[bool] = False
+    interpolates: bool = False
     code_module: ClassVar[str | None] = None
     layers: ClassVar[str | None] = None
     has_optional_paths: ClassVar[bool] = False
     takes: str | None = None
     not_exported: str = ""
+    tells_channels: bool = True
 
     @abstractmethod
     def model_class(self) -> type[PreTrainedModel]:
@@ -180,6 +197,10 @@ class Family(ABC):
         width = getattr(config, "hidden_size", None)
         if isinstance(heads, int) and isinstance(width, int) and not hasattr(config, "head_dim") and width % heads:
             raise ValueError(f"hidden_size {width} cannot be divided among num_attention_heads {heads}")
+
+    def seeing(self, config: PreTrainedConfig) -> Any:
+        """The config of what sees the images, where that is one within a config, as CLIP has it."""
+        return config
 
     def input_settings(self, config: PreTrainedConfig) -> dict[str, Any]:
         """What two networks must have in common to take the same inputs, by the names of the config."""
@@ -230,6 +251,11 @@ class Family(ABC):
     @abstractmethod
     def unit_paths(self, config: PreTrainedConfig, unit: int) -> tuple[str, ...]:
         """Paths of the modules of unit `unit` (from 0)."""
+
+    def layer_path(self, config: PreTrainedConfig, unit: int) -> str:
+        """The one of `unit_paths` that is the unit itself; others lead from one resolution to the next."""
+        paths = self.unit_paths(config, unit)
+        return next((path for path in paths if path.rpartition(".")[2].isdigit()), paths[0])
 
     @abstractmethod
     def head_paths(self, config: PreTrainedConfig) -> tuple[str, ...]:

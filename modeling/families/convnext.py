@@ -18,6 +18,7 @@ class ConvNextFamily(Family):
     """ConvNeXt (arXiv 2201.03545)."""
 
     model_type = "convnext"
+    takes = "images"
 
     def model_class(self) -> type[PreTrainedModel]:
         return transformers_class("ConvNextForImageClassification")

@@ -48,7 +48,7 @@ class DrivenFamily(Family):
 
     Args:
         model_type: The `model_type` of its configs.
-        base: Path of the base model in the task's model.
+        base: Path of the base model in the task's model; empty where the task's model has the layers itself.
         layer_list: Path of the list of layers in the base.
         before: Paths in the base of what comes before the layers.
         after: Paths in the base of what comes after them.
@@ -138,9 +138,13 @@ class DrivenFamily(Family):
     def embedder_paths(self, config: PreTrainedConfig) -> tuple[str, ...]:
         return tuple(self._in_base(path) for path in self.before)
 
+    def layer_path(self, config: PreTrainedConfig, unit: int) -> str:
+        """See `Family.layer_path`; where the unit is absent, features are put in there."""
+        return self._in_base(f"{self.layer_list}.{unit}")
+
     def unit_paths(self, config: PreTrainedConfig, unit: int) -> tuple[str, ...]:
         following = (self._in_base(self.follows[unit]),) if unit in self.follows else ()
-        return (self._in_base(f"{self.layer_list}.{unit}"), *following)
+        return (self.layer_path(config, unit), *following)
 
     def head_paths(self, config: PreTrainedConfig) -> tuple[str, ...]:
         return (*(self._in_base(path) for path in self.after), *self.heads)
@@ -190,21 +194,19 @@ class DrivenFamily(Family):
         shell: dict[str, nn.Module] = {path: module for path, module in modules.items() if not path.startswith(within)}
         begin = ends[first - 1]
         for unit in range(cuts[-1]):
-            path, *following = (path for path in self.unit_paths(config, unit) if _has(network, path))
-            if path not in modules:
-                shell[path] = self.skipped(network.get_submodule(path), unit == begin - 1, modules)
-                for other in following:
-                    kind = self.stand_ins.get(other.removeprefix(f"{self.base}."), "second")
-                    shell[other] = StandIn(kind, network.get_submodule(other), config)
+            paths = [path for path in self.unit_paths(config, unit) if _has(network, path)]
+            layer = self.layer_path(config, unit)
+            if layer not in modules:
+                shell[layer] = self.skipped(network.get_submodule(layer), unit == begin - 1, modules)
+                others = (path for path in paths if path != layer)
+                shell |= {path: self.stand_in(config, path, network.get_submodule(path), "second") for path in others}
             elif unit + 1 in ends[first : last + 1]:
-                tapped = following[-1] if following else path
-                shell[tapped] = Tap(modules[tapped])
+                shell[paths[-1]] = Tap(modules[paths[-1]])
         for path in self.embedder_paths(config) if first > 1 else ():
             if _has(network, path):
-                kind = self.stand_ins.get(path.removeprefix(f"{self.base}."), "features")
-                shell[path] = StandIn(kind, network.get_submodule(path), config)
+                shell[path] = self.stand_in(config, path, network.get_submodule(path), "features")
         for path in self.head_paths(config) if not is_end else ():
-            if path.startswith(f"{self.base}.") and _has(network, path):
+            if path.startswith(self._in_base("")) and _has(network, path):
                 shell[path] = Through()
         # 3. What stands in the same containers and belongs to no block is noted too: a user may put another there.
         of_blocks = {*shell, *self.embedder_paths(config), *self.head_paths(config), *self.shared_paths(config)}
@@ -230,8 +232,19 @@ class DrivenFamily(Family):
         """
         return Skipped(like, puts_in=puts_in, gives_tuples=self.gives_tuples)
 
+    def stand_in(self, config: PreTrainedConfig, path: str, like: nn.Module, kind: str) -> nn.Module:
+        """What stands for a module of another segment that is no layer.
+
+        Args:
+            config: The network's config.
+            path: Where the module stands.
+            like: The module.
+            kind: What is given in its place, if `stand_ins` says nothing else of it.
+        """
+        return StandIn(self.stand_ins.get(path.removeprefix(self._in_base("")), kind), like, config)
+
     def _in_base(self, path: str) -> str:
-        return f"{self.base}.{path}"
+        return f"{self.base}.{path}" if self.base else path
 
 
 def _unchanged(hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -262,6 +275,8 @@ class DrivenSegment:
     def __call__(self, features: Features | None, inputs: Inputs) -> SegmentOutput:
         """See `Segment`; what the model was called with is wanted in every segment."""
         flow, given = Flow(features.tensor if features is not None else None), _accepted(self.runner, inputs)
+        if not self.origin.family.interpolates:
+            given.pop("interpolate_pos_encoding", None)
         main = str(getattr(self.runner, "main_input_name", ""))
         if main and given.keys().isdisjoint((main, "inputs_embeds")):
             raise ValueError(f"{type(self.runner).__name__} drives its own blocks, each of which takes {main!r} too")

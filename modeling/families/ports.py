@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -75,7 +76,7 @@ class Tap(nn.Module):
 
 
 class Through(nn.Module):
-    """What follows the layers, in a segment that does not end its network."""
+    """What changes features between or after layers that are those of other segments."""
 
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Its input."""
@@ -97,6 +98,11 @@ class StandIn(nn.Module):
         super().__init__()
         self.__dict__.update({name: value for name, value in settings_of(like).items() if name not in vars(self)})
         self.kind, self.config = kind, config
+
+    @property
+    def patch_embeddings(self) -> Any:
+        """What ViT and kin ask for its dtype before they call their embedder."""
+        return SimpleNamespace(projection=SimpleNamespace(weight=FLOW.get().features))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Something of the shape, dtype and device that its network goes on with."""
@@ -147,4 +153,67 @@ STAND_INS: Mapping[str, Callable[[torch.Tensor, Any, tuple[Any, ...]], Any]] = {
     "second": _second,
     "as given": _as_given,
     "frames": _frames,
+}
+
+
+class Window(NamedTuple):
+    """How a convolution goes over an image or a map.
+
+    Args:
+        kernel: Its size (height, width).
+        stride: Its stride.
+        padding: What is added to each side.
+        multiple: Images are padded to a multiple of this before.
+    """
+
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int] = (0, 0)
+    multiple: tuple[int, int] = (1, 1)
+
+    def after(self, size: tuple[int, int]) -> tuple[int, int]:
+        """The height and width of what it makes of a size."""
+        padded = (-(-side // multiple) * multiple for side, multiple in zip(size, self.multiple, strict=True))
+        height, width = (
+            (side + 2 * padding - kernel) // stride + 1
+            for side, kernel, stride, padding in zip(padded, self.kernel, self.stride, self.padding, strict=True)
+        )
+        return height, width
+
+
+class Patches(nn.Module):
+    """A module of another segment that makes tokens of an image or a map: it gives as many, with nothing in them.
+
+    Args:
+        window: How the module goes over the image.
+        gives: What it gives besides the tokens, a name of `GIVEN`.
+    """
+
+    def __init__(self, window: Window, gives: str) -> None:
+        super().__init__()
+        self.window, self.gives = window, gives
+
+    def forward(self, pixels: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Tokens, and how many rows and columns of them there are, as the network asks for it."""
+        height, width = self.window.after((pixels.shape[-2], pixels.shape[-1]))
+        return GIVEN[self.gives](pixels.new_empty(pixels.shape[0], height * width, 1), height, width)
+
+
+def _with_grid(tokens: torch.Tensor, height: int, width: int) -> Any:
+    return tokens, (height, width)
+
+
+def _with_sides(tokens: torch.Tensor, height: int, width: int) -> Any:
+    return tokens, height, width
+
+
+def _without_masks(tokens: torch.Tensor, height: int, width: int) -> Any:
+    return tokens, None, None
+
+
+# By name: from the tokens (B, height x width, 1), and the grid that they are in.
+GIVEN: Mapping[str, Callable[[torch.Tensor, int, int], Any]] = {
+    "grid": _with_grid,
+    "sides": _with_sides,
+    "no masks": _without_masks,
 }

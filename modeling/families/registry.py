@@ -14,10 +14,16 @@ FAMILIES: dict[str, Family] = {}
 _TWO_STACKS = "it has two stacks of layers, one of which reads the other"
 _EXPERTS = "its experts are saved in other tensors than they are held in"
 # Types that people ask for and that cannot be cut, with the reason.
-_UNCUTTABLE = {
+UNCUTTABLE = {
     "albert": "its layers are one module, called again and again",
     **dict.fromkeys(("bart", "mbart", "t5", "mt5", "umt5", "led", "plbart", "mvp"), _TWO_STACKS),
     **dict.fromkeys(("mixtral", "qwen2_moe", "qwen3_moe"), _EXPERTS),
+    "dinat": "its attention is that of the package natten, without which no cut could be checked",
+    "imagegpt": "it takes the numbers of colours, not pixels",
+    "perceiver": "its layers are one stack, called again and again",
+    "pp_lcnet": "its class gives no logits that a task could find",
+    "shieldgemma2": "it is a language model that answers with a word",
+    "timm_wrapper": "its layers are those of timm, whose networks are each built in another way",
 }
 
 # Config classes that transformers' AutoConfig may not know, by `model_type`.
@@ -63,8 +69,8 @@ def family_of(config: PreTrainedConfig | str) -> Family:
         ValueError: If the `model_type` cannot be cut, with those that can.
     """
     model_type = config if isinstance(config, str) else config.model_type
-    if model_type not in FAMILIES and model_type in _UNCUTTABLE:
-        raise ValueError(f"model_type {model_type!r} cannot be cut into blocks: {_UNCUTTABLE[model_type]}")
+    if model_type not in FAMILIES and model_type in UNCUTTABLE:
+        raise ValueError(f"model_type {model_type!r} cannot be cut into blocks: {UNCUTTABLE[model_type]}")
     if model_type not in FAMILIES:
         raise ValueError(
             f"model_type {model_type!r} cannot be cut into blocks; the supported ones are "

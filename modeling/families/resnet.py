@@ -22,6 +22,7 @@ class ResNetFamily(Family):
     """ResNet with basic or bottleneck layers (arXiv 1512.03385)."""
 
     model_type = "resnet"
+    takes = "images"
 
     def model_class(self) -> type[PreTrainedModel]:
         return transformers_class("ResNetForImageClassification")

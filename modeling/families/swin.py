@@ -19,6 +19,7 @@ class SwinFamily(Family):
 
     model_type = "swin"
     interpolates = True
+    takes = "images"
 
     def model_class(self) -> type[PreTrainedModel]:
         return transformers_class("SwinForImageClassification")

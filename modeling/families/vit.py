@@ -20,6 +20,7 @@ class ViTFamily(Family):
 
     model_type = "vit"
     interpolates = True
+    takes = "images"
     class_name = "ViTForImageClassification"
     layers: ClassVar[str] = "vit.layers"
     special_tokens = 1
@@ -31,15 +32,7 @@ class ViTFamily(Family):
         return (config.num_hidden_layers,)
 
     def boundary(self, config: PreTrainedConfig, units: int) -> Boundary:
-        height, width = pair(config.image_size)
-        patch_height, patch_width = pair(config.patch_size)
-        # Without interpolation, images of another size are refused, also where they give the same grid.
-        size = f" of an image of {height}x{width} pixels" if self.interpolates else ""
-        geometry = (
-            f"a {height // patch_height}x{width // patch_width} grid of {patch_height}x{patch_width} patches{size} "
-            f"and {self.special_tokens} special token(s)"
-        )
-        return Boundary(config.hidden_size, geometry, channels_first=False)
+        return boundary_of_patches(config, self.special_tokens, any_size=not self.interpolates)
 
     def embedder_paths(self, config: PreTrainedConfig) -> tuple[str, ...]:
         return (f"{self.model_type}.embeddings",)
@@ -82,6 +75,25 @@ class Dinov2Family(ViTFamily):
 
     def head(self, config: PreTrainedConfig, get: GetModule) -> Callable[[Features], torch.Tensor]:
         return partial(_classify_first_and_mean, get("dinov2.layernorm"), get("classifier"))
+
+
+def boundary_of_patches(config: PreTrainedConfig, special_tokens: int, *, any_size: bool) -> Boundary:
+    """The features of a network whose layers all see the same patches.
+
+    Args:
+        config: Its config.
+        special_tokens: How many tokens stand before the patches.
+        any_size: Whether it takes images of another size than the config names.
+    """
+    height, width = pair(config.image_size)
+    patch_height, patch_width = pair(config.patch_size)
+    geometry = (
+        f"a {height // patch_height}x{width // patch_width} grid of {patch_height}x{patch_width} patches and "
+        f"{special_tokens} special token(s)"
+    )
+    # Images of another size are refused, also where they give the same grid.
+    image_size = None if any_size else (height, width)
+    return Boundary(config.hidden_size, geometry, channels_first=False, image_size=image_size)
 
 
 def _embed(embeddings: nn.Module, inputs: Inputs) -> Features:

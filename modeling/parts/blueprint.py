@@ -413,7 +413,8 @@ class Blueprint:
         for name, first in self._tied.items():
             places.setdefault(first, [first]).append(name)
         every_block = tuple(range(1, self.num_blocks + 1))
-        self._shared = tuple(Shared(path, every_block) for path in self.family.shared_paths(self.config))
+        shared = self.family.shared_paths(self.config)
+        self._shared = tuple(Shared(path, every_block) for path in shared if path in self._places)
         for first, found in places.items():
             blocks = tuple(sorted({block for name in found if isinstance(block := owner[name], int)}))
             if len(blocks) > 1:

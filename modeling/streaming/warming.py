@@ -27,7 +27,7 @@ class Like:
     dtype: torch.dtype
 
     def make(self, name: str, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
-        """A tensor of this shape: of nothing, but a mask, which lets everything through.
+        """A tensor of this shape: of nothing, but a mask, which lets everything through, and sizes, which are 1.
 
         Args:
             name: The input that it is for.
@@ -35,7 +35,7 @@ class Like:
             dtype: Its dtype, if it is a floating one.
         """
         own = dtype if self.dtype.is_floating_point else self.dtype
-        return torch.full(self.shape, int(name.endswith("mask")), device=device, dtype=own)
+        return torch.full(self.shape, int(name.endswith(("mask", "shapes"))), device=device, dtype=own)
 
 
 @dataclass(frozen=True)

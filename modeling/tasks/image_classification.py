@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from transformers.modeling_outputs import ImageClassifierOutput
 
+from ..families.base import PATCHES
 from ..families.registry import family_of
 from .classification import Answer, Classifier
 
@@ -58,18 +59,22 @@ class PWLForImageClassification(Classifier):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         sources: str | None = None,
+        pixel_attention_mask: torch.Tensor | None = None,
+        spatial_shapes: torch.Tensor | None = None,
     ) -> ImageClassifierOutput | Answer:
         """Classify images along the current route.
 
         Args:
-            pixel_values: (B, C, H, W), floating.
+            pixel_values: (B, C, H, W), floating; for SigLIP 2 (B, patches, C x height x width of a patch).
             labels: For a loss, which is transformers' own for the config's `problem_type`: (B,) class numbers, int64;
                 of several labels or a regression (B, num_labels), floating.
-            interpolate_pos_encoding: Interpolate position embeddings to the images' size, where the family
-                has that (ViT, DeiT, Swin).
+            interpolate_pos_encoding: Interpolate position embeddings to the images' size, where a network
+                has that, as ViT and CLIP have it.
             output_hidden_states: Also return the output of each block.
             return_dict: Return a `ModelOutput` rather than a tuple; the config's choice by default.
             sources: Take the path of this mask, once; all it needs must be resident.
+            pixel_attention_mask: (B, patches), 1 where a patch is of the image; for SigLIP 2.
+            spatial_shapes: (B, 2), rows and columns of each image's patches; for SigLIP 2.
 
         Returns:
             `loss` (scalar, with labels), `logits` (B, num_labels) and, if asked for, `hidden_states`: N
@@ -77,14 +82,22 @@ class PWLForImageClassification(Classifier):
 
         Raises:
             StageError: If `sources` needs what is not resident.
-            ValueError: If `sources` is malformed, or the family cannot interpolate.
+            ValueError: If `sources` is malformed; for an input that neither network takes.
         """
-        if interpolate_pos_encoding and not family_of(self.config.teacher_config).interpolates:
+        families = [family_of(network) for network in (self.config.teacher_config, self.config.student_config)]
+        if interpolate_pos_encoding and not any(family.interpolates for family in families):
             raise ValueError(
                 f"interpolate_pos_encoding=True does not apply to model_type "
                 f"{self.config.teacher_config.model_type!r}; leave it out"
             )
         inputs = {"pixel_values": pixel_values, "interpolate_pos_encoding": interpolate_pos_encoding}
+        of_patches = {"pixel_attention_mask": pixel_attention_mask, "spatial_shapes": spatial_shapes}
+        for name, given in of_patches.items():
+            if given is not None and families[0].takes != PATCHES:
+                raise ValueError(
+                    f"{name} does not apply to model_type {self.config.teacher_config.model_type!r}; leave it out"
+                )
+        inputs |= of_patches
         return self.classify(
             inputs, labels, output_hidden_states=output_hidden_states, return_dict=return_dict, sources=sources
         )

@@ -22,7 +22,11 @@ _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 def channels_of(config: Any) -> int:
     """The input channels of a network, by its config; 3 if that does not say, as a family of one's own need not."""
-    channels: int = getattr(config, "num_channels", 3)
+    from pwl_hf.modeling.families.built_in import FAMILIES
+
+    family = FAMILIES.get(config.model_type)
+    settings = family.input_settings(config) if family is not None else {}
+    channels: int = settings.get("num_channels", getattr(config, "num_channels", 3))
     return channels
 
 
@@ -80,11 +84,18 @@ def to_tensor(images: Sequence[Image.Image], processor: BaseImageProcessor, num_
 def process(images: Sequence[Image.Image], processor: BaseImageProcessor, num_channels: int = 3) -> torch.Tensor:
     """As `to_tensor`, of images that `upright` has made."""
     try:
-        pixel_values: torch.Tensor = processor(images=list(images), return_tensors="pt")["pixel_values"]
+        made = processor(images=list(images), return_tensors="pt")
     except ValueError as error:
         if num_channels == 3:
             raise
         raise _unfit(processor, num_channels, str(error)) from error
+    pixel_values: torch.Tensor = made["pixel_values"]
+    if pixel_values.ndim != 4:
+        raise ValueError(
+            f"the image processor ({type(processor).__name__}) makes {', '.join(made)} of shape "
+            f"{list(pixel_values.shape)}, and data sets are prepared as images (B, C, H, W) alone: call the model, or "
+            "a pipeline, with what it makes"
+        )
     if pixel_values.shape[1] != num_channels:
         raise _unfit(processor, num_channels, f"it makes {pixel_values.shape[1]}")
     return pixel_values

@@ -10,7 +10,14 @@ import torch
 from datasets import Dataset, Features
 from datasets import Image as ImageFeature
 from PIL import Image
-from transformers import PreTrainedConfig, ViTConfig, ViTImageProcessorPil
+from transformers import (
+    CLIPConfig,
+    PreTrainedConfig,
+    Siglip2ImageProcessorPil,
+    TextNetConfig,
+    ViTConfig,
+    ViTImageProcessorPil,
+)
 from transformers.image_utils import load_image
 
 from pwl_hf.data import DataError, DataSource, open_split
@@ -78,6 +85,12 @@ def test_processor_of_other_channels_is_named(settings):
         to_tensor([noise("L")], processor, 1)
 
 
+def test_processor_that_makes_patches_is_named():
+    processor = Siglip2ImageProcessorPil(patch_size=4, max_num_patches=16)
+    with pytest.raises(ValueError, match=r"\(Siglip2ImageProcessorPil\) makes .*spatial_shapes of shape \[1, 16, 48\]"):
+        to_tensor([Image.new("RGB", (8, 8))], processor)
+
+
 @pytest.mark.parametrize("options", [{}, {"keep_in_memory": True}])
 def test_data_sets_give_networks_of_one_channel_one(options):
     split = open_split(DataSource("digits", max_samples=4), "test")
@@ -107,4 +120,6 @@ def test_image_that_cannot_be_read_is_named_by_its_row(tmp_path):
 
 def test_channels_are_the_config_s_and_three_if_it_has_no_such_field():
     assert channels_of(ViTConfig(num_channels=1)) == 1
+    assert channels_of(CLIPConfig(vision_config={"num_channels": 1})) == 1
+    assert channels_of(TextNetConfig(stem_num_channels=1)) == 1
     assert channels_of(PreTrainedConfig()) == 3

@@ -1,4 +1,4 @@
-"""Tiny teachers and students of every type of text and audio, and what they are called with."""
+"""Tiny teachers and students of every type, and what they are called with."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from transformers import AutoConfig, PreTrainedConfig
 
-from pwl_hf import PWLForAudioClassification, PWLForSequenceClassification
+from pwl_hf import PWLForAudioClassification, PWLForImageClassification, PWLForSequenceClassification
 from pwl_hf.modeling.families.audio import AUDIO_FAMILIES
 from pwl_hf.modeling.families.text import TEXT_FAMILIES
+from tests.modeling.image_types import IMAGES, image_batch, image_config
 
 TEXT = [family.model_type for family in TEXT_FAMILIES]
 AUDIO = [family.model_type for family in AUDIO_FAMILIES]
@@ -81,6 +82,8 @@ def network_config(model_type: str, role: str, **others: Any) -> PreTrainedConfi
         role: `"teacher"`, or `"student"`, which is narrower and less deep.
         others: Further fields.
     """
+    if model_type in IMAGES:
+        return image_config(model_type, role, **others)
     size = _WIDE if role == "teacher" else _NARROW
     own = {**_TOKENS, **_OWN.get(model_type, {})} if model_type in TEXT else _OWN.get(model_type, _WAVE)
     if AutoConfig.for_model(model_type).to_dict().get("num_key_value_heads") is not None:
@@ -94,11 +97,15 @@ def network_config(model_type: str, role: str, **others: Any) -> PreTrainedConfi
 
 def model_class(model_type: str) -> type[Any]:
     """The PWL model of a type."""
+    if model_type in IMAGES:
+        return PWLForImageClassification
     return PWLForAudioClassification if model_type in AUDIO else PWLForSequenceClassification
 
 
 def batch(model_type: str) -> dict[str, torch.Tensor]:
-    """Three samples of different lengths, padded."""
+    """Three samples: images, or others of different lengths, padded."""
+    if model_type in IMAGES:
+        return image_batch(model_type)
     generator = torch.Generator().manual_seed(0)
     if model_type in TEXT:
         input_ids = torch.tensor([[5, 6, 7, 8, 9, 10, 11, 12], [5, 6, 7, 8, 9, 0, 0, 0], [20, 21, 22, 0, 0, 0, 0, 0]])

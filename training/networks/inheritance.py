@@ -120,13 +120,10 @@ def _pairs(model: PWLPreTrainedModel, how: str) -> dict[str, str]:
                 number = j * len(sources) // len(units) if how == "spread" else j
                 if number >= len(sources):
                     continue
-                given = family.unit_paths(other, sources[number])
-                for path in family.unit_paths(own, unit):
-                    if _is_numbered(path):
-                        pairs[path] = next(found for found in given if _is_numbered(found))
-                    else:
-                        # Between resolutions: there is one, of the same name in both.
-                        pairs[path] = path
+                paths, given = family.unit_paths(own, unit), family.unit_paths(other, sources[number])
+                # Between resolutions: there is one, of the same name in both.
+                pairs |= zip(paths, given if len(given) == len(paths) else paths, strict=True)
+                pairs[family.layer_path(own, unit)] = family.layer_path(other, sources[number])
     pairs |= {path: path for path in (*family.head_paths(own), *family.shared_paths(own))}
     if not family.has_optional_paths:
         return pairs
@@ -140,10 +137,6 @@ def _by_level(model: PWLPreTrainedModel, role: str, block: int) -> dict[int, lis
     for unit in units_of_block(getattr(model.config, f"{role}_cuts"), block):
         found.setdefault(family.level(network, unit)[0], []).append(unit)
     return found
-
-
-def _is_numbered(path: str) -> bool:
-    return path.rpartition(".")[2].isdigit()
 
 
 def _equal(own: torch.nn.Module, other: torch.nn.Module) -> bool:

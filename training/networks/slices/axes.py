@@ -114,12 +114,16 @@ def axes_of(model: PWLPreTrainedModel, pairs: Mapping[str, str]) -> Axes:
 
     Raises:
         ValueError: For a tensor whose dimensions are no multiples of the axes that its name says, and for an axis
-            along which the student is wider than the teacher, by name.
+            along which the student is wider than the teacher, by name; for a student of other widths in a family whose
+            names tell no channels.
     """
+    family = family_of(model.config.teacher_config)
+    if not family.tells_channels:
+        return _of_equal_widths(model, pairs)
     found = Axes()
     scopes = _scopes(model, found)
     # One table of biases for all layers: they keep the same heads.
-    shared = "all layers" if family_of(model.config.student_config).shared_paths(model.config.student_config) else None
+    shared = "all layers" if family.shared_paths(model.config.student_config) else None
     for own, other in pairs.items():
         _Part(found, own, other, (model.student, model.teacher), scopes[own], shared).read()
     for axis, (teacher, student) in found.sizes.items():
@@ -128,6 +132,30 @@ def axes_of(model: PWLPreTrainedModel, pairs: Mapping[str, str]) -> Axes:
                 f"init_student_from_teacher: {axis} has {student} channels in the student and {teacher} in the "
                 "teacher: what is wider has nothing to begin as; give a narrower student, or leave the option out"
             )
+    return found
+
+
+def _of_equal_widths(model: PWLPreTrainedModel, pairs: Mapping[str, str]) -> Axes:
+    """Axes of nothing but the boundaries, of networks that are equally wide everywhere."""
+    found, config = Axes(), model.config
+    for own, other in pairs.items():
+        mine, theirs = (
+            network.get_submodule(path).state_dict() for network, path in ((model.student, own), (model.teacher, other))
+        )
+        _check_same_names(own, mine, theirs)
+        for name in mine:
+            shapes = list(mine[name].shape), list(theirs[name].shape)
+            if shapes[0] != shapes[1]:
+                raise ValueError(
+                    f"init_student_from_teacher: {own}.{name} is {shapes[0]} and the teacher's {shapes[1]}, and the "
+                    f"names of {config.teacher_config.model_type!r} do not tell which channels to keep: give a student "
+                    "as wide as its teacher, or leave the option out"
+                )
+            found.sources[f"{own}.{name}"], found.tensors[f"{own}.{name}"] = f"{other}.{name}", ()
+    for block, cut in enumerate(config.student_cuts[:-1], 1):
+        width = family_of(config.student_config).boundary(config.student_config, cut).width
+        found.streams[block] = f"stream {block}"
+        found.sizes[f"stream {block}"] = width, width
     return found
 
 
@@ -160,7 +188,7 @@ def _scopes(model: PWLPreTrainedModel, found: Axes) -> dict[str, Scope]:
     before = axes[0]
     for unit in range(family.num_units(own)):
         paths, end = family.unit_paths(own, unit), after(unit)
-        place = next(i for i, path in enumerate(paths) if path.rpartition(".")[2].isdigit())
+        place = paths.index(family.layer_path(own, unit))
         for i, path in enumerate(paths):
             scopes[path] = Scope("unit", before, end)
             if i == place and len(paths) > 1:
@@ -204,15 +232,11 @@ class _Part:
     def read(self) -> None:
         """Add its tensors, and the axes within."""
         mine, theirs = self.student.state_dict(), self.teacher.state_dict()
-        if mine.keys() != theirs.keys():
-            odd = sorted(mine.keys() ^ theirs.keys())[0]
-            raise ValueError(
-                f"init_student_from_teacher: one of the networks alone has {odd!r} in {self.own}: give a student "
-                "built as its teacher is, or leave the option out"
-            )
+        _check_same_names(self.own, mine, theirs)
         self.found.parts[self.other] = self.scope
         if self.scope.place == "unit":
             self._note_attention()
+        if self.scope.place in ("unit", "head"):
             self._note_inner()
         for name, tensor in mine.items():
             path = f"{self.own}.{name}"
@@ -269,6 +293,8 @@ class _Part:
                 wanted = [Dim(0, writes, "writes"), Dim(1, reads, "reads")]
             else:
                 wanted = [Dim(0, writes, "writes")]
+        elif leaf == "in_proj_weight":
+            wanted = [Dim(0, _layout(self.scope.writes), "writes"), Dim(1, _layout(self.scope.reads), "reads")]
         elif leaf.endswith("bias_table") or self.scope.place == "shared":
             wanted = [Dim(len(mine) - 1, self._heads_of(path)[:2], "acts")]
         elif isinstance(module, nn.Embedding) or (path not in self.matrices and len(mine) > 1):
@@ -285,6 +311,11 @@ class _Part:
     def _reads_and_writes(self, name: str) -> tuple[Layout, Layout]:
         """The layouts of the columns and the rows of a matrix."""
         reads, writes = _layout(self.scope.reads), _layout(self.scope.writes)
+        if self.scope.place in ("unit", "head") and not _ATTENTION_OUT.search(name):
+            if _UP.search(name):
+                return reads, (f"{self.own}.inner",)
+            if _DOWN.search(name):
+                return (f"{self.own}.inner",), writes
         if self.scope.place != "unit":
             return reads, writes
         if _QUERY.search(name):
@@ -294,10 +325,6 @@ class _Part:
             return reads, (keys, width)
         if _ATTENTION_OUT.search(name):
             return self._heads_of(name), writes
-        if _UP.search(name):
-            return reads, (f"{self.own}.inner",)
-        if _DOWN.search(name):
-            return (f"{self.own}.inner",), writes
         if found := _CHAIN.match(name):
             place, last = int(found["place"]), self._last_of_chain(found["branch"])
             inner = f"{self.own}.{place - 1}", f"{self.own}.{place}"
@@ -343,6 +370,15 @@ class _Part:
 
 
 _MATRICES = (nn.Linear, nn.Conv2d)
+
+
+def _check_same_names(path: str, mine: Mapping[str, object], theirs: Mapping[str, object]) -> None:
+    if mine.keys() != theirs.keys():
+        odd = sorted(mine.keys() ^ theirs.keys())[0]
+        raise ValueError(
+            f"init_student_from_teacher: one of the networks alone has {odd!r} in {path}: give a student built as its "
+            "teacher is, or leave the option out"
+        )
 
 
 def _layout(axis: str | None) -> Layout:
