@@ -1,20 +1,27 @@
-"""An image classifier behind HTTP that answers from its first second and grows while it serves.
+"""A classifier of images, texts, tokens or sounds behind HTTP that answers from its first second and grows meanwhile.
 
     python examples/serve.py org/pwl-vit             # or: PWL_REPO=org/pwl-vit uvicorn examples.serve:app
     python examples/serve.py org/pwl-vit --runtime   # or: PWL_RUNTIME=1, besides
     curl --data-binary @cat.png http://127.0.0.1:8000/predict
+    curl --json '{"inputs": "a good film", "parameters": {"top_k": 2}}' http://127.0.0.1:8000/predict
+    curl --data-binary @bark.wav "http://127.0.0.1:8000/predict?top_k=2"
+
+Images and sounds are the body itself, or base64 in JSON; texts are JSON, as the Hub's own API takes them.
 
 With `--runtime` the model runs on `pwl_hf.runtime`, and neither torch nor transformers is imported or needed; the
 repository has to hold its graphs (`pwl-hf export`).
 
 From the environment: PWL_REPO, a folder or a Hub id; PWL_REVISION, its branch, tag or commit; PWL_RUNTIME, 1 for the
-runtime; PWL_WORKERS, how many images are classified at once (2); PWL_RETRY_SECONDS, the first pause after growing has
-failed (30); HOST and PORT, where it listens (127.0.0.1, 8000).
+runtime; PWL_WORKERS, how many requests are answered at once (2); PWL_RETRY_SECONDS, the first pause after growing has
+failed (30); PWL_MOST_SECONDS, the longest sound (60); HOST and PORT, where it listens (127.0.0.1, 8000).
 """
 
 import argparse
 import asyncio
+import base64
+import copy
 import io
+import json
 import logging
 import os
 import threading
@@ -31,6 +38,15 @@ from starlette.requests import ClientDisconnect
 WORKERS = int(os.environ.get("PWL_WORKERS", "2"))
 FIRST_PAUSE, LONGEST_PAUSE = float(os.environ.get("PWL_RETRY_SECONDS", "30")), 600.0
 MOST_BYTES = 50_000_000
+# Of one request: samples of a list, characters of its texts, and the length of a sound.
+MOST_SAMPLES, MOST_CHARACTERS = 64, 1_000_000
+PARAMETERS = {
+    "image-classification": ("top_k",),
+    "text-classification": ("top_k", "function_to_apply", "truncation"),
+    "token-classification": ("aggregation_strategy", "ignore_labels", "stride", "truncation"),
+    "audio-classification": ("top_k", "function_to_apply"),
+}
+MOST_SECONDS = float(os.environ.get("PWL_MOST_SECONDS", "60"))
 log = logging.getLogger("uvicorn.error")
 
 
@@ -39,31 +55,53 @@ class Classifier:
 
     Args:
         model: A model that streams: one of `pwl_hf`, or of `pwl_hf.runtime`.
+        task: What it does, as the Hub calls it.
     """
 
-    def __init__(self, model: Any) -> None:
-        self.model = model
+    def __init__(self, model: Any, task: str) -> None:
+        self.model, self.task = model, task
         self.streams, self.stopped = [model.stream], threading.Event()
 
-    def prepare(self, image: Image.Image) -> Any:
-        """What `classify` takes; whatever it raises is the image's fault."""
+    def classify(self, samples: Any, parameters: dict[str, Any]) -> Any:
+        """What transformers' pipeline of the task answers.
+
+        Raises:
+            ValueError: If a sample or a parameter is none.
+        """
         raise NotImplementedError
 
-    def classify(self, prepared: Any, top_k: int) -> list[dict[str, Any]]:
-        """`label` and `score` of the best classes, the best first."""
-        raise NotImplementedError
-
-    def predict(self, body: bytes, top_k: int) -> dict[str, Any]:
-        """Classify an encoded image, and say which stage the answer is of."""
+    def predict(self, body: bytes, is_json: bool, top_k: int) -> dict[str, Any]:
+        """Answer a request, and say which stage the answer is of."""
         try:
-            prepared = self.prepare(Image.open(io.BytesIO(body)))
-        except Exception as error:  # decoders raise what they like: OSError, SyntaxError, struct.error and more
-            raise HTTPException(400, f"the body is no image that can be read: {error}") from error
-        stage = None
-        while stage != self.model.stage:  # a pass that a swap overtook is repeated, to name its stage for certain
-            stage = self.model.stage
-            predictions = self.classify(prepared, top_k)
+            samples, parameters = self.read(body, is_json)
+            known = PARAMETERS[self.task]
+            if unknown := sorted(parameters.keys() - known):
+                raise ValueError(f"parameters has an unknown {unknown[0]!r:.100}, expected {', '.join(known)}")
+            parameters = {"top_k": top_k} | parameters if "top_k" in known else parameters
+            stage = None
+            while stage != self.model.stage:  # a pass that a swap overtook is repeated, to name its stage for certain
+                stage = self.model.stage
+                predictions = self.classify(samples, parameters)
+        except ValueError as error:
+            raise HTTPException(400, str(error)) from error
         return {"stage": stage, "predictions": predictions}
+
+    def read(self, body: bytes, is_json: bool) -> tuple[Any, dict[str, Any]]:
+        """The samples of a request, and its parameters; images are decoded.
+
+        Raises:
+            ValueError: If the body is no such request.
+        """
+        if self.task in ("text-classification", "token-classification") or is_json:
+            samples, parameters = parse(body)
+        else:
+            samples, parameters = body, {}
+        if self.task == "image-classification":
+            return read_image(from_base64(samples) if isinstance(samples, str) else samples), parameters
+        if self.task == "audio-classification":
+            return read_sound(samples, parameters.pop("sampling_rate", None)), parameters
+        check_texts(samples)
+        return samples, parameters
 
     def keep_growing(self) -> None:
         """Wait for the stream to end; after a failure go on with a new one, some time later."""
@@ -95,6 +133,72 @@ class Classifier:
         }
 
 
+def parse(body: bytes) -> tuple[Any, dict[str, Any]]:
+    """`inputs` and `parameters` of a body of JSON, as the Hub's API has them."""
+    try:
+        found = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"the body is no JSON: {error}") from error
+    if not isinstance(found, dict) or "inputs" not in found or not found.keys() <= {"inputs", "parameters", "options"}:
+        raise ValueError("the body must be an object with 'inputs', and 'parameters' if there are any")
+    parameters = found.get("parameters") or {}
+    if not isinstance(parameters, dict):
+        raise ValueError(f"parameters must be an object, got {type(parameters).__name__}")
+    return found["inputs"], parameters
+
+
+def from_base64(text: str) -> bytes:
+    """The bytes that a string of JSON means; "data:image/png;base64," may stand before it."""
+    try:
+        return base64.b64decode("".join(text.rpartition("base64,")[2].split()), validate=True)
+    except ValueError as error:
+        raise ValueError(f"'inputs' is a string that is not base64 ({error}); addresses are not followed") from error
+
+
+def read_image(content: Any) -> Image.Image:
+    """A decoded image."""
+    try:
+        image = Image.open(io.BytesIO(content))
+        image.load()
+    except Exception as error:  # decoders raise what they like: OSError, SyntaxError, struct.error and more
+        raise ValueError(f"the body is no image that can be read: {error}") from error
+    return image
+
+
+def read_sound(content: Any, sampling_rate: Any) -> Any:
+    """The bytes of a file, or samples with their rate."""
+    content = from_base64(content) if isinstance(content, str) else content
+    if isinstance(content, bytes):
+        import soundfile
+
+        if sampling_rate is not None:
+            raise ValueError("sampling_rate is for samples: a file tells its own")
+        try:
+            # What a file will be is told by its header: a short one may be of hours.
+            seconds = soundfile.info(io.BytesIO(content)).duration
+        except Exception as error:
+            raise ValueError(f"the body is no sound that can be read: {error}") from error
+    else:
+        content = content if isinstance(content, dict) else {"raw": content, "sampling_rate": sampling_rate}
+        samples, rate = content.get("raw", content.get("array")), content.get("sampling_rate")
+        if not isinstance(samples, list) or type(rate) is not int or rate < 1:
+            raise ValueError("'inputs' must be a sound in base64, or a list of samples with their sampling_rate")
+        seconds = len(samples) / rate
+    if seconds > MOST_SECONDS:
+        raise ValueError(f"the sound is of {seconds:.1f} s, it can be of {MOST_SECONDS:g} s")
+    return content
+
+
+def check_texts(samples: Any) -> None:
+    """Refuse more texts, or longer ones, than are answered at once; the tokenizer looks at the rest."""
+    several = samples if isinstance(samples, list) else [samples]
+    if not 0 < len(several) <= MOST_SAMPLES:
+        raise ValueError(f"'inputs' has {len(several)} texts, it can have 1 to {MOST_SAMPLES}")
+    parts = [part for text in several for part in (text.values() if isinstance(text, dict) else [text])]
+    if (characters := sum(len(part) for part in parts if isinstance(part, str))) > MOST_CHARACTERS:
+        raise ValueError(f"'inputs' has {characters} characters, it can have {MOST_CHARACTERS}")
+
+
 class RuntimeClassifier(Classifier):
     """On `pwl_hf.runtime`: neither torch nor transformers.
 
@@ -107,17 +211,12 @@ class RuntimeClassifier(Classifier):
     def __init__(self, repo: str, revision: str | None = None, threads: int | None = None) -> None:
         from pwl_hf import runtime
 
-        super().__init__(runtime.load(repo, revision=revision, stream=True, threads=threads))
+        model = runtime.load(repo, revision=revision, stream=True, threads=threads)
+        super().__init__(model, model.task)
 
-    def prepare(self, image: Image.Image) -> Image.Image:
-        """The image, decoded."""
-        image.load()
-        return image
-
-    def classify(self, prepared: Image.Image, top_k: int) -> list[dict[str, Any]]:
-        """As transformers' image-classification pipeline does."""
-        predictions: list[dict[str, Any]] = self.model.predict(prepared, top_k=min(top_k, len(self.model.labels)))
-        return predictions
+    def classify(self, samples: Any, parameters: dict[str, Any]) -> Any:
+        """As transformers' pipeline of the task does."""
+        return self.model.predict(samples, **parameters)
 
 
 class TorchClassifier(Classifier):
@@ -131,33 +230,95 @@ class TorchClassifier(Classifier):
 
     def __init__(self, repo: str, revision: str | None = None, threads: int | None = None) -> None:
         import torch
-        from transformers import AutoImageProcessor
+        import transformers
 
-        from pwl_hf import PWLForImageClassification
-        from pwl_hf.data.processing import channels_of, check_channels
+        from pwl_hf import PWLConfig
+        from pwl_hf.modeling.task_names import TASKS
+        from pwl_hf.opening import class_of
 
         if threads is not None:
             torch.set_num_threads(threads)
-        self.processor = AutoImageProcessor.from_pretrained(repo, revision=revision)
-        super().__init__(PWLForImageClassification.from_pretrained(repo, revision=revision, stream=True))
-        self.channels = channels_of(self.model.config.teacher_config)
-        check_channels(self.channels)
+        config = PWLConfig.from_pretrained(repo, revision=revision)
+        task = TASKS[str(config.task)]
+        self.processing = getattr(transformers, task.processing_class).from_pretrained(repo, revision=revision)
+        self.of_thread = threading.local()
+        # Last: it grows from now on.
+        model = class_of(config).from_pretrained(repo, revision=revision, stream=True)
+        super().__init__(model, task.pipeline)
+        if self.task == "image-classification":
+            from pwl_hf.data.processing import channels_of, check_channels
 
-    def prepare(self, image: Image.Image) -> Any:
-        """Its pixel values, (1, C, H, W)."""
-        from pwl_hf.data.processing import process, upright
+            self.channels = channels_of(model.config.teacher_config)
+            check_channels(self.channels)
+        elif self.task != "audio-classification":
+            limits = (self.processing.model_max_length, model.config.max_tokens)
+            self.processing.model_max_length = min(limit for limit in limits if limit is not None)
 
-        return process([upright(image, self.channels)], self.processor, self.channels).to(self.model.device)
+    def classify(self, samples: Any, parameters: dict[str, Any]) -> Any:
+        """As transformers' pipeline of the task does."""
+        if self.task == "image-classification":
+            return self.classify_image(samples, parameters)
+        if self.task == "audio-classification":
+            from pwl_hf.runtime.sounds import read_sounds
 
-    def classify(self, prepared: Any, top_k: int) -> list[dict[str, Any]]:
-        """As transformers' image-classification pipeline does."""
+            ((_, samples),) = read_sounds(samples, self.processing.sampling_rate)
+        else:
+            self.check_lengths(samples, parameters)
+            if self.task == "token-classification":
+                # The pipeline cuts at the longest length by itself.
+                parameters = {name: value for name, value in parameters.items() if name != "truncation"}
+        try:
+            answers = self.pipeline()(samples, **parameters)
+        except (KeyError, RuntimeError, TypeError) as error:
+            # Of parameters, and of what is too short for convolutions, pipelines say what they like.
+            raise ValueError(f"cannot be answered: {type(error).__name__}: {error}") from error
+        return plain(answers)
+
+    def classify_image(self, image: Image.Image, parameters: dict[str, Any]) -> list[dict[str, Any]]:
+        """`label` and `score` of the best classes, the best first."""
         import torch
 
+        from pwl_hf.data.processing import process, upright
+
+        top_k = parameters.get("top_k")
+        if parameters.keys() - {"top_k"} or isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1:
+            raise ValueError("the parameters of an image are top_k, a whole number from 1 on")
+        try:
+            pixels = process([upright(image, self.channels)], self.processing, self.channels).to(self.model.device)
+        except Exception as error:
+            raise ValueError(f"the body is no image that can be read: {error}") from error
         with torch.no_grad():
-            logits = self.model(prepared).logits[0].float()
+            logits = self.model(pixels).logits[0].float()
         scores, classes = self.scores(logits).topk(min(top_k, len(logits)))
         names = [self.model.config.id2label[i] for i in classes.tolist()]
         return [{"label": name, "score": score} for name, score in zip(names, scores.tolist(), strict=True)]
+
+    def check_lengths(self, samples: Any, parameters: dict[str, Any]) -> None:
+        """Refuse what is no text, and texts that the networks have no positions for."""
+        from pwl_hf.runtime.texts import read_texts
+
+        tokenizer, most = self.pipeline().tokenizer, self.processing.model_max_length
+        for name, text, pair in read_texts(samples):
+            if pair is not None and self.task == "token-classification":
+                raise ValueError(f"{name} is a pair, and tokens are those of one text: give a string")
+            length = len(tokenizer(text, pair, verbose=False)["input_ids"])
+            if length > most and not parameters.get("truncation") and "stride" not in parameters:
+                raise ValueError(f"{name} has {length} tokens, and the model takes {most}: give truncation to cut it")
+        stride = parameters.get("stride", 0)
+        room = most - self.processing.num_special_tokens_to_add()
+        if isinstance(stride, bool) or not isinstance(stride, int) or not 0 <= stride < room:
+            raise ValueError(f"stride is {stride!r:.100}, it must be from 0 to {room - 1}")
+
+    def pipeline(self) -> Any:
+        """A pipeline of this thread's own: a tokenizer is set anew for each call, so two must not share one."""
+        import transformers
+
+        if not hasattr(self.of_thread, "pipeline"):
+            name = "feature_extractor" if self.task == "audio-classification" else "tokenizer"
+            self.of_thread.pipeline = transformers.pipeline(
+                self.task, model=self.model, device=self.model.device, **{name: copy.deepcopy(self.processing)}
+            )
+        return self.of_thread.pipeline
 
     def scores(self, logits: Any) -> Any:
         """Scores of logits, both (K,), by the function that transformers' pipeline chooses."""
@@ -167,6 +328,13 @@ class TorchClassifier(Classifier):
         if config.problem_type == "multi_label_classification" or config.num_labels == 1:
             return logits.sigmoid()
         return logits.softmax(-1)
+
+
+def plain(answers: Any) -> Any:
+    """Scores as numbers of Python's, which JSON has."""
+    if isinstance(answers, list):
+        return [plain(answer) for answer in answers]
+    return {**answers, "score": float(answers["score"])}
 
 
 def load(repo: str, *, on_runtime: bool, revision: str | None = None, workers: int = WORKERS) -> Classifier:
@@ -202,7 +370,10 @@ app = FastAPI(title="A classifier that grows", lifespan=lifespan)
 
 @app.post("/predict")
 async def predict(request: Request, top_k: Annotated[int, Query(ge=1)] = 5) -> dict[str, Any]:
-    """Classify the image in the body: its bytes as they are, in any format that Pillow reads."""
+    """Answer the request in the body: an image or a sound as it is, or JSON.
+
+    `top_k` is that of the address, unless the JSON has parameters with another.
+    """
     body, loop = bytearray(), asyncio.get_running_loop()
     try:
         async for piece in request.stream():
@@ -213,7 +384,8 @@ async def predict(request: Request, top_k: Annotated[int, Query(ge=1)] = 5) -> d
         raise HTTPException(400, "the client hung up") from error
     # Not in the event loop itself, which must stay free for the other requests.
     state = request.app.state
-    return await loop.run_in_executor(state.pool, state.classifier.predict, bytes(body), top_k)
+    is_json = request.headers.get("content-type", "").partition(";")[0].strip() == "application/json"
+    return await loop.run_in_executor(state.pool, state.classifier.predict, bytes(body), is_json, top_k)
 
 
 @app.get("/healthz")

@@ -10,7 +10,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.utils import logging
 
 from .bounds import MAX_BLOCKS, check_claims, check_document, check_values
-from .families.built_in import FAMILIES, OWN_CONFIGS, family_of
+from .families.built_in import FAMILIES, OWN_CONFIGS, family_of, most_tokens
 from .routes.cuts import check_cuts, default_cuts
 from .task_names import FIRST_TASK
 from .transformers_internals import SubConfigSpec, attention_of, choose_attention
@@ -234,6 +234,11 @@ class PWLConfig(PreTrainedConfig):
         """The channels of the images that both networks take."""
         found: int = family_of(self.teacher_config).input_settings(self.teacher_config).get("num_channels", 3)
         return found
+
+    @property
+    def max_tokens(self) -> int | None:
+        """The most tokens of a text that both networks have positions for; None if neither sets a limit."""
+        return most_tokens(self.teacher_config, self.student_config)
 
     def align_labels(self) -> None:
         """Give both networks this config's labels, if their number was changed, and its problem type.

@@ -406,8 +406,8 @@ class PWLPreTrainedModel(StagedModel):
             For each stage the largest difference of its logits from torch's, in parts of their range.
 
         Raises:
-            SaveError: If the model has an adapter, or takes no images; nothing was saved. If a layer cannot be
-                exported, or its graph differs from torch: the repository is then saved without new graphs.
+            SaveError: If the model has an adapter, or takes no images, texts or sounds; nothing was saved. If a layer
+                cannot be exported, or its graph differs from torch: the repository is then saved without new graphs.
             ValueError: If the size of the images is told nowhere, or does not fit the networks; likewise.
             ImportError: If the extra is not installed.
 
@@ -419,12 +419,13 @@ class PWLPreTrainedModel(StagedModel):
         from .lazy import missing_extra
 
         try:
-            from .exporting.exporting import check_task, export_onnx
+            from .exporting.examples import check_exported
+            from .exporting.exporting import export_onnx
         except ModuleNotFoundError as error:
             raise ImportError(f"export {missing_extra(error, 'onnx') or error}", name=error.name) from error
         from .publishing.saving import write_attachments
 
-        check_task(self.main_input_name)
+        check_exported(self.config)
         if self._hf_peft_config_loaded:
             raise SaveError("a model with an adapter is not exported: merge it first (merge_and_unload), and save that")
         self.save_pretrained(save_directory, remote_code=remote_code, overwrite=overwrite)

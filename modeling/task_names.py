@@ -15,6 +15,8 @@ class Task:
         module: Where that is, within this package.
         pipeline: The name of transformers' pipeline, and of the task on the Hub.
         samples: What is classified, in the plural.
+        example: A sample, as Python code.
+        processing: What makes inputs of samples, as people call it.
         processing_class: transformers' Auto class of what makes inputs of samples.
         files: What that may be saved as; without the first of them there is none.
     """
@@ -24,13 +26,16 @@ class Task:
     module: str
     pipeline: str
     samples: str
+    example: str
+    processing: str
     processing_class: str
     files: tuple[str, ...] = ("preprocessor_config.json",)
 
 
+TOKENIZER_FILE = "tokenizer.json"
 TOKENIZER_FILES = (
     "tokenizer_config.json",
-    "tokenizer.json",
+    TOKENIZER_FILE,
     "special_tokens_map.json",
     "added_tokens.json",
     "vocab.json",
@@ -48,6 +53,8 @@ TASKS = {
             "tasks.image_classification",
             "image-classification",
             "images",
+            '"cat.png"',
+            "an image processor",
             "AutoImageProcessor",
         ),
         Task(
@@ -56,6 +63,8 @@ TASKS = {
             "tasks.sequence_classification",
             "text-classification",
             "texts",
+            '"I liked it"',
+            "a tokenizer",
             "AutoTokenizer",
             TOKENIZER_FILES,
         ),
@@ -65,6 +74,8 @@ TASKS = {
             "tasks.token_classification",
             "token-classification",
             "texts",
+            '"Sarah lives in London"',
+            "a tokenizer",
             "AutoTokenizer",
             TOKENIZER_FILES,
         ),
@@ -74,6 +85,8 @@ TASKS = {
             "tasks.audio_classification",
             "audio-classification",
             "sounds",
+            '"bark.wav"',
+            "a feature extractor",
             "AutoFeatureExtractor",
         ),
     )

@@ -6,10 +6,13 @@ end to end.
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -121,10 +124,53 @@ def _train(directory: Path, seed: int, quiet: bool, arguments: Sequence[str]) ->
     command += ["--use_cpu", "true", *arguments]
     if quiet:
         command += ["--disable_tqdm", "true"]
-    done = subprocess.run(command, capture_output=quiet, text=True, check=False)
-    if done.returncode:
-        said = "\n".join((done.stderr or "").splitlines()[-_LINES:]) or "its messages are above"
-        raise PWLError(f"the training ended with exit status {done.returncode}: {said}")
+    status, errors = _run(command, quiet=quiet)
+    if status:
+        said = "\n".join(errors.splitlines()[-_LINES:]) or "its messages are above"
+        raise PWLError(f"the training ended with exit status {status}: {said}")
+
+
+def _run(command: Sequence[str], *, quiet: bool) -> tuple[int, str]:
+    """Run a command, which ends with this process: what it has started itself as well.
+
+    Args:
+        command: The command.
+        quiet: Keep what it says, rather than show it.
+
+    Returns:
+        Its exit status, and what it said on stderr.
+    """
+    output = subprocess.PIPE if quiet else None
+    with _raising_on_sigterm():
+        # A session of its own: its children are not told when it is ended.
+        process = subprocess.Popen(command, stdout=output, stderr=output, text=True, start_new_session=True)
+        try:
+            _, errors = process.communicate()
+        except BaseException:
+            if hasattr(os, "killpg"):
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+            process.kill()
+            process.wait()
+            raise
+    return process.returncode, errors or ""
+
+
+@contextmanager
+def _raising_on_sigterm() -> Iterator[None]:
+    """Let SIGTERM end this process as Ctrl-C does, by an exception; only the main thread may say so."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(*_: object) -> None:
+        raise SystemExit(128 + signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _grow(directory: Path, console: Console) -> tuple[DemoStage, ...]:

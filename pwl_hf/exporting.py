@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from pwl_hf.modeling import PWLForImageClassification
 from pwl_hf.modeling.exporting.exporting import export_onnx
 from pwl_hf.modeling.publishing.model_card import CARD_FILE, write_card
 from pwl_hf.modeling.publishing.push import push_attachments
 from pwl_hf.modeling.publishing.saving import write_attachments
 from pwl_hf.modeling.repository.source import Repository
+from pwl_hf.opening import open_model
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo
@@ -58,19 +58,17 @@ def export_repository(
 
     Raises:
         RepositoryError: If a file is not what the manifest says.
-        SaveError: If a layer cannot be exported, or its graph differs from torch; nothing was added.
+        SaveError: If the model takes what is not exported, a layer cannot be exported, or its graph differs from torch;
+            nothing was added.
         PublishError: If the network or the Hub fails in every try.
         ValueError: If the size of the images is told nowhere.
     """
     options: dict[str, Any] = {"revision": target.revision, "subfolder": subfolder, "token": target.token}
     if output is not None:
-        model = PWLForImageClassification.from_pretrained(repo, **options)
-        differences = model.export(output, image_size=image_size, overwrite=overwrite)
+        differences = open_model(repo, **options).export(output, image_size=image_size, overwrite=overwrite)
         added = Repository.open(output).manifest().attachments
         return ExportReport(None, {entry.path: entry.bytes for entry in added}, differences)
-    model = PWLForImageClassification.from_pretrained(
-        repo, keep_all=True, dtype=torch.float32, device_map="cpu", **options
-    )
+    model: Any = open_model(repo, keep_all=True, dtype=torch.float32, device_map="cpu", **options)
     exported = export_onnx(model.parts, model.main_input_name, image_size=image_size)
     sizes = {path: len(content) for path, content in exported.files.items()}
     source = model.parts.store.repository

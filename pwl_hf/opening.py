@@ -8,7 +8,6 @@ from typing import Any
 from pwl_hf import modeling
 from pwl_hf.modeling import PWLConfig, PWLPreTrainedModel
 from pwl_hf.modeling.errors import InputError
-from pwl_hf.modeling.families.registry import family_of
 from pwl_hf.modeling.loading import read_config
 from pwl_hf.modeling.repository.source import Repository
 from pwl_hf.modeling.task_names import TASKS
@@ -40,8 +39,7 @@ def class_of(config: PWLConfig, where: str = "the model") -> type[Any]:
 
 def max_tokens(config: PWLConfig) -> int | None:
     """The most tokens of a text that both networks of a config take; None if neither sets a limit."""
-    both = (config.teacher_config, config.student_config)
-    return min((n for network in both if (n := family_of(network).max_tokens(network)) is not None), default=None)
+    return config.max_tokens
 
 
 def open_model(name: str | os.PathLike[str], **options: Any) -> PWLPreTrainedModel:

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
 
 import pytest
 from rich.console import Console
@@ -85,3 +89,19 @@ def test_missing_extra_is_named(monkeypatch, tmp_path):
     monkeypatch.setattr(demo, "find_spec", lambda name: None if name == "sklearn" else True)
     with pytest.raises(PWLError, match=r"the demo needs sklearn: pip install 'pwl-hf\[train\]'"):
         demo.run_demo(tmp_path)
+
+
+@pytest.mark.skipif(not hasattr(os, "killpg"), reason="there are no process groups")
+def test_training_ends_with_a_demo_that_is_ended():
+    # As accelerate's launcher: a process that starts another, which would live on.
+    starting = "import subprocess, sys; subprocess.run([sys.executable, '-c', {inner!r}])".format(
+        inner="import time; print('training', flush=True); time.sleep(600)"
+    )
+    code = f"import sys; from pwl_hf.demo import _run; _run([sys.executable, '-c', {starting!r}], quiet=False)"
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "training\n"
+    process.terminate()
+    # The pipe is at its end once all have let go of it.
+    assert process.communicate(timeout=60)[0] == ""
+    assert process.returncode == 128 + signal.SIGTERM

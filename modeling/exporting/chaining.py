@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
+from typing import NamedTuple
 
 import onnx
 
@@ -15,6 +16,7 @@ from .tracing import FEATURES, OPSET, Template
 # The newest that opset 20 needs: older runtimes can read it.
 _IR_VERSION = 10
 # What torch casts to float32 when it loads: numbers that count or point stay what they are.
+_DTYPES = {"float32": onnx.TensorProto.FLOAT, "int64": onnx.TensorProto.INT64}
 _CAST = {"F64", "F16", "BF16"}
 
 
@@ -51,11 +53,23 @@ class Placed:
     weights: Mapping[str, Stored]
 
 
+class Ends(NamedTuple):
+    """What goes into a graph.
+
+    Args:
+        shape: Its shape, -1 for what is free: the batch, and the length.
+        dtype: `float32` or `int64`.
+    """
+
+    shape: Sequence[int]
+    dtype: str = "float32"
+
+
 def chain(
     pieces: Sequence[Placed],
-    inputs: Mapping[str, Sequence[int]],
+    inputs: Mapping[str, Ends],
     *,
-    features: Sequence[int] | None = None,
+    features: Ends | None = None,
     output: str = LOGITS,
     folder: str = "",
 ) -> onnx.ModelProto:
@@ -63,8 +77,8 @@ def chain(
 
     Args:
         pieces: The pieces.
-        inputs: The shape of each input of the model, -1 for the batch.
-        features: The shape of the features that it takes; None if it begins with the model's inputs.
+        inputs: Each input of the model, by name.
+        features: The features that it takes; None if it begins with the model's inputs.
         output: What its output is called: `LOGITS` or `FEATURES_OUT`.
         folder: The folder that locations are relative to: all its files must lie in it.
     """
@@ -105,11 +119,14 @@ def chain(
             _rename(graph.node[-1], f"{number}/", given)
     # 5. The ends of the graph, and where the weights lie.
     for name in taken:
-        shape = features if name == FEATURES_IN and features is not None else inputs[name]
-        graph.input.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["batch", *shape[1:]]))
+        ends, length = (features, "steps") if name == FEATURES_IN and features is not None else (inputs[name], "length")
+        sizes = ["batch", *(length if size == -1 else size for size in ends.shape[1:])]
+        graph.input.append(onnx.helper.make_tensor_value_info(name, _DTYPES[ends.dtype], sizes))
     graph.output.add().CopyFrom(pieces[-1].template.proto.graph.output[0])
     graph.output[0].name = output
-    graph.output[0].type.tensor_type.shape.dim[0].CopyFrom(onnx.TensorShapeProto.Dimension(dim_param="batch"))
+    for place, dimension in enumerate(graph.output[0].type.tensor_type.shape.dim):
+        if place == 0 or dimension.HasField("dim_param"):
+            dimension.CopyFrom(onnx.TensorShapeProto.Dimension(dim_param="steps" if place else "batch"))
     graph.initializer.extend(_external(stored, folder) for stored in weights.values())
     return model
 

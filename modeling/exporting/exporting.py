@@ -20,8 +20,11 @@ from ..repository.layout import PROCESSOR_FILE
 from ..repository.manifest import Manifest
 from ..repository.source import Repository
 from ..schedule import Schedule
-from .graphs import SAMPLES, GraphWriter
+from ..task_names import FIRST_TASK
+from .examples import Examples, check_exported, examples_of, examples_of_arrays, takes_of
+from .graphs import GraphWriter
 from .proving import prove, torch_logits
+from .tokenizing import tokenization_of
 
 
 class Export(NamedTuple):
@@ -50,11 +53,11 @@ def export_onnx(parts: Parts, main_input: str, *, image_size: int | None = None)
 
     Raises:
         RepositoryError: If a file is not what the manifest says.
-        SaveError: If the model is no such one, or a layer cannot be exported; if what was exported differs from torch,
-            or the chain of the blocks from the teacher's own graph.
-        ValueError: If the size of the images is told nowhere.
+        SaveError: If the model is no such one, takes what is not exported, or a layer cannot be exported; if what was
+            exported differs from torch, or the chain of the blocks from the teacher's own graph.
+        ValueError: If the size of the images is told nowhere, or given for a model of something else.
     """
-    check_task(main_input)
+    check_exported(parts.config)
     model, store = parts.networks.model, parts.store
     if store is None or not parts.keeps_all or model.dtype != torch.float32 or model.device.type != "cpu":
         raise SaveError(
@@ -67,55 +70,56 @@ def export_onnx(parts: Parts, main_input: str, *, image_size: int | None = None)
     weights = [entry for entry in manifest.files if entry.tier_block is None]
     # 1. The files as they lie there, and inputs that no layer could take for others.
     files = {path: MappedFile(local) for path, local in repository.fetch_verified(weights).items()}
-    processor = _processor(repository)
-    shape = _image_shape(config.teacher_config, processor, image_size)
-    inputs = {main_input: torch.randn(SAMPLES, *shape, generator=torch.Generator().manual_seed(0))}
-    _check_fit(parts, schedule, inputs, shape)
+    takes = takes_of(config)
+    processor = None if takes == "token ids" else _processor(repository)
+    tokenizer = tokenization_of(repository, config) if takes == "token ids" else None
+    if takes == "images":
+        examples = examples_of_arrays(main_input, _image_shape(config.teacher_config, processor, image_size))
+    elif image_size is not None:
+        raise ValueError(f"image_size is {image_size!r}, and the model takes {takes}: leave it out")
+    else:
+        examples = examples_of(config, main_input, tokenizer.padding_side if tokenizer is not None else "right")
+    _check_fit(parts, schedule, examples, takes)
     # 2. The graphs, compared before anyone sees them.
-    exported = GraphWriter(parts, schedule, files, inputs, main_input).graphs()
-    logits = torch_logits(parts, schedule, inputs)
-    differences = prove(exported, schedule, files, inputs, logits)
+    exported = GraphWriter(parts, schedule, files, examples).graphs()
+    logits = torch_logits(parts, schedule, examples)
+    differences = prove(exported, schedule, files, examples, logits)
     # 3. What a reader needs beside them.
     index = GraphIndex(
         fingerprint=manifest.fingerprint,
-        inputs={main_input: (-1, *shape)},
+        task=config.task or FIRST_TASK,
+        inputs=examples.shapes,
+        dtypes=examples.dtypes,
         graphs={path: found.graph for path, found in exported.items()},
         stages=schedule.masks,
         labels=tuple(name for _, name in sorted((config.id2label or {}).items())),
         problem_type=config.problem_type,
         processor=processor,
+        tokenizer=tokenizer,
+        min_length=examples.shortest,
     )
     contents = {path: found.content for path, found in exported.items()}
     return Export(manifest, {**contents, INDEX_FILE: index.to_json().encode()}, differences)
 
 
-def check_task(main_input: str) -> None:
-    """Refuse a model that takes anything but images.
-
-    Args:
-        main_input: The name of its main input.
-
-    Raises:
-        SaveError: If it is not `pixel_values`.
-    """
-    if main_input != "pixel_values":
-        raise SaveError(f"only models of images are exported for now, this one takes {main_input}; nothing was written")
-
-
-def _check_fit(
-    parts: Parts, schedule: Schedule, inputs: Mapping[str, torch.Tensor], shape: tuple[int, int, int]
-) -> None:
-    """Refuse images that a network does not take, before anything is traced."""
+def _check_fit(parts: Parts, schedule: Schedule, examples: Examples, takes: str) -> None:
+    """Refuse inputs that a network does not take, before anything is traced."""
     router = Router(parts)
     for mask in (schedule.masks[0], schedule.masks[-1]):
-        try:
-            with torch.no_grad():
-                router.of(mask.mask)(inputs)
-        except Exception as error:  # whatever the network's own code raises
-            raise ValueError(
-                f"the networks do not take images of {shape[1]} x {shape[2]} pixels and {shape[0]} channels: give "
-                f"another image_size (--image-size); {type(error).__name__}: {error}"
-            ) from error
+        for probe in examples.probes:
+            try:
+                with torch.no_grad():
+                    router.of(mask.mask)(examples.given(probe))
+            except Exception as error:  # whatever the network's own code raises
+                reason = f"{type(error).__name__}: {error}"
+                shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in probe.items())
+                if takes != "images":
+                    raise SaveError(f"the networks do not take {shapes}, so nothing was exported; {reason}") from error
+                _, channels, height, width = next(iter(probe.values())).shape
+                raise ValueError(
+                    f"the networks do not take images of {height} x {width} pixels and {channels} channels: give "
+                    f"another image_size (--image-size); {reason}"
+                ) from error
 
 
 def _image_shape(

@@ -19,12 +19,10 @@ from ..repository.layout import statistics_file
 from ..routes.route import Route
 from ..schedule import Schedule
 from ..sources import Sources
-from .chaining import Placed, Stored, chain, tensors_by_file
+from .chaining import Ends, Placed, Stored, chain, tensors_by_file
+from .examples import Examples
 from .pieces import Piece, digest, piece_of_converter, pieces_of_block
 from .tracing import Template, trace
-
-# Two samples: one alone would be taken for a fixed size.
-SAMPLES = 2
 
 
 class Exported(NamedTuple):
@@ -46,8 +44,7 @@ class GraphWriter:
         parts: The model's parts, as they were read from a repository.
         schedule: The masks of its stages.
         files: The repository's weight files by path.
-        inputs: An example of what the model is called with, of `SAMPLES` samples.
-        main_input: The name of its main input.
+        examples: What the model is called with.
 
     Raises:
         SaveError: If a layer cannot be exported.
@@ -58,14 +55,12 @@ class GraphWriter:
         parts: Parts,
         schedule: Schedule,
         files: Mapping[str, MappedFile],
-        inputs: Mapping[str, torch.Tensor],
-        main_input: str,
+        examples: Examples,
     ) -> None:
-        self._parts, self._schedule, self._inputs, self._main_input = parts, schedule, inputs, main_input
-        self._router = Router(parts)
+        self._schedule, self._examples = schedule, examples
+        self._router, self._given = Router(parts), examples.given(examples.traced)
         self._templates: dict[tuple[object, ...], Template] = {}
         self._stored = _stored_tensors(parts, schedule, files)
-        self._shapes = {name: (-1, *tensor.shape[1:]) for name, tensor in inputs.items()}
 
     def graphs(self) -> dict[str, Exported]:
         """All graphs by path."""
@@ -84,18 +79,26 @@ class GraphWriter:
 
     def _graph(self, path: str, pieces: list[Placed], before: Features | None, output: str) -> Exported:
         folder = path.rpartition("/")[0] if path == TEACHER_GRAPH else ""
-        shape = None if before is None else tuple(before.tensor.shape)
-        content = chain(pieces, self._shapes, features=shape, output=output, folder=folder).SerializeToString(
-            deterministic=True
-        )
+        content = chain(
+            pieces,
+            {name: Ends(shape, self._examples.dtypes[name]) for name, shape in self._examples.shapes.items()},
+            features=None if before is None else self._features(before),
+            output=output,
+            folder=folder,
+        ).SerializeToString(deterministic=True)
         digest = hashlib.sha256(content).hexdigest()
         return Exported(Graph(path, len(content), digest, tensors_by_file(pieces)), content)
+
+    def _features(self, features: Features) -> Ends:
+        """What features are between two graphs."""
+        _, length, *rest = features.tensor.shape
+        return Ends((-1, -1 if self._examples.has_free_length else length, *rest), "float32")
 
     def _blocks(self, mask: Sources, first: int = 1) -> tuple[list[list[Placed]], list[Features | None]]:
         """The pieces of each block of a mask from `first` on, each behind its converter, and what goes into each."""
         route = self._router.of(mask.mask)
         with torch.no_grad():
-            outputs = route(self._inputs).outputs
+            outputs = route(self._given).outputs
         blocks, before = [], []
         for block in range(first, len(mask) + 1):
             features = outputs[block - 2] if block > 1 else None
@@ -106,7 +109,7 @@ class GraphWriter:
     def _pieces(self, route: Route, block: int, features: Features | None) -> list[Placed]:
         converter = route.converters[block - 2] if block > 1 else None
         pieces = [piece_of_converter(converter)] if converter is not None else []
-        pieces += pieces_of_block(route, block, self._main_input)
+        pieces += pieces_of_block(route, block, tuple(self._examples.shapes), self._examples.settings)
         placed = []
         for piece in pieces:
             try:
@@ -117,7 +120,7 @@ class GraphWriter:
                     f"{type(error).__name__}: {error}"
                 ) from error
             with torch.no_grad():
-                after = piece.call(features, self._inputs)
+                after = piece.call(features, self._given)
             features = after if isinstance(after, Features) else None
         return placed
 
@@ -132,7 +135,7 @@ class GraphWriter:
         constants = tuple((name, digest(t)) for name, t in tensors.items() if name not in weights)
         key = (piece.signature(), size, tuple(weights), tied, constants)
         if key not in self._templates:
-            self._templates[key] = trace(piece, features, self._inputs, set(weights))
+            self._templates[key] = trace(piece, features, self._examples, set(weights))
         template = self._templates[key]
         return Placed(template, {name: weights[name] for name in template.weights})
 

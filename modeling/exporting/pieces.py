@@ -76,21 +76,22 @@ class Traced(nn.Module):
         return found.tensor if isinstance(found, Features) else found
 
 
-def pieces_of_block(route: Route, block: int, main_input: str) -> Iterator[Piece]:
+def pieces_of_block(route: Route, block: int, takes: tuple[str, ...], settings: Mapping[str, Any]) -> Iterator[Piece]:
     """The pieces of a block (from 1), without the converter before it.
 
     Args:
         route: The route.
         block: The block.
-        main_input: The name of the model's main input.
+        takes: The names of the model's inputs.
+        settings: What the networks are called with besides.
     """
     segment = route.segment_of(block)
     if not isinstance(segment, HandCutSegment):
         # A network's own forward drives it, from the model's inputs.
-        yield Piece(partial(_run, segment), ("block", block), tuple(segment.modules.values()), (main_input,))
+        yield Piece(partial(_run, segment, settings), ("block", block), tuple(segment.modules.values()), takes)
         return
     if segment.embedder is not None:
-        yield _piece("embedder", partial(_embed, segment.embedder), segment.embedder, segment, (main_input,))
+        yield _piece("embedder", partial(_embed, segment.embedder), segment.embedder, segment, takes)
     for unit in segment.blocks[0]:
         yield _piece("unit", partial(_apply, unit), unit, segment)
     if segment.head is not None:
@@ -138,8 +139,10 @@ def _convert(converter: nn.Module, features: Features | None, _: Inputs) -> Feat
     return features._replace(tensor=converter(features.tensor))  # type: ignore[union-attr]
 
 
-def _run(segment: Segment, features: Features | None, inputs: Inputs) -> Features | torch.Tensor:
-    found: SegmentOutput = segment(features, inputs)
+def _run(
+    segment: Segment, settings: Mapping[str, Any], features: Features | None, inputs: Inputs
+) -> Features | torch.Tensor:
+    found: SegmentOutput = segment(features, {**inputs, **settings})
     return found.outputs[-1] if found.logits is None else found.logits
 
 

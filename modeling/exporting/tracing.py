@@ -15,6 +15,7 @@ from onnx_ir.passes.common import DeduplicateInitializersPass, IdentityEliminati
 from onnxscript.optimizer import fold_constants, remove_unused_nodes
 
 from ..families.base import Features
+from .examples import Examples
 from .pieces import Piece, Traced
 
 # Later ones fuse attention into one operator that onnxruntime's CPU kernels run slower.
@@ -43,13 +44,13 @@ class Template:
     output: str
 
 
-def trace(piece: Piece, features: Features | None, inputs: Mapping[str, torch.Tensor], weights: set[str]) -> Template:
-    """Trace a piece; the first dimension of all that it takes is free.
+def trace(piece: Piece, features: Features | None, examples: Examples, weights: set[str]) -> Template:
+    """Trace a piece; the batch is free, and so is the length where samples are of any.
 
     Args:
         piece: The piece.
         features: An example of the features that it takes, of at least two samples.
-        inputs: An example of what the model is called with.
+        examples: What the model is called with.
         weights: Those of its tensors that lie in files; all others become constants of the graph.
 
     Raises:
@@ -58,9 +59,13 @@ def trace(piece: Piece, features: Features | None, inputs: Mapping[str, torch.Te
     module = Traced(
         piece, features.grid if features is not None else None, piece.takes, takes_features=features is not None
     )
-    given = [*([features.tensor] if features is not None else []), *(inputs[name] for name in piece.takes)]
+    given = [*([features.tensor] if features is not None else []), *(examples.traced[name] for name in piece.takes)]
     names = [*([FEATURES] if features is not None else []), *piece.takes]
-    batch = torch.export.Dim("batch", min=1, max=_MAX_BATCH)
+    free = [{0: torch.export.Dim("batch", min=1, max=_MAX_BATCH)} for _ in given]
+    for name, dimensions in zip(names, free, strict=True):
+        if examples.has_free_length if name == FEATURES else -1 in examples.shapes[name][1:]:
+            # Which lengths go together is for torch to find: features are as many as a convolution makes of samples.
+            dimensions[1] = torch.export.Dim.DYNAMIC
     with torch.no_grad(), _quiet():
         program = torch.onnx.export(
             module,
@@ -71,7 +76,7 @@ def trace(piece: Piece, features: Features | None, inputs: Mapping[str, torch.Te
             verbose=False,
             external_data=False,
             opset_version=OPSET,
-            dynamic_shapes=(tuple({0: batch} for _ in given),),
+            dynamic_shapes=(tuple(free),),
             input_names=[f"in.{name}" for name in names],
             output_names=["out"],
         )
@@ -84,8 +89,11 @@ def trace(piece: Piece, features: Features | None, inputs: Mapping[str, torch.Te
         raise RuntimeError("its graph has conditions or loops, which are not exported")
     # As they are called now: of a piece that hands on what it gets, the input has the output's name.
     proto = onnx_ir.to_proto(model)
-    taken = {value.name: name for value, name in zip(proto.graph.input, names, strict=True)}
-    return Template(proto, tuple(held), taken, proto.graph.output[0].name)
+    output = proto.graph.output[0].name
+    used = {output, *(name for node in proto.graph.node for name in node.input)}
+    # What it is called with and does not look at is no input of it.
+    taken = {value.name: name for value, name in zip(proto.graph.input, names, strict=True) if value.name in used}
+    return Template(proto, tuple(held), taken, output)
 
 
 def _tidy(model: onnx_ir.Model, held: list[str]) -> None:

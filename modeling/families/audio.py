@@ -109,6 +109,7 @@ def _wav2vec2(model_type: str, base: str, **others: Any) -> dict[str, Any]:
 
 
 _SQUEEZED: dict[str, Any] = {
+    "not_exported": "it goes on with the shorter of two lengths, and in a graph that is always the same one",
     "before": ("feature_extractor", "layer_norm", "feature_projection", "encoder.pos_conv_embed", "encoder.layer_norm"),
     "after": ("encoder.upsample",),
     "equal": ("conv_kernel", "conv_stride", "squeeze_factor"),
@@ -128,7 +129,13 @@ AUDIO_FAMILIES = (
     Wav2Vec2Family(**_wav2vec2("unispeech", "unispeech")),
     Wav2Vec2Family(**_wav2vec2("unispeech-sat", "unispeech_sat")),
     WavLMFamily(
-        **_wav2vec2("wavlm", "wavlm", shared=("encoder.layers.0.attention.rel_attn_embed",), gives_tuples=True)
+        **_wav2vec2(
+            "wavlm",
+            "wavlm",
+            shared=("encoder.layers.0.attention.rel_attn_embed",),
+            gives_tuples=True,
+            not_exported="torch's tracer comes to no end over the lengths of its biases",
+        )
     ),
     Wav2Vec2Family(**_wav2vec2("data2vec-audio", "data2vec_audio")),
     Wav2Vec2Family(

@@ -158,6 +158,7 @@ class Family(ABC):
         layers: The path of the list of all units, where the config's `num_hidden_layers` units are built alike.
         has_optional_paths: Whether some of its paths are not there in every network, and are passed over there.
         takes: What its networks take, if they join with those of other families that take the same; None if not.
+        not_exported: Why its networks have no graphs; empty if they have.
         tells_channels: Whether its layers are called as other networks call theirs, so that their names tell which
             channels a tensor reads and writes; see `training.networks.slices.axes`.
     """
@@ -168,6 +169,7 @@ class Family(ABC):
     layers: ClassVar[str | None] = None
     has_optional_paths: ClassVar[bool] = False
     takes: str | None = None
+    not_exported: str = ""
     tells_channels: bool = True
 
     @abstractmethod

@@ -8,14 +8,14 @@ from .convnext import ConvNextFamily
 from .grids import GRID_FAMILIES
 from .images import PATCH_FAMILIES
 from .maps import MAP_FAMILIES
-from .registry import FAMILIES, OWN_CONFIGS, family_of, register_family
+from .registry import FAMILIES, OWN_CONFIGS, family_of, most_tokens, register_family
 from .resnet import ResNetFamily
 from .swin import SwinFamily
 from .text import TEXT_FAMILIES
 from .vgg import VGGFamily
 from .vit import DeiTFamily, Dinov2Family, ViTFamily
 
-__all__ = ["FAMILIES", "OWN_CONFIGS", "family_of"]
+__all__ = ["FAMILIES", "OWN_CONFIGS", "family_of", "most_tokens"]
 
 _BY_HAND = (ViTFamily(), DeiTFamily(), Dinov2Family(), ResNetFamily(), ConvNextFamily(), SwinFamily())
 IMAGE_FAMILIES = (*_BY_HAND, *PATCH_FAMILIES, *MAP_FAMILIES, *GRID_FAMILIES)

@@ -63,6 +63,7 @@ class DrivenFamily(Family):
         follows: Paths in the base of what runs right after a layer, by the layer's number (from 0).
         once: Names of the base's methods that change features, and so run in the first segment alone.
         counts_after_padding: Whether positions of tokens are counted from behind that of the padding token.
+        not_exported: Why its networks have no graphs; empty if they have.
 
     Example:
 
@@ -88,6 +89,7 @@ class DrivenFamily(Family):
     follows: Mapping[int, str] = field(default_factory=dict)
     once: tuple[str, ...] = ()
     counts_after_padding: bool = False
+    not_exported: str = ""
 
     # A pooler is there for some tasks, one head or another.
     has_optional_paths = True

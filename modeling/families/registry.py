@@ -77,3 +77,9 @@ def family_of(config: PreTrainedConfig | str) -> Family:
             f"{', '.join(sorted(FAMILIES))}, and register_family adds one of your own"
         )
     return FAMILIES[model_type]
+
+
+def most_tokens(*configs: PreTrainedConfig) -> int | None:
+    """The most tokens of a text that all of some networks have positions for; None if none sets a limit."""
+    found = [most for config in configs if (most := family_of(config).max_tokens(config)) is not None]
+    return min(found, default=None)

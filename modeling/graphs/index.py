@@ -18,13 +18,15 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ..bounds import MAX_BLOCKS, MAX_FILES, MAX_LABELS, check_count, check_document
 from ..errors import RepositoryError
 from ..repository.manifest import ListedFile, Manifest, check_path
 from ..sources import Sources
+from ..task_names import FIRST_TASK, TASKS
+from .tokenization import Tokenization
 
 INDEX_FORMAT = 1
 INDEX_FILE = "onnx/index.json"
@@ -32,6 +34,8 @@ STUDENT_GRAPH = "onnx/student.onnx"
 TEACHER_GRAPH = "teacher/model.onnx"
 # The name of the features between two graphs, where they go in and where they come out.
 FEATURES_IN, FEATURES_OUT, LOGITS = "features_in", "features", "logits"
+# What inputs are of.
+DTYPES = ("float32", "int64")
 
 
 def block_graph(block: int) -> str:
@@ -101,12 +105,17 @@ class GraphIndex:
 
     Args:
         fingerprint: That of the weights that they were exported for.
-        inputs: The shape of each input of the model by name, -1 for the batch: `{"pixel_values": (-1, 3, 224, 224)}`.
+        inputs: The shape of each input of the model by name, -1 for the batch and a free length:
+            `{"pixel_values": (-1, 3, 224, 224)}`, `{"input_ids": (-1, -1), ...}`.
         graphs: The graphs by path.
         stages: The mask of each stage, without those of low precision, which run the same graphs.
         labels: The name of each class.
         problem_type: As in the config: how logits become scores, if it says so.
         processor: The repository's `preprocessor_config.json`; None if it has none.
+        task: The task of the model, by transformers' Auto class.
+        dtypes: Of each input, `float32` or `int64`; of one that it does not name, `float32`.
+        tokenizer: How texts become tokens; None if the repository has no `tokenizer.json`.
+        min_length: The fewest samples of a sound that networks make a frame of, where that is more than 1.
     """
 
     fingerprint: str
@@ -116,6 +125,10 @@ class GraphIndex:
     labels: tuple[str, ...]
     problem_type: str | None
     processor: Mapping[str, Any] | None
+    task: str = FIRST_TASK
+    dtypes: Mapping[str, str] = field(default_factory=dict)
+    tokenizer: Tokenization | None = None
+    min_length: int | None = None
 
     def graphs_for(self, stage: int) -> tuple[Graph, ...]:
         """The graphs that one of its stages runs, in their order."""
@@ -130,13 +143,17 @@ class GraphIndex:
         data = {
             "format_version": INDEX_FORMAT,
             "fingerprint": self.fingerprint,
+            "task": self.task,
             "inputs": dict(self.inputs),
+            "dtypes": dict(self.dtypes),
             "stages": [{"sources": mask.mask, "graphs": graphs_of(mask)} for mask in self.stages],
             "teacher": TEACHER_GRAPH,
             "graphs": [asdict(graph) for graph in self.graphs.values()],
             "labels": self.labels,
             "problem_type": self.problem_type,
             "processor": self.processor,
+            "min_length": self.min_length,
+            "tokenizer": None if self.tokenizer is None else self.tokenizer.to_dict(),
         }
         return json.dumps(data, indent=1, ensure_ascii=False) + "\n"
 
@@ -175,6 +192,10 @@ class GraphIndex:
         if twice := sorted(path for path, count in Counter(graph.path for graph in found).items() if count > 1):
             raise RepositoryError(f"{INDEX_FILE} lists the graph {twice[0]!r} more than once")
         problem_type, processor = data.get("problem_type"), data.get("processor")
+        task, tokenizer = _typed(data.get("task", FIRST_TASK), str, "task"), data.get("tokenizer")
+        min_length = data.get("min_length")
+        if task not in TASKS:
+            raise RepositoryError(f"{INDEX_FILE}: task must be one of {', '.join(TASKS)}, got {task!r:.100}")
         index = cls(
             fingerprint=_typed(data.get("fingerprint"), str, "fingerprint"),
             inputs=_inputs(data.get("inputs")),
@@ -183,6 +204,10 @@ class GraphIndex:
             labels=tuple(_typed(label, str, "a label") for label in labels),
             problem_type=None if problem_type is None else _typed(problem_type, str, "problem_type"),
             processor=None if processor is None else _typed(processor, dict, "processor"),
+            task=task,
+            dtypes=_dtypes(data.get("dtypes", {})),
+            min_length=None if min_length is None else _typed(min_length, int, "min_length"),
+            tokenizer=None if tokenizer is None else Tokenization.of(INDEX_FILE, _typed(tokenizer, dict, "tokenizer")),
         )
         index._check(manifest)
         return index
@@ -236,6 +261,14 @@ def _inputs(data: Any) -> dict[str, tuple[int, ...]]:
         name: tuple(_typed(size, int, f"a size of {name!r:.100}") for size in _typed(shape, list, "an input's shape"))
         for name, shape in _typed(data, dict, "inputs").items()
     }
+
+
+def _dtypes(data: Any) -> dict[str, str]:
+    found = dict(_typed(data, dict, "dtypes"))
+    for name, dtype in found.items():
+        if dtype not in DTYPES:
+            raise RepositoryError(f"{INDEX_FILE}: {name!r:.100} must be of {' or '.join(DTYPES)}, got {dtype!r:.100}")
+    return found
 
 
 def _typed(value: Any, kind: type, where: str) -> Any:

@@ -8,6 +8,7 @@ that is no PWL repository are written over only if that was asked for.
 
 from __future__ import annotations
 
+import json
 import logging
 import tempfile
 from collections.abc import Callable, Collection, Mapping
@@ -27,7 +28,7 @@ from ..repository.processing import processing_task
 from ..repository.retrying import RetryPolicy, is_passing
 from ..repository.source import Repository
 from ..repository.verification import check_file, git_hashes
-from ..task_names import FIRST_TASK, TOKENIZER_FILES
+from ..task_names import TASKS, TOKENIZER_FILES
 from .endpoints import HANDLER_FILE, REQUIREMENTS_FILE, endpoint_files, is_our_handler
 from .model_card import CARD_FILE, card_of, own_words, read_card, render_card
 from .remote_code import STANDALONE, with_code
@@ -396,15 +397,16 @@ def _listed(known: Mapping[str, bytes]) -> set[str]:
 
 
 def _endpoint_contents(repo_id: str, target: Target, known: Mapping[str, bytes], there: set[str]) -> dict[str, bytes]:
-    task = processing_task(known[CONFIG_FILE])
-    if task.auto_class != FIRST_TASK:
+    config = json.loads(known[CONFIG_FILE])
+    if config.get("task") not in (None, *TASKS):
         raise ValueError(
-            f"the inference handler is for image classification, and {repo_id} is to be of {task.pipeline}: leave "
-            "inference_handler out"
+            f"the inference handler is for {', '.join(TASKS)}, and {repo_id} is to be of {config['task']!r:.100}: "
+            "leave inference_handler out"
         )
-    if PROCESSOR_FILE not in there:
+    task = processing_task(known[CONFIG_FILE])
+    if task.files[0] not in there:
         raise ValueError(
-            f"the inference handler needs an image processor, and there is no {PROCESSOR_FILE}: save one into the "
+            f"the inference handler needs {task.processing}, and there is no {task.files[0]}: save one into the "
             f"folder, or push one to {repo_id}, first"
         )
     if HANDLER_FILE in known and not target.overwrite and not is_our_handler(known[HANDLER_FILE]):
@@ -416,7 +418,7 @@ def _endpoint_contents(repo_id: str, target: Target, known: Mapping[str, bytes],
         requirements = known.get(REQUIREMENTS_FILE, b"").decode("utf-8")
     except ValueError as error:
         raise RepositoryError(f"{repo_id}: {REQUIREMENTS_FILE} is no text: {error}; mend it first") from error
-    return {path: text.encode() for path, text in endpoint_files(requirements).items()}
+    return {path: text.encode() for path, text in endpoint_files(requirements, task.samples).items()}
 
 
 def _refuse_to_overwrite(

@@ -43,9 +43,9 @@ class Like(NamedTuple):
         """Of an array."""
         return cls(array.shape, array.dtype)
 
-    def zeros(self) -> NDArray[Any]:
-        """One of nothing."""
-        return np.zeros(self.shape, self.dtype)
+    def filled(self, value: int = 0) -> NDArray[Any]:
+        """One of a single value."""
+        return np.full(self.shape, value, self.dtype)
 
 
 class Key(NamedTuple):
@@ -121,9 +121,10 @@ class Chain:
         known = 0
         while known < len(self.sessions) - 1 and seen.graphs[: known + 1] == self.graphs[: known + 1]:
             known += 1
-        inputs = {name: like.zeros() for name, like in seen.inputs.items()}
+        # A mask lets all through: networks may fail on a sample of padding alone.
+        inputs = {name: like.filled(int(name == "attention_mask")) for name, like in seen.inputs.items()}
         outputs = seen.outputs[:known]
-        answer = self(inputs, known, outputs[-1].zeros() if outputs else None)
+        answer = self(inputs, known, outputs[-1].filled() if outputs else None)
         return Seen(self.graphs, seen.inputs, (*outputs, *answer.outputs))
 
 

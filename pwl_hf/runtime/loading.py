@@ -13,9 +13,11 @@ from pwl_hf.modeling.errors import RepositoryError
 from pwl_hf.modeling.graphs.index import INDEX_FILE, GraphIndex, attached_graphs
 from pwl_hf.modeling.repository.background import Prefetch
 from pwl_hf.modeling.repository.manifest import Manifest
+from pwl_hf.modeling.repository.processing import fetch_those_there
 from pwl_hf.modeling.repository.retrying import RetryPolicy
 from pwl_hf.modeling.repository.source import Repository, Verified, import_client_for
 from pwl_hf.modeling.sources import Sources
+from pwl_hf.modeling.task_names import TOKENIZER_FILE
 from pwl_hf.runtime.settings import CPU, Provider, Settings
 
 if TYPE_CHECKING:
@@ -131,4 +133,7 @@ def _fetch(repo: str | os.PathLike[str], stage: int | str, options: Mapping[str,
     # At once, rather than the index first: what a stage needs is told by its mask.
     files = repository.verify([*graphs, *repository.files_for(manifest, sources)], cancelled=cancelled)
     index = GraphIndex.from_json(files[INDEX_FILE][0].read_bytes(), manifest)
+    if index.tokenizer is not None:
+        # Now, so that it is in the cache: texts need it, arrays do not.
+        fetch_those_there((TOKENIZER_FILE,), repository.fetch_text)
     return _Fetched(repository, manifest, index, sources, files)

@@ -1,6 +1,6 @@
 """RuntimeModel: a model that answers as its student and grows into its teacher, on onnxruntime.
 
-Notation: B images, K labels.
+Notation: B samples (images, texts or sounds), K labels.
 """
 
 from __future__ import annotations
@@ -10,24 +10,23 @@ from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from threading import Event
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pwl_hf.modeling.errors import InputError, RepositoryError
+from pwl_hf.modeling.errors import InputError
 from pwl_hf.modeling.parts.locking import StateLock
 from pwl_hf.modeling.repository.manifest import ListedFile
 from pwl_hf.modeling.repository.source import Repository
 from pwl_hf.modeling.sources import Sources
 from pwl_hf.modeling.stages import Staged
 from pwl_hf.modeling.streaming.stream import StageStream
+from pwl_hf.modeling.task_names import TASKS
 from pwl_hf.runtime.chain import Chain, Graphs, Inputs, Like, Seen
 
 if TYPE_CHECKING:
-    from pwl_hf.runtime.images import ImageInput, Images
-    from pwl_hf.runtime.preprocessing import Preprocessing
-    from pwl_hf.runtime.ranking import Answer
+    from pwl_hf.runtime.tasks import Task
 
 
 class RuntimeModel(Staged):
@@ -88,132 +87,124 @@ class RuntimeModel(Staged):
         return self._graphs.index.problem_type
 
     @property
+    def task(self) -> str:
+        """What it does, as transformers' pipelines and the Hub call it, such as `"text-classification"`."""
+        return TASKS[self._graphs.index.task].pipeline
+
+    @property
     def inputs(self) -> Mapping[str, tuple[int, ...]]:
-        """The shape of each array that the model takes, by name, -1 for the batch."""
+        """The shape of each array that the model takes, by name, -1 for the batch and for a length that is free."""
         return self._graphs.index.inputs
 
     @cached_property
-    def preprocessing(self) -> Preprocessing:
-        """The repository's image processor.
+    def _task(self) -> Task:
+        """What makes inputs of samples, and answers of logits."""
+        from pwl_hf.runtime.tasks import task_of
 
-        Raises:
-            RepositoryError: If the repository has none, or one that is not supported: names what, and what to do.
-        """
-        # Pillow is imported for images alone.
-        from pwl_hf.runtime.preprocessing import Preprocessing
-
-        repository, config = self._graphs.repository, self._graphs.index.processor
-        if config is None:
-            raise RepositoryError(
-                f"{repository} has no preprocessor_config.json: prepare images yourself, and call logits with arrays "
-                "by name"
-            )
-        channels = next((shape[1] for shape in self.inputs.values() if len(shape) == 4), 3)
-        try:
-            return Preprocessing.of(config, channels)
-        except ValueError as error:
-            raise RepositoryError(
-                f"{repository}: {error}; or prepare images yourself, and call logits with arrays by name"
-            ) from error
+        return task_of(self._graphs.index, self._graphs.repository)
 
     # --- Answers ------------------------------------------------------------------------------------------------
 
-    # A text is the path of one image, and for the type checker also a sequence.
-    @overload
-    def predict(self, images: ImageInput, top_k: int = 5) -> list[Answer]: ...  # type: ignore[overload-overlap]
-
-    @overload
-    def predict(self, images: Sequence[ImageInput], top_k: int = 5) -> list[list[Answer]]: ...
-
-    def predict(self, images: Images, top_k: int = 5) -> list[Answer] | list[list[Answer]]:
-        """The best labels of images, as transformers' image-classification pipeline gives them.
+    def predict(self, samples: Any, /, **parameters: Any) -> Any:
+        """The answers of transformers' pipeline of the model's task.
 
         Args:
-            images: One image, or several: PIL images, numpy arrays, or paths of files.
-            top_k: The most labels an image gets.
+            samples: One sample or several. Images: PIL images, numpy arrays, or paths of files. Texts: strings, or
+                mappings with `text` and `text_pair`. Sounds: arrays (samples,) at the network's rate, paths or bytes of
+                files (decoded by soundfile, the extra `audio`), or mappings with `array` and `sampling_rate`.
+            parameters: As the pipeline takes them: `top_k` (5; None for all labels) and `function_to_apply`; of texts
+                `truncation` (False: what is too long is refused) besides; of tokens `aggregation_strategy`,
+                `ignore_labels`, `stride` and `truncation`; of arrays of sound `sampling_rate`.
 
         Returns:
-            For an image its labels with their scores, the best first; for several a list of these.
+            Of one sample its labels with their scores, the best first, or the entities of a text, in its order; of
+            several a list of these.
 
         Raises:
-            InputError: A ValueError that names the image that cannot be read.
-            ValueError: If `top_k` is below 1.
-            RepositoryError: If the repository has no image processor, or one that is not supported.
+            InputError: A ValueError that names the sample that cannot be read, or the parameter.
+            ValueError: If `top_k` is below 1, or a function is unknown.
+            RepositoryError: If the repository has no image processor, tokenizer or feature extractor, or one that is
+                not supported.
+            ImportError: If what decodes sounds is not installed.
 
         Example:
 
             >>> model.predict(["cat.jpg", "dog.jpg"], top_k=1)  # doctest: +SKIP
             [[{'label': 'tabby', 'score': 0.9312}], [{'label': 'beagle', 'score': 0.8121}]]
         """
-        from pwl_hf.runtime.images import is_one
-        from pwl_hf.runtime.ranking import check_top_k, rank
+        return self._task.predict(self._run, samples, **parameters)
 
-        check_top_k(top_k)
-        answers = rank(self.logits(images), self.labels, self.problem_type, top_k)
-        return answers[0] if is_one(images) else answers
-
-    def logits(self, images: Images | None = None, **inputs: NDArray[Any]) -> NDArray[np.float32]:
-        """The logits of images, or of arrays that are prepared already.
+    def logits(self, samples: Any = None, /, **inputs: NDArray[Any]) -> NDArray[np.float32]:
+        """The logits of samples, or of arrays that are prepared already.
 
         Args:
-            images: One image or several, as in `predict`.
+            samples: One sample or several, as in `predict`.
             inputs: In their place, what the networks take, by name (see `inputs`), such as `pixel_values` (B, C, H, W)
-                floating.
+                floating, or `input_ids` and `attention_mask` (B, L) of whole numbers.
 
         Returns:
-            (B, K) float32, all of one stage.
+            (B, K) float32, of tokens (B, L, K); all of one stage.
 
         Raises:
-            InputError: A ValueError that names the image that cannot be read, or the array that the model does not
+            InputError: A ValueError that names the sample that cannot be read, or the array that the model does not
                 take.
-            RepositoryError: For images, if the repository has no image processor, or one that is not supported.
+            RepositoryError: For samples, if the repository has nothing that prepares them, or what is not supported.
 
         Example:
 
             >>> model.logits(pixel_values=numpy.zeros((2, 3, 224, 224), numpy.float32)).shape  # doctest: +SKIP
             (2, 1000)
         """
-        if images is not None:
-            if inputs:
-                raise InputError(f"give images or {', '.join(inputs)!r:.100}, not both")
-            if len(self.inputs) != 1:
-                raise InputError(f"the model takes {', '.join(self.inputs)}: give each by name")
-            inputs = {name: self.preprocessing(images) for name in self.inputs}
-        return self._run(self._checked(inputs))
+        if samples is None:
+            return self._run([self._checked(inputs)])[0]
+        if inputs:
+            raise InputError(f"give {TASKS[self._graphs.index.task].samples} or {', '.join(inputs)!r:.100}, not both")
+        return np.concatenate(self._run(self._task.batches(samples)))
 
     def _checked(self, inputs: Inputs) -> Inputs:
         """Arrays as the graphs take them."""
         if inputs.keys() != self.inputs.keys():
             raise InputError(
-                f"the model takes {', '.join(self.inputs)}, got {', '.join(inputs) or 'nothing'}: give images, or each "
-                "array by its name"
+                f"the model takes {', '.join(self.inputs)}, got {', '.join(inputs) or 'nothing'}: give "
+                f"{TASKS[self._graphs.index.task].samples}, or each array by its name"
             )
-        found, batches = {}, set()
+        found: dict[str, NDArray[Any]] = {}
+        batches: set[int] = set()
+        lengths: set[int] = set()
         for name, shape in self.inputs.items():
             array = np.asarray(inputs[name])
-            if array.dtype.kind != "f":
-                raise InputError(f"{name} must be floating numbers, got {array.dtype}: prepare images first")
+            dtype = self._graphs.index.dtypes.get(name, "float32")
+            if array.dtype.kind not in ("f" if dtype == "float32" else "iub"):
+                kind, what = ("floating", "prepare") if dtype == "float32" else ("whole", "make numbers of")
+                samples = TASKS[self._graphs.index.task].samples
+                raise InputError(f"{name} must be {kind} numbers, got {array.dtype}: {what} {samples} first")
             fits = (size in (-1, own) for size, own in zip(shape, array.shape, strict=False))
             if array.ndim != len(shape) or not all(fits):
-                wanted = ", ".join("B" if size == -1 else str(size) for size in shape)
+                free = iter("BL")
+                wanted = ", ".join(next(free) if size == -1 else str(size) for size in shape)
                 raise InputError(f"{name} must be of shape ({wanted}), got {array.shape}")
             if 0 in array.shape:
-                raise InputError(f"{name} is empty, of shape {array.shape}: give at least one image")
+                raise InputError(f"{name} is empty, of shape {array.shape}: give at least one sample")
             batches.add(array.shape[0])
-            found[name] = np.ascontiguousarray(array, dtype=np.float32)
-        if len(batches) > 1:
-            raise InputError(f"the arrays are of {sorted(batches)} images: give as many of each")
+            lengths.update(array.shape[1:2] if -1 in shape[1:] else ())
+            found[name] = np.ascontiguousarray(array, dtype=dtype)
+        if len(batches) > 1 or len(lengths) > 1:
+            what, numbers = ("samples", batches) if len(batches) > 1 else ("lengths", lengths)
+            raise InputError(f"the arrays are of {sorted(numbers)} {what}: give as many of each")
         return found
 
-    def _run(self, inputs: Inputs) -> NDArray[np.float32]:
+    def _run(self, batches: Sequence[Inputs]) -> list[NDArray[np.float32]]:
         # Once: the call has these sessions from start to end.
         chain = self._chain
         if chain.process != os.getpid():
             chain = self._renewed()
-        logits, outputs = chain(inputs)
-        # After the run: what failed here would fail in the warm-up too.
-        self._seen = Seen(chain.graphs, {name: Like.of(array) for name, array in inputs.items()}, outputs)
-        return logits
+        found = []
+        for inputs in batches:
+            logits, outputs = chain(inputs)
+            # After the run: what failed here would fail in the warm-up too.
+            self._seen = Seen(chain.graphs, {name: Like.of(array) for name, array in inputs.items()}, outputs)
+            found.append(logits)
+        return found
 
     def _renewed(self) -> Chain:
         """The chain of a forked process, whose sessions had threads that only its parent has."""

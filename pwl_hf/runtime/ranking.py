@@ -1,6 +1,6 @@
-"""From logits to named scores, as transformers' image-classification pipeline ranks them.
+"""From logits to named scores, as transformers' pipelines rank them.
 
-Notation: B images of N labels.
+Notation: B samples of N labels.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from typing import TypedDict
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+# What makes scores of logits.
+FUNCTIONS = ("none", "sigmoid", "softmax")
 _PROBLEM_TYPES = (None, "regression", "single_label_classification", "multi_label_classification")
 
 
@@ -22,22 +24,27 @@ class Answer(TypedDict):
 
 
 def rank(
-    logits: ArrayLike, labels: Sequence[str], problem_type: str | None = None, top_k: int = 5
+    logits: ArrayLike,
+    labels: Sequence[str],
+    problem_type: str | None = None,
+    top_k: int | None = 5,
+    function_to_apply: str | None = None,
 ) -> list[list[Answer]]:
-    """The best labels of each image, the best first; of equal scores, in the order of the labels.
+    """The best labels of each sample, the best first; of equal scores, in the order of the labels.
 
     Scores are softmax probabilities; sigmoid ones if `problem_type` is multi-label or there is one label; the logits
-    themselves if it is `"regression"`. Each is a Python float, bit for bit what the pipeline gives.
+    themselves if it is `"regression"`. Each is a Python float, bit for bit what the pipeline of images gives.
 
     Args:
         logits: (B, N) floating; float16 is read as float32.
         labels: The N labels' names, in the order of the logits.
         problem_type: The config's `problem_type`.
-        top_k: The most labels an image gets.
+        top_k: The most labels a sample gets; None for all.
+        function_to_apply: What makes scores in place of all that, one of `FUNCTIONS`.
 
     Raises:
-        ValueError: If logits are no (B, N) numbers or hold NaN, there are as many labels as not, the problem type is
-            unknown, or `top_k` is below 1.
+        ValueError: If logits are no (B, N) numbers or hold NaN, there are as many labels as not, the problem type or
+            the function is unknown, or `top_k` is below 1.
 
     Example:
 
@@ -48,9 +55,10 @@ def rank(
         known = ", ".join(map(repr, _PROBLEM_TYPES))
         raise ValueError(f"problem_type is {problem_type!r:.100}, it must be one of {known}")
     check_top_k(top_k)
+    check_function(function_to_apply)
     rows = np.asarray(logits)
     if rows.ndim != 2 or not np.issubdtype(rows.dtype, np.floating):
-        raise ValueError(f"logits must be floating numbers (images, labels), got {rows.dtype} of shape {rows.shape}")
+        raise ValueError(f"logits must be floating numbers (samples, labels), got {rows.dtype} of shape {rows.shape}")
     if rows.shape[1] != len(labels) or len(labels) == 0:
         raise ValueError(
             f"logits are of {rows.shape[1]} labels and there are {len(labels)} names: one each, and one at least"
@@ -58,33 +66,51 @@ def rank(
     if rows.dtype == np.float16:
         rows = rows.astype(np.float32)
     # One row at a time: a sum over many may add in another order.
-    return [_ranked(row, number, labels, problem_type, int(top_k)) for number, row in enumerate(rows)]
+    function = function_to_apply or _function_of(problem_type, len(labels))
+    most = len(labels) if top_k is None else int(top_k)
+    return [_ranked(row, number, labels, function, most) for number, row in enumerate(rows)]
 
 
-def check_top_k(top_k: int) -> None:
+def check_function(function_to_apply: str | None) -> None:
+    """Refuse a function that there is not.
+
+    Raises:
+        ValueError: With those that there are.
+    """
+    if function_to_apply is not None and function_to_apply not in FUNCTIONS:
+        raise ValueError(f"function_to_apply is {function_to_apply!r:.100}, it must be one of {', '.join(FUNCTIONS)}")
+
+
+def check_top_k(top_k: int | None) -> None:
     """Refuse a number of labels that cannot be.
 
     Raises:
         ValueError: With the number.
     """
+    if top_k is None:
+        return
     if isinstance(top_k, bool) or not isinstance(top_k, int | np.integer) or top_k < 1:
         raise ValueError(f"top_k is {top_k!r:.100}, it must be a whole number of at least 1")
 
 
-def _ranked(
-    row: NDArray[np.floating], number: int, labels: Sequence[str], problem_type: str | None, top_k: int
-) -> list[Answer]:
-    scores = _scores(row, problem_type)
+def _ranked(row: NDArray[np.floating], number: int, labels: Sequence[str], function: str, top_k: int) -> list[Answer]:
+    scores = _scores(row, function)
     if np.isnan(scores).any():
-        raise ValueError(f"the logits of image {number} make scores of NaN: the network's weights may not be finite")
+        raise ValueError(f"the logits of sample {number} make scores of NaN: the network's weights may not be finite")
     best = np.argsort(-scores, kind="stable")[:top_k]
     return [{"label": labels[index], "score": scores[index].item()} for index in best]
 
 
-def _scores(row: NDArray[np.floating], problem_type: str | None) -> NDArray[np.floating]:
+def _function_of(problem_type: str | None, num_labels: int) -> str:
     if problem_type == "regression":
+        return "none"
+    return "sigmoid" if problem_type == "multi_label_classification" or num_labels == 1 else "softmax"
+
+
+def _scores(row: NDArray[np.floating], function: str) -> NDArray[np.floating]:
+    if function == "none":
         return row
-    if problem_type == "multi_label_classification" or len(row) == 1:
+    if function == "sigmoid":
         # An overflow is a score of 0.
         with np.errstate(over="ignore"):
             return 1.0 / (1.0 + np.exp(-row))

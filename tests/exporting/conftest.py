@@ -15,6 +15,8 @@ from pwl_hf.modeling.exporting import graphs, pieces
 from tests.exporting.helpers import small_images, small_model
 from tests.exporting.odd_net import odd_model, registered
 from tests.exporting.traces import Traces, told_by_value
+from tests.once import made_once
+from tests.task_models import task_model
 from tests.tiny import WITH_BATCH_NORM
 
 _TRACES = Traces(graphs.trace)
@@ -91,3 +93,13 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
         return ended.value.code or 0, captured.out, captured.err
 
     return run
+
+
+@pytest.fixture(scope="session")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny classifier of texts with its graphs, not to be written to."""
+
+    def make(folder: Path) -> None:
+        task_model("texts", folder.parent / f"{folder.name}.words").export(folder)
+
+    return made_once(tmp_path_factory, "exported-texts", make)

@@ -26,8 +26,11 @@ TEXT = DOCS.read_text(encoding="utf-8")
 TRANSFORMERS_JS = "@huggingface/transformers@4.3.1"
 
 
-def _fences(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", TEXT, flags=re.MULTILINE | re.DOTALL)
+IMAGES, _, OTHERS = TEXT.partition("## Texts and sounds")
+
+
+def _fences(language: str, text: str = IMAGES) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
 
 
 BLOCKS = list(zip(_fences("python"), _fences("text"), strict=True))
@@ -60,6 +63,14 @@ def test_python_blocks_print_what_is_shown(folder, hub, repo_id, vit, capsys, mo
     monkeypatch.chdir(folder)
     exec(compile(code.replace("org/pwl-vit", repo_id), str(DOCS), "exec"), {})
     assert capsys.readouterr().out == _ours(shown)
+
+
+def test_block_of_texts_prints_what_is_shown(texts, tmp_path, capsys, monkeypatch):
+    shutil.copytree(texts, tmp_path / "pwl-bert")
+    monkeypatch.chdir(tmp_path)
+    (code,), (shown,) = _fences("python", OTHERS), _fences("text", OTHERS)
+    exec(compile(code, str(DOCS), "exec"), {})
+    assert capsys.readouterr().out == shown
 
 
 def test_only_onnxruntime_is_needed_for_the_teacher(folder):

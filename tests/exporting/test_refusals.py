@@ -23,7 +23,6 @@ from pwl_hf.modeling.publishing.saving import write_attachments
 from pwl_hf.modeling.repository.source import Repository
 from tests.exporting.helpers import assert_equals_torch, read_index
 from tests.exporting.odd_net import odd_images, odd_model
-from tests.modeling.driven import driven_model
 from tests.repository.helpers import load, logits, tree
 
 pytestmark = pytest.mark.usefixtures("odd_net")
@@ -228,13 +227,6 @@ def logits_of(folder):
 
 
 # --- What cannot be exported -----------------------------------------------------------------------------------------
-
-
-def test_a_model_of_texts_is_refused_by_name_before_it_is_saved(tmp_path, never):
-    model = driven_model("bert")
-    with pytest.raises(SaveError, match="only models of images are exported for now, this one takes input_ids"):
-        model.export(tmp_path / "bert")
-    assert not (tmp_path / "bert").exists()
 
 
 def test_a_model_with_an_adapter_is_refused_before_it_is_saved(tmp_path, never):

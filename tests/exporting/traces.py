@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
-import torch
 from transformers import PreTrainedConfig
 
+from pwl_hf.modeling.exporting.examples import Examples
 from pwl_hf.modeling.exporting.pieces import Piece, digest
 from pwl_hf.modeling.exporting.tracing import Template
 
@@ -36,15 +36,15 @@ class Traces:
         # What is told by its identity must live on.
         self._pieces: list[Piece] = []
 
-    def __call__(self, piece: Piece, features: Any, inputs: Mapping[str, torch.Tensor], weights: set[str]) -> Template:
+    def __call__(self, piece: Piece, features: Any, examples: Examples, weights: set[str]) -> Template:
         tensors = piece.tensors()
         first: dict[int, str] = {}
         tied = tuple(first.setdefault(id(tensor), name) for name, tensor in tensors.items())
         constants = tuple((name, digest(tensor)) for name, tensor in tensors.items() if name not in weights)
         size = None if features is None else (tuple(features.tensor.shape[1:]), features.grid)
-        shapes = tuple((name, tuple(tensor.shape[1:])) for name, tensor in inputs.items())
+        shapes = tuple((name, tuple(tensor.shape[1:])) for name, tensor in examples.traced.items())
         key = (piece.signature(), size, shapes, tuple(sorted(weights)), tied, constants)
         if key not in self._known:
             self._pieces.append(piece)
-            self._known[key] = self.trace(piece, features, inputs, weights)
+            self._known[key] = self.trace(piece, features, examples, weights)
         return self._known[key]

@@ -37,6 +37,7 @@ from pwl_hf.modeling.task_names import TASKS
 from tests.children import python
 from tests.modeling.texts import WORDS, bert_tokenizer
 from tests.modeling.types import batch, network_config
+from tests.task_models import KINDS, NUM_STAGES, sounds, task_model
 from tests.tiny import tiny_model
 
 ROWS = [8, 5, 3]
@@ -449,5 +450,23 @@ def test_the_card_is_of_the_task(tmp_path: Path, hub: Any, repo_id: str) -> None
     ):
         assert expected in card
     assert "image" not in card.lower()
-    with pytest.raises(ValueError, match=r"the inference handler is for image classification, .* text-classification"):
-        model.push_to_hub(repo_id, inference_handler=True)
+
+
+@pytest.mark.parametrize("kind", ["texts", "tokens", "waves"])
+@torch.no_grad()
+def test_a_pipeline_answers_while_its_model_grows(tmp_path: Path, hub: Any, repo_id: str, kind: str) -> None:
+    task_model(kind, tmp_path / "words").push_to_hub(repo_id)
+    task = TASKS[KINDS[kind][0].task].pipeline
+    samples: Any = sounds() if kind == "waves" else ["a good film", "bad", "a very bad film w11 w12"]
+    whole = pipeline(task, model=repo_id, model_kwargs={"keep_all": True})
+    right = []
+    for stage in range(NUM_STAGES + 1):
+        whole.model.set_stage(stage)
+        right.append(whole(samples, batch_size=3))
+    grows = pipeline(task, model=repo_id)
+    assert grows(samples, batch_size=3) == right[0]
+    with grows.model.stream_stages() as stream:
+        while not stream.done:
+            assert grows(samples, batch_size=3) in right
+    assert grows(samples, batch_size=3) == right[-1]
+    assert right[0] != right[-1]

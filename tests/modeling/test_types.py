@@ -254,13 +254,15 @@ def test_the_longest_text_is_as_long_as_positions_reach(model_type: str) -> None
 
 def docs_table() -> str:
     """The table of docs/tasks.md, from what the types are here."""
-    lines = ["| `model_type` | takes | tokens | attention | bfloat16 |", "|---|---|---|---|---|"]
+    lines = ["| `model_type` | takes | tokens | attention | bfloat16 | graphs |", "|---|---|---|---|---|---|"]
     for model_type in (*TEXT, *AUDIO):
         config = network_config(model_type, "teacher")
         tokens = "yes" if type(config) in transformers.AutoModelForTokenClassification._model_mapping else ""
         bfloat16 = "transformers' own code fails" if model_type in WITHOUT_BFLOAT16 else "yes"
         takes = family_of(model_type).takes
-        lines.append(f"| {model_type} | {takes} | {tokens} | {', '.join(attentions(model_type))} | {bfloat16} |")
+        graphs = f"no: {reason}" if (reason := family_of(model_type).not_exported) else "yes"
+        attention = ", ".join(attentions(model_type))
+        lines.append(f"| {model_type} | {takes} | {tokens} | {attention} | {bfloat16} | {graphs} |")
     return "\n".join(lines)
 
 

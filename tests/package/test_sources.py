@@ -56,7 +56,7 @@ BELOW: dict[str, set[str]] = {
     "families": GROUND,
 }
 BELOW["arrays"] = {"errors", "bounds"}
-BELOW["graphs"] = {"errors", "bounds", "sources", "schedule", "repository", "arrays"}
+BELOW["graphs"] = {"errors", "bounds", "sources", "schedule", "task_names", "repository", "arrays"}
 BELOW["routes"] = GROUND | {"families"}
 BELOW["configuration_pwl"] = BELOW["routes"] | {"routes"}
 BELOW["loading"] = BELOW["configuration_pwl"] | {"configuration_pwl", "repository"}

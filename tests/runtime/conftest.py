@@ -18,6 +18,7 @@ from tests.once import made_once
 from tests.repository.helpers import publish
 from tests.runtime.helpers import NUM_STAGES, Expected
 from tests.streaming.helpers import own_threads, until
+from tests.task_models import task_model
 from tests.tiny import tiny_images, tiny_model
 
 # As the tiny networks take images.
@@ -42,6 +43,20 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
             model.export(folder, image_size=16)
 
         return made_once(tmp_path_factory, f"runtime-{family}", make)
+
+    return export
+
+
+@pytest.fixture(scope="session")
+def exported_task(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """The folder of a tiny model of another task with its graphs, not to be written to."""
+
+    @cache
+    def export(kind: str) -> Path:
+        def make(folder: Path) -> None:
+            task_model(kind, folder.parent / f"{folder.name}.words").export(folder)
+
+        return made_once(tmp_path_factory, f"runtime-{kind}", make)
 
     return export
 

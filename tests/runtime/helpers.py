@@ -1,7 +1,10 @@
-"""What each stage answers."""
+"""What each stage answers, and what a fresh process does where nothing heavy can be imported."""
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,3 +34,32 @@ class Expected:
     def stage_now(self, model: RuntimeModel) -> int | None:
         """The stage that a model answers from now."""
         return self.stage_of(model.logits(pixel_values=self.pixels))
+
+
+# What must never be imported, whatever a model does.
+HEAVY = ("torch", "transformers", "datasets", "accelerate", "safetensors", "onnx", "scipy", "sympy", "jinja2", "rich")
+ABSENT = f"""
+import sys
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {HEAVY!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Absent())
+tops = lambda: {{name.split(".")[0] for name in sys.modules}}
+out = {{}}
+"""
+
+
+def fresh(code: str, env: dict[str, str], *arguments: object) -> dict:
+    """What a new process collects in `out`, where nothing heavy can be imported."""
+    done = subprocess.run(
+        [sys.executable, "-c", f"{ABSENT}\n{code}\nimport json; print(json.dumps(out))", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env={**env, "OMP_NUM_THREADS": "1"},
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])

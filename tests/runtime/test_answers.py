@@ -79,7 +79,6 @@ WRONG = {
     "size": ({"pixel_values": np.zeros((1, 3, 16, 8), np.float32)}, r"of shape (B, 3, 16, 16), got (1, 3, 16, 8)"),
     "empty": ({"pixel_values": np.zeros((0, 3, 16, 16), np.float32)}, "pixel_values is empty"),
     "text": ({"pixel_values": np.array([["a"]])}, "must be floating numbers"),
-    "both": ({"images": Image.new("RGB", (4, 4)), "pixel_values": np.zeros(1)}, "not both"),
 }
 
 
@@ -88,6 +87,11 @@ def test_arrays_that_the_model_does_not_take_are_refused_by_name(load, kind):
     inputs, message = WRONG[kind]
     with pytest.raises(InputError, match=re.escape(message)):
         load().logits(**inputs)
+
+
+def test_images_and_arrays_at_once_are_refused(load):
+    with pytest.raises(InputError, match="give images or 'pixel_values', not both"):
+        load().logits(Image.new("RGB", (4, 4)), pixel_values=np.zeros(1))
 
 
 @pytest.mark.parametrize("top_k", [0, -1, 2.5, True, "all"])

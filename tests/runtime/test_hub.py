@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-
 import pytest
 
 from pwl_hf import FetchError, PWLForImageClassification, RepositoryError, RetryPolicy, runtime
@@ -13,7 +9,7 @@ from pwl_hf.downloading import download_stages
 from pwl_hf.modeling.repository.source import Repository
 from tests.hub import Fault
 from tests.repository.helpers import STUDENT, bodies, publish, shard, tree
-from tests.runtime.helpers import NUM_STAGES
+from tests.runtime.helpers import NUM_STAGES, fresh
 from tests.tiny import tiny_model
 
 LAST = NUM_STAGES
@@ -138,34 +134,6 @@ def test_repository_without_graphs_is_downloaded_as_ever(hub, repo_id, tmp_path)
 
 
 # --- In a fresh process -----------------------------------------------------------------------------------------
-
-# What must never be imported, whatever a model does.
-HEAVY = ("torch", "transformers", "datasets", "accelerate", "safetensors", "onnx", "scipy", "sympy", "jinja2", "rich")
-ABSENT = f"""
-import sys
-
-class Absent:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {HEAVY!r}:
-            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
-
-sys.meta_path.insert(0, Absent())
-tops = lambda: {{name.split(".")[0] for name in sys.modules}}
-out = {{}}
-"""
-
-
-def fresh(code: str, env: dict[str, str], *arguments: object) -> dict:
-    """What a new process collects in `out`, where nothing heavy can be imported."""
-    done = subprocess.run(
-        [sys.executable, "-c", f"{ABSENT}\n{code}\nimport json; print(json.dumps(out))", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env={**env, "OMP_NUM_THREADS": "1"},
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 def test_nothing_is_imported_before_it_is_needed(exported, fresh_env, tmp_path):

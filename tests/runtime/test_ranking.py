@@ -72,7 +72,7 @@ def test_answers_without_numpy_arrays():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (([[1, 2]], "ab"), r"logits must be floating numbers \(images, labels\), got int64 of shape \(1, 2\)"),
+        (([[1, 2]], "ab"), r"logits must be floating numbers \(samples, labels\), got int64 of shape \(1, 2\)"),
         (([1.0, 2.0], "ab"), r"logits must be .* of shape \(2,\)"),
         (([[1.0, 2.0]], "abc"), "logits are of 2 labels and there are 3 names"),
         (([[]], ""), "logits are of 0 labels"),
@@ -80,8 +80,8 @@ def test_answers_without_numpy_arrays():
         (([[1.0, 2.0]], "ab", None, 0), "top_k is 0, it must be a whole number of at least 1"),
         (([[1.0, 2.0]], "ab", None, True), "top_k is True"),
         (([[1.0, 2.0]], "ab", None, 1.5), r"top_k is 1\.5"),
-        (([[1.0, 2.0], [np.nan, 1.0]], "ab"), "logits of image 1 make scores of NaN"),
-        (([[np.inf, 2.0]], "ab"), "logits of image 0 make scores of NaN"),
+        (([[1.0, 2.0], [np.nan, 1.0]], "ab"), "logits of sample 1 make scores of NaN"),
+        (([[np.inf, 2.0]], "ab"), "logits of sample 0 make scores of NaN"),
     ],
 )
 def test_what_cannot_be_ranked_is_refused(arguments, message):

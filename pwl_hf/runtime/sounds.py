@@ -1,0 +1,137 @@
+"""The sounds that a caller may give, each as a waveform of one channel at a network's rate.
+
+Notation: a waveform is (samples,) float32.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pwl_hf.modeling.errors import InputError
+
+Waveform = NDArray[np.float32]
+SoundInput = NDArray[Any] | str | os.PathLike[str] | bytes | Mapping[str, Any]
+Sounds = SoundInput | Sequence[SoundInput]
+
+_KINDS = (
+    "arrays at the network's rate, paths of files, the bytes of files, or mappings with 'array' (or 'raw') and "
+    "'sampling_rate'"
+)
+# What a mapping may have besides: `datasets` tells where a sound comes from.
+_FIELDS = {"array", "raw", "sampling_rate", "path"}
+
+
+def is_one(sounds: Sounds) -> bool:
+    """Whether this is a single sound, rather than several."""
+    return isinstance(sounds, str | os.PathLike | bytes | bytearray | Mapping) or (
+        isinstance(sounds, np.ndarray) and sounds.ndim < 2
+    )
+
+
+def read_sounds(sounds: Sounds, sampling_rate: int) -> Iterator[tuple[str, Waveform]]:
+    """Each sound with what errors call it; one is decoded at a time.
+
+    Files are decoded by soundfile, several channels become their mean, and what is of another rate is resampled by
+    soxr, which the extra `audio` brings. An array is taken as it is.
+
+    Args:
+        sounds: One sound or several: see `Sounds`.
+        sampling_rate: The network's rate, in samples a second.
+
+    Raises:
+        InputError: If there is none, one is of another kind, is silent as it has no samples, holds NaN or infinity, or
+            cannot be read: named by its number from 0, and its path.
+        ImportError: If what decodes or resamples is not installed.
+    """
+    if is_one(sounds):
+        yield _read(sounds, "the sound", sampling_rate)
+        return
+    if not isinstance(sounds, Sequence | np.ndarray):
+        raise InputError(f"sounds must be {_KINDS}; one or a sequence, got {type(sounds).__name__}")
+    if len(sounds) == 0:
+        raise InputError("there are no sounds: give at least one")
+    for number, sound in enumerate(sounds):
+        yield _read(sound, f"sound {number}", sampling_rate)
+
+
+def _read(sound: Any, name: str, sampling_rate: int) -> tuple[str, Waveform]:
+    if isinstance(sound, Mapping):
+        array, rate = _array_and_rate(sound, name)
+        return name, _resampled(_checked(array, name), rate, sampling_rate, name)
+    if isinstance(sound, np.ndarray):
+        return name, _checked(sound, name)
+    if isinstance(sound, bytes | bytearray):
+        return name, _decoded(io.BytesIO(sound), name, sampling_rate)
+    if not isinstance(sound, str | os.PathLike) or isinstance(path := os.fspath(sound), bytes):
+        raise InputError(f"{name} is of type {type(sound).__name__}, and sounds are {_KINDS}")
+    if "://" in path or path.startswith("data:"):
+        raise InputError(f"{name} is an address, {path!r:.200}: download it first, and give its file or its samples")
+    name = f"{name}, {path!r},"
+    try:
+        with open(path, "rb") as opened:
+            return name, _decoded(opened, name, sampling_rate)
+    except OSError as error:
+        raise InputError(f"{name} cannot be opened: {error}") from error
+
+
+def _array_and_rate(sound: Mapping[str, Any], name: str) -> tuple[Any, int]:
+    given = [key for key in ("array", "raw") if key in sound]
+    if len(given) != 1 or "sampling_rate" not in sound or not sound.keys() <= _FIELDS:
+        raise InputError(
+            f"{name} must have 'array' or 'raw', and 'sampling_rate', got {sorted(map(str, sound))!r:.200}"
+        )
+    rate = sound["sampling_rate"]
+    if isinstance(rate, bool) or not isinstance(rate, int | np.integer) or rate < 1:
+        raise InputError(f"sampling_rate of {name} must be a whole number of at least 1, got {rate!r:.100}")
+    try:
+        return np.asarray(sound[given[0]], dtype=None if isinstance(sound[given[0]], np.ndarray) else np.float32), int(
+            rate
+        )
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{given[0]} of {name} is no list of numbers: {error}") from error
+
+
+def _decoded(opened: BinaryIO, name: str, sampling_rate: int) -> Waveform:
+    soundfile = _package("soundfile")
+    try:
+        samples, rate = soundfile.read(opened, dtype="float32", always_2d=True)
+    # libsndfile's errors are RuntimeErrors, and its reader's own TypeErrors.
+    except Exception as error:
+        raise InputError(f"{name} cannot be read as a sound: {type(error).__name__}: {error}") from error
+    return _resampled(_checked(samples.mean(axis=1), name), rate, sampling_rate, name)
+
+
+def _checked(array: NDArray[Any], name: str) -> Waveform:
+    if array.ndim != 1:
+        raise InputError(f"{name} is an array of shape {array.shape}: give one channel, (samples,)")
+    if array.dtype.kind != "f":
+        raise InputError(f"{name} is an array of {array.dtype}: give floating numbers, mostly from -1 to 1")
+    if array.size == 0:
+        raise InputError(f"{name} has no samples")
+    if not np.isfinite(array).all():
+        raise InputError(f"{name} holds NaN or infinity: give finite samples")
+    return np.ascontiguousarray(array, dtype=np.float32)
+
+
+def _resampled(wave: Waveform, rate: int, sampling_rate: int, name: str) -> Waveform:
+    if rate == sampling_rate:
+        return wave
+    resampled: Waveform = _package("soxr").resample(wave, rate, sampling_rate)
+    if resampled.size == 0:
+        raise InputError(f"{name} has too few samples: none are left at {sampling_rate} a second")
+    return resampled
+
+
+def _package(name: str) -> Any:
+    try:
+        return __import__(name)
+    except (ImportError, OSError) as error:  # OSError: soundfile without libsndfile
+        raise ImportError(
+            f'sounds need {name}, which is not installed: pip install "pwl-hf[audio]"', name=name
+        ) from error
