@@ -33,18 +33,9 @@ app = typer.Typer(
 
 def _show_version(asked: bool) -> None:
     if asked:
-        import platform
-        from importlib.metadata import PackageNotFoundError, version
+        from pwl_hf.versions import versions
 
-        from pwl_hf import __version__
-
-        found = [f"Python {platform.python_version()}"]
-        for name in ("huggingface_hub", "torch", "transformers", "onnxruntime"):
-            try:
-                found.append(f"{name} {version(name)}")
-            except PackageNotFoundError:
-                found.append(f"no {name}")
-        _say(f"pwl-hf {__version__} ({', '.join(found)}, {platform.system()})")
+        _say(versions())
         raise typer.Exit
 
 

@@ -24,7 +24,6 @@ from pwl_hf.modeling.repository.output_folder import check_output, paths_of_save
 from pwl_hf.modeling.schedule import Schedule
 from pwl_hf.modeling.task_names import FIRST_TASK, TASKS
 from pwl_hf.modeling.transformers_internals import tasks_of
-from pwl_hf.opening import max_tokens
 
 _IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff")
 
@@ -177,7 +176,7 @@ def _batches_of_texts(
     found = [line for line in lines if line.strip()][:limit]
     if not found:
         raise DataError(f"{path} holds no texts, one on each line")
-    longest = min(tokenizer.model_max_length, max_tokens(config) or tokenizer.model_max_length)
+    longest = min(tokenizer.model_max_length, config.max_tokens or tokenizer.model_max_length)
     for start in range(0, len(found), batch_size):
         texts = found[start : start + batch_size]
         yield dict(tokenizer(texts, padding=True, truncation=True, max_length=longest, return_tensors="pt"))

@@ -37,11 +37,6 @@ def class_of(config: PWLConfig, where: str = "the model") -> type[Any]:
     return found
 
 
-def max_tokens(config: PWLConfig) -> int | None:
-    """The most tokens of a text that both networks of a config take; None if neither sets a limit."""
-    return config.max_tokens
-
-
 def open_model(name: str | os.PathLike[str], **options: Any) -> PWLPreTrainedModel:
     """A model of any task.
 

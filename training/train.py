@@ -29,7 +29,7 @@ from pwl_hf.modeling import PWLConfig, PWLPreTrainedModel
 from pwl_hf.modeling.loading import read_config as read_pwl_config
 from pwl_hf.modeling.repository.output_folder import check_output, paths_of_save
 from pwl_hf.modeling.repository.source import Repository
-from pwl_hf.opening import max_tokens, samples_of
+from pwl_hf.opening import samples_of
 from pwl_hf.own_families import import_families
 from pwl_hf.training.assembly import assemble, begin_as_teacher, checkpoint_of
 from pwl_hf.training.command_line import CommandLine, Parsed, told_in_a_line, write_options
@@ -96,7 +96,7 @@ def train(parsed: Parsed) -> list[float]:
         processing=processing,
         data=data,
         num_channels=channels_of(model.config.teacher_config),
-        max_length=max_tokens(model.config),
+        max_length=model.config.max_tokens,
         seed=args.seed,
     )
     train_dataset = samples(train_split, training=True)

@@ -11,7 +11,6 @@ from transformers import PreTrainedConfig
 
 from ..arrays.mapped import MappedFile
 from ..errors import MissingFileError, RepositoryError, SaveError
-from ..families.base import PATCHES
 from ..families.registry import family_of
 from ..graphs.index import INDEX_FILE, GraphIndex
 from ..parts.parts import Parts
@@ -127,8 +126,6 @@ def _image_shape(
 ) -> tuple[int, int, int]:
     """Channels, height and width of the images, which are fixed in a graph."""
     family = family_of(config)
-    if family.takes == PATCHES:
-        raise SaveError(f"a network that takes {PATCHES} ({config.model_type}) is not exported; nothing was written")
     seeing, channels = family.seeing(config), family.input_settings(config).get("num_channels", 3)
     if image_size is not None and (isinstance(image_size, bool) or image_size < 1):
         raise ValueError(f"image_size must be at least 1 pixel, got {image_size!r}")

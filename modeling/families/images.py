@@ -137,5 +137,8 @@ PATCH_FAMILIES = (
     PatchFamily(**_clip("clip", before=("embeddings", "pre_layrnorm"))),
     PatchFamily(**_clip("metaclip_2", before=("embeddings", "pre_layrnorm"))),
     PatchFamily(**_clip("siglip", special_tokens=0)),
-    Siglip2Family(**_clip("siglip2", interpolates=False, takes=PATCHES)),
+    Siglip2Family(
+        **_clip("siglip2", interpolates=False, takes=PATCHES),
+        not_exported="it takes patches of images, and the library makes graphs of whole images",
+    ),
 )

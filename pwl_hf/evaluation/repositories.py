@@ -33,7 +33,7 @@ from pwl_hf.modeling.repository.output_folder import Contents, text_paths
 from pwl_hf.modeling.repository.processing import fetch_those_there
 from pwl_hf.modeling.repository.source import Repository
 from pwl_hf.modeling.task_names import TASKS
-from pwl_hf.opening import class_of, max_tokens, samples_of
+from pwl_hf.opening import class_of, samples_of
 
 if TYPE_CHECKING:
     from pwl_hf.data.opening import Split
@@ -221,7 +221,7 @@ def open_to_measure(
         data,
         _processing(opened, config.task),
         num_channels=config.num_channels if samples == "images" else 3,
-        max_length=max_tokens(config),
+        max_length=config.max_tokens,
     )
     lazy = inputs()
     return Opened(opened, manifest, model, inputs(keep_in_memory=True) if keep_images and _fits(data, lazy) else lazy)
