@@ -5,16 +5,23 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from .errors import RepositoryError
+from .errors import RepositoryError, StageError
 from .parts.adapters import read_adapter, refuse_on_low_precision, refuse_vacancies, undone_on_error
 from .parts.locking import exclusive
 from .parts.parts import Parts
 from .repository.source import Repository
 
 logger = logging.get_logger(__name__)
+
+
+_EMBEDDINGS = (
+    "teacher and student have embeddings of their own: change those of both before they are joined "
+    "(from_teacher_student), and train them together"
+)
 
 
 class AdaptedModel(PreTrainedModel):
@@ -25,11 +32,46 @@ class AdaptedModel(PreTrainedModel):
 
     parts: Parts
 
+    @property
+    def sources(self) -> str:
+        """The mask of the route."""
+        raise NotImplementedError
+
     def _refuse_while_streaming(self, *, anyone: bool = False) -> None:
         """Raise a StageError if they are."""
         raise NotImplementedError
 
     @exclusive
+    def get_input_embeddings(self) -> nn.Module:
+        """The input embeddings of the network that runs the first block now, as PEFT asks for them.
+
+        Raises:
+            StageError: If that block is in low precision, whose embeddings cannot learn.
+        """
+        first = self.sources[0]
+        if first == "Q":
+            raise StageError(
+                f"the first block of {self.sources} is in low precision: go to another stage for embeddings"
+            )
+        network: PreTrainedModel = self._modules["teacher" if first == "T" else "student"]  # type: ignore[assignment]
+        return network.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Not possible: teacher and student have embeddings of their own.
+
+        Raises:
+            ValueError: Always.
+        """
+        raise ValueError(_EMBEDDINGS)
+
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
+        """Not possible, as `set_input_embeddings`.
+
+        Raises:
+            ValueError: Always.
+        """
+        raise ValueError(_EMBEDDINGS)
+
     def add_adapter(self, adapter_config: Any, adapter_name: str | None = None) -> None:
         """Put a new adapter of PEFT on the model, to be trained, as transformers does.
 

@@ -323,3 +323,33 @@ def test_an_adapter_that_cannot_be_saved_is_warned_of_before_it_is_trained(caplo
     with caplog.at_level(logging.WARNING, "pwl_hf"):
         tiny_model("vit").add_adapter(lora())
     assert "the model is in no repository, so its adapter cannot be saved" in caplog.text
+
+
+def test_embeddings_are_those_of_the_network_that_runs_the_first_block() -> None:
+    model = tiny_model("vit")
+    model.set_sources("STTT")
+    assert model.get_input_embeddings() is model.student.get_input_embeddings()
+    model.set_sources("TSSS")
+    assert model.get_input_embeddings() is model.teacher.get_input_embeddings()
+    model.add_tier()
+    model.set_sources("QTTT")
+    with pytest.raises(StageError, match="QTTT is in low precision"):
+        model.get_input_embeddings()
+
+
+@pytest.mark.parametrize("change", [lambda m: m.resize_token_embeddings(9), lambda m: m.set_input_embeddings(None)])
+def test_embeddings_of_a_joined_model_are_not_exchanged(change: Callable[[Model], object]) -> None:
+    with pytest.raises(ValueError, match="change those of both before they are joined"):
+        change(tiny_model("vit"))
+
+
+def test_an_adapter_learns_under_gradient_checkpointing() -> None:
+    model = tiny_model("vit").train()
+    model.set_sources("SSSS")
+    model.gradient_checkpointing_enable()
+    model.add_adapter(lora())
+    model.enable_input_require_grads()
+    model(tiny_images("vit"), labels=torch.tensor([0, 1])).loss.backward()
+    learnt = [parameter.grad for name, parameter in model.named_parameters() if ".lora_" in name and "student" in name]
+    assert learnt
+    assert all(grad is not None and grad.abs().sum() > 0 for grad in learnt)
