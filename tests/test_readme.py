@@ -66,7 +66,8 @@ def test_first_command_runs_the_demo():
 
 
 def test_every_command_of_the_table_exists():
-    named = set(re.findall(r"^\| `pwl-hf (\w+)", README, flags=re.MULTILINE))
+    page = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"^\| `pwl-hf (\w+)", page, flags=re.MULTILINE))
     assert named == set(get_command(app).commands)
 
 
