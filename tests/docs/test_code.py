@@ -18,7 +18,20 @@ from tests.hub import HubServer
 from tests.once import made_once
 from tests.repository.helpers import publish
 
-PAGES = ["index", "loading", "joining", "guarantees", "runtime", "errors", "format", "offline", "migrating", "questions", "hub", "security"]
+PAGES = """index loading joining guarantees runtime errors format offline migrating questions hub security""".split()
+    "index",
+    "loading",
+    "joining",
+    "guarantees",
+    "runtime",
+    "errors",
+    "format",
+    "offline",
+    "migrating",
+    "questions",
+    "hub",
+    "security",
+]
 OTHERS = ["architecture"]  # It begins with the folders of the code.
 QUICK = ["--max_steps", "3", "--teacher_options", "max_steps=3", "--disable_tqdm", "true", "--use_cpu", "true"]
 

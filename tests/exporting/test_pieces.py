@@ -67,7 +67,7 @@ def units(model):
     from pwl_hf.modeling.exporting.pieces import pieces_of_block
 
     route = model._router.of("T" * model.config.num_blocks)
-    pieces = (piece for block in range(1, len(route.sources) + 1) for piece in pieces_of_block(route, block, "x"))
+    pieces = (piece for block in range(1, len(route.sources) + 1) for piece in pieces_of_block(route, block, "x", {}))
     return [piece for piece in pieces if piece.kind[0] == "unit"]
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import onnx
 import pytest
 import torch
+from transformers import ResNetConfig
 
 from pwl_hf import OverwriteError, PWLForImageClassification, SaveError
 from pwl_hf.exporting import export_repository
@@ -278,7 +279,8 @@ def test_the_extra_brings_what_is_imported():
 
 
 def shape_of(config, processor, image_size=None):
-    config = type("Config", (), {"image_size": config} if config else {})()
+    # A type that has no size of images by itself.
+    config = ResNetConfig(**({"image_size": config} if config else {}))
     return exporting._image_shape(config, processor, image_size)
 
 

@@ -101,9 +101,9 @@ def test_a_family_that_leaves_tensors_out_is_refused(monkeypatch: pytest.MonkeyP
 
 def test_an_unknown_family_is_refused_with_the_known_ones() -> None:
     config = tiny_pair("vit")[0]
-    config.model_type = "beit"
+    config.model_type = "vilt"
     with pytest.raises(
-        ValueError, match="'beit' cannot be cut into blocks; the supported ones are audio-spectrogram-tr"
+        ValueError, match="'vilt' cannot be cut into blocks; the supported ones are audio-spectrogram-tr"
     ):
         family_of(config)
 

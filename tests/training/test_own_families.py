@@ -87,7 +87,7 @@ def test_a_teacher_is_trained(module: Path, teacher: Path, tmp_path: Path, fresh
 
 def test_presets_know_no_sizes_of_it(module: Path, teacher: Path, tmp_path: Path) -> None:
     words = ["--family_module", str(module), "--teacher", str(teacher), "--student_preset", "half"]
-    with pytest.raises(ValueError, match=f"student_preset=half: .* '{NAME}', .* give student_config_overrides"):
+    with pytest.raises(ValueError, match=f"student_preset=half: .* '{NAME}': give student_config_overrides"):
         train.train(train.command_line().parse([*SHORT, *words, "--output_dir", str(tmp_path / "pwl")]))
 
 
