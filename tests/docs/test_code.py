@@ -18,7 +18,7 @@ from tests.hub import HubServer
 from tests.once import made_once
 from tests.repository.helpers import publish
 
-PAGES = """index loading joining guarantees runtime errors format offline migrating questions hub security""".split()
+PAGES = [
     "index",
     "loading",
     "joining",
