@@ -310,7 +310,7 @@ class TorchClassifier(Classifier):
             raise ValueError(f"stride is {stride!r:.100}, it must be from 0 to {room - 1}")
 
     def pipeline(self) -> Any:
-        """A pipeline of this thread's own: a tokenizer is set anew for each call, so two must not share one."""
+        """A pipeline of this thread's own: a tokenizer is set for each call, so two must not share one."""
         import transformers
 
         if not hasattr(self.of_thread, "pipeline"):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 import transformers
 from numpy.typing import NDArray
@@ -25,6 +26,7 @@ from transformers import (
 from pwl_hf import PWLForAudioClassification, PWLForSequenceClassification, PWLForTokenClassification
 from tests.modeling.texts import bert_tokenizer
 from tests.modeling.types import network_config
+from tests.once import made_once
 
 # A model's class, the types of its teacher and student, its labels.
 _LABELS = ("O", "B-PER", "I-PER", "B-LOC")
@@ -65,6 +67,27 @@ def task_model(kind: str, folder: Path, **config: Any) -> Any:
         return model_class.from_teacher_student(
             *networks, num_blocks=NUM_STAGES, processing_class=processing(kind, folder)
         ).eval()
+
+
+def exported_task_model(factory: pytest.TempPathFactory, kind: str) -> Path:
+    """The folder of a tiny model with its graphs, made once for all tests; not to be written to."""
+    return made_once(
+        factory,
+        f"exported-{kind}",
+        lambda folder: task_model(kind, folder.parent / f"{folder.name}.words").export(folder) and None,
+    )
+
+
+def assert_alike(found: Any, expected: Any) -> None:
+    """Answers are equal, but for the last digits of scores."""
+    if isinstance(expected, list):
+        assert len(found) == len(expected)
+        for one, other in zip(found, expected, strict=True):
+            assert_alike(one, other)
+        return
+    assert {**found, "score": 0} == {**expected, "score": 0}
+    assert type(found["score"]) is float
+    assert abs(found["score"] - float(expected["score"])) < 1e-5
 
 
 def processing(kind: str, folder: Path) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,14 +36,10 @@ def find_image_column(features: Features, given: str | None, where: str) -> str:
         DataError: If there is none, or several.
     """
     if given is not None:
-        if given not in features:
-            raise DataError(f"{where} has no column {given!r} for image_column; it has {_columns(features)}")
-        if not (isinstance(features[given], Image) or _is_encoded(features[given])):
-            raise DataError(f"image_column {given!r} of {where} holds no images; its type is {features[given]}")
-        return given
-    marked = [name for name, feature in features.items() if isinstance(feature, Image)]
-    found = marked or [name for name, feature in features.items() if _is_encoded(feature)]
-    return _only(found, _IMAGE_NAMES, "images", "image_column", features, where)
+        return _named(
+            given, lambda it: isinstance(it, Image) or _is_encoded(it), "images", "image_column", features, where
+        )
+    return _only(_marked(Image, features), _IMAGE_NAMES, "images", "image_column", features, where)
 
 
 def find_text_column(features: Features, given: str | None, taken: Sequence[str | None], where: str) -> str:
@@ -62,11 +58,7 @@ def find_text_column(features: Features, given: str | None, taken: Sequence[str 
         DataError: If there is none, or several.
     """
     if given is not None:
-        if given not in features:
-            raise DataError(f"{where} has no column {given!r}; it has {_columns(features)}")
-        if not _is_text(features[given]):
-            raise DataError(f"the column {given!r} of {where} holds no texts; its type is {features[given]}")
-        return given
+        return _named(given, _is_text, "texts", None, features, where)
     others = (*taken, *_LABEL_NAMES)
     found = [name for name, feature in features.items() if name not in others and _is_text(feature)]
     return _only(found, _TEXT_NAMES, "texts", "text_column", features, where)
@@ -88,11 +80,7 @@ def find_word_column(features: Features, given: str | None, taken: Sequence[str 
         DataError: If there is none, or several.
     """
     if given is not None:
-        if given not in features:
-            raise DataError(f"{where} has no column {given!r} for text_column; it has {_columns(features)}")
-        if not _is_text(in_list(features[given])):
-            raise DataError(f"text_column {given!r} of {where} holds no lists of words; its type is {features[given]}")
-        return given
+        return _named(given, lambda it: _is_text(in_list(it)), "lists of words", "text_column", features, where)
     others = (*taken, *_TAG_NAMES)
     found = [name for name, feature in features.items() if name not in others and _is_text(in_list(feature))]
     return _only(found, _WORD_NAMES, "lists of words", "text_column", features, where)
@@ -114,15 +102,15 @@ def find_audio_column(features: Features, given: str | None, where: str) -> str:
         DataError: If there is none, or several.
     """
     if given is not None:
-        if given not in features:
-            raise DataError(f"{where} has no column {given!r} for audio_column; it has {_columns(features)}")
-        feature = features[given]
-        if not (isinstance(feature, Audio) or _is_encoded(feature) or _is_text(feature)):
-            raise DataError(f"audio_column {given!r} of {where} holds no sounds; its type is {feature}")
-        return given
-    marked = [name for name, feature in features.items() if isinstance(feature, Audio)]
-    found = marked or [name for name, feature in features.items() if _is_encoded(feature)]
-    return _only(found, _AUDIO_NAMES, "sounds", "audio_column", features, where)
+        return _named(
+            given,
+            lambda it: isinstance(it, Audio) or _is_encoded(it) or _is_text(it),
+            "sounds",
+            "audio_column",
+            features,
+            where,
+        )
+    return _only(_marked(Audio, features), _AUDIO_NAMES, "sounds", "audio_column", features, where)
 
 
 def find_tag_column(features: Features, word_column: str, given: str | None, where: str) -> str | None:
@@ -192,6 +180,30 @@ def find_label_column(
         return None
     named = [name for name in others if name in usual]
     return _only(named, usual, "labels", "label_column", features, where, "; without labels, unlabelled")
+
+
+def _named(
+    given: str,
+    holds: Callable[[Any], bool],
+    what: str,
+    option: str | None,
+    features: Features,
+    where: str,
+) -> str:
+    """A column that was named by an option, or by one of several, if it holds what it should."""
+    if given not in features:
+        asked = f" for {option}" if option else ""
+        raise DataError(f"{where} has no column {given!r}{asked}; it has {_columns(features)}")
+    if not holds(features[given]):
+        called = option or "the column"
+        raise DataError(f"{called} {given!r} of {where} holds no {what}; its type is {features[given]}")
+    return given
+
+
+def _marked(kind: type, features: Features) -> list[str]:
+    """The columns of a kind; if there are none, those of encoded files."""
+    marked = [name for name, feature in features.items() if isinstance(feature, kind)]
+    return marked or [name for name, feature in features.items() if _is_encoded(feature)]
 
 
 def _only(

@@ -39,7 +39,7 @@ class DataSource:
         holdout: The part of the split "train" (above 0, below 1) that is held out of it as the split "validation".
             It is stratified by label, and the same in every run.
         holdout_by: In place of a part, what is held out: rows of the split "train" with a value in a column, such as
-            `"speaker=theo"`. Whoever speaks there is not trained on.
+            `"speaker=theo"`. These rows are not trained on.
         token: The token for a private data set; the stored one by default.
 
     Raises:

@@ -15,6 +15,7 @@ from PIL import Image
 
 from pwl_hf.data.processing import upright
 from pwl_hf.modeling.errors import InputError
+from pwl_hf.runtime.paths import path_of
 
 Picture = Image.Image | NDArray[Any]
 ImageInput = Picture | str | os.PathLike[str]
@@ -65,10 +66,7 @@ def _read(image: Any, name: str, num_channels: int) -> tuple[str, Picture]:
         return name, _decoded(image, name, num_channels)
     if isinstance(image, np.ndarray):
         return name, _channels_first(image, name)
-    if not isinstance(image, str | os.PathLike) or isinstance(path := os.fspath(image), bytes):
-        raise InputError(f"{name} is of type {type(image).__name__}, and images are {_KINDS}")
-    if "://" in path or path.startswith("data:"):
-        raise InputError(f"{name} is an address, {path!r:.200}: download it first, and give its file or a PIL image")
+    path = path_of(image, name, f"images are {_KINDS}", "a PIL image")
     name = f"{name}, {path!r},"
     try:
         opened = Image.open(path)

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pwl_hf.modeling.errors import InputError
+from pwl_hf.runtime.paths import path_of
 
 Waveform = NDArray[np.float32]
 SoundInput = NDArray[Any] | str | os.PathLike[str] | bytes | Mapping[str, Any]
@@ -68,10 +69,7 @@ def _read(sound: Any, name: str, sampling_rate: int) -> tuple[str, Waveform]:
         return name, _checked(sound, name)
     if isinstance(sound, bytes | bytearray):
         return name, _decoded(io.BytesIO(sound), name, sampling_rate)
-    if not isinstance(sound, str | os.PathLike) or isinstance(path := os.fspath(sound), bytes):
-        raise InputError(f"{name} is of type {type(sound).__name__}, and sounds are {_KINDS}")
-    if "://" in path or path.startswith("data:"):
-        raise InputError(f"{name} is an address, {path!r:.200}: download it first, and give its file or its samples")
+    path = path_of(sound, name, f"sounds are {_KINDS}", "its samples")
     name = f"{name}, {path!r},"
     try:
         with open(path, "rb") as opened:

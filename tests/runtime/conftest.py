@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,7 @@ from tests.once import made_once
 from tests.repository.helpers import publish
 from tests.runtime.helpers import NUM_STAGES, Expected
 from tests.streaming.helpers import own_threads, until
-from tests.task_models import task_model
+from tests.task_models import exported_task_model
 from tests.tiny import tiny_images, tiny_model
 
 # As the tiny networks take images.
@@ -51,14 +51,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
 def exported_task(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     """The folder of a tiny model of another task with its graphs, not to be written to."""
 
-    @cache
-    def export(kind: str) -> Path:
-        def make(folder: Path) -> None:
-            task_model(kind, folder.parent / f"{folder.name}.words").export(folder)
-
-        return made_once(tmp_path_factory, f"runtime-{kind}", make)
-
-    return export
+    return partial(exported_task_model, tmp_path_factory)
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ from pwl_hf.opening import open_model
 from pwl_hf.quantising import quantise_repository
 from tests.repository.helpers import edit_json, publish
 from tests.runtime.helpers import fresh
-from tests.task_models import KINDS, LONG, NUM_STAGES, TEXTS, sounds
+from tests.task_models import KINDS, LONG, NUM_STAGES, TEXTS, assert_alike, sounds
 
 TASKS = {
     "texts": "text-classification",
@@ -57,18 +57,6 @@ def _processing(folder: Path, kind: str) -> dict[str, Any]:
     if kind in ("texts", "tokens"):
         return {"tokenizer": transformers.AutoTokenizer.from_pretrained(folder)}
     return {"feature_extractor": transformers.AutoFeatureExtractor.from_pretrained(folder)}
-
-
-def assert_alike(found: Any, expected: Any) -> None:
-    """Equal, but for the last digits of scores."""
-    if isinstance(expected, list):
-        assert len(found) == len(expected)
-        for one, other in zip(found, expected, strict=True):
-            assert_alike(one, other)
-        return
-    assert {**found, "score": 0} == {**expected, "score": 0}
-    assert type(found["score"]) is float
-    assert abs(found["score"] - float(expected["score"])) < 1e-5
 
 
 @pytest.mark.parametrize("parameters", [{"top_k": None}, {"top_k": 2}, {"top_k": 3, "function_to_apply": "sigmoid"}])

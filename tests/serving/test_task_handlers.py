@@ -148,7 +148,7 @@ def test_sounds_of_other_rates_are_resampled(handler: Any, whole: Any) -> None:
 
 
 def test_threads_share_a_handler(handler: Any) -> None:
-    """Each with lengths of its own: transformers' tokenizers are set anew for each call."""
+    """Each with lengths of its own: transformers' tokenizers are set for each call."""
     made, failures = handler("texts"), []
     right = {n: made({"inputs": "good " * n, "parameters": {"truncation": n > 20}}) for n in (1, 9, 25, 50)}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,9 @@ import pytest
 from fastapi.testclient import TestClient
 from transformers import pipeline
 
-from tests.once import made_once
 from tests.serving.served import serving
 from tests.serving.test_task_handlers import SOUND, WAVE, wav_of
-from tests.task_models import LONG, NUM_STAGES, TEXTS, task_model
+from tests.task_models import LONG, NUM_STAGES, TEXTS, assert_alike, exported_task_model
 
 pytest.importorskip("soundfile")
 TASKS = {"texts": "text-classification", "tokens": "token-classification", "waves": "audio-classification"}
@@ -27,14 +26,7 @@ TASKS = {"texts": "text-classification", "tokens": "token-classification", "wave
 def exported_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """The folder of a task's model with its graphs; not to be written to."""
 
-    @cache
-    def of(kind: str) -> Path:
-        def make(folder: Path) -> None:
-            task_model(kind, folder.parent / f"{folder.name}.words").export(folder)
-
-        return made_once(tmp_path_factory, f"served-{kind}", make)
-
-    return of
+    return partial(exported_task_model, tmp_path_factory)
 
 
 @pytest.fixture(scope="module", params=["torch", "runtime"])
@@ -72,16 +64,6 @@ def whole(exported_of: Any) -> Callable[[str], Any]:
         return pipeline(TASKS[kind], model=str(exported_of(kind) / "teacher"))
 
     return of
-
-
-def assert_alike(found: Any, expected: Any) -> None:
-    if isinstance(expected, list):
-        assert len(found) == len(expected)
-        for one, other in zip(found, expected, strict=True):
-            assert_alike(one, other)
-        return
-    assert {**found, "score": 0} == {**expected, "score": 0}
-    assert abs(found["score"] - float(expected["score"])) < 1e-5
 
 
 REQUESTS: list[tuple[str, Any, dict[str, Any]]] = [

@@ -181,7 +181,7 @@ class _Texts:
         return [text["text"], *([text["text_pair"]] if "text_pair" in text else [])] if is_pair else parts
 
     def _pipeline(self) -> Any:
-        # A tokenizer is set anew for each call: two threads must not share one.
+        # A tokenizer is set for each call: two threads must not share one.
         if not hasattr(self._of_thread, "pipeline"):
             made: Callable[..., Any] = transformers.pipeline
             self._of_thread.pipeline = made(
