@@ -75,7 +75,7 @@ def test_stated_range_of_the_digits_is_that_of_the_stored_runs():
     runs = Store(ROOT / "model_cards" / "digits.json", kinds=(KIND,)).read(KIND)
     measured = [runs[key] for seed in range(5) for name in CAPABILITIES if (key := key_of(seed, name)) in runs]
     assert f"({len(measured)} runs" in README
-    for mask, title in (("SSSS", "the student is right about"), ("TTTT", "the teacher about")):
+    for mask, title in (("SSSS", "the student's accuracy is"), ("TTTT", "the teacher's")):
         values = [100 * entry["accuracy"][mask] for entry in measured]
         assert f"{title} {min(values):.1f} % to {max(values):.1f} %" in " ".join(README.split())
 
