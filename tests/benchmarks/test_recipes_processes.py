@@ -48,11 +48,11 @@ with Children() as children:
     wait_for(lambda: log.exists() and log.read_text().strip() != "")
     child = int(log.read_text())
     parent.send_signal(signal.SIGTERM)
-    parent.wait(20)
+    parent.wait(60)
     wait_for(lambda: not Path(f"/proc/{child}").exists())
 
 
-def wait_for(condition, seconds: float = 20) -> None:
+def wait_for(condition, seconds: float = 60) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end

@@ -134,7 +134,7 @@ def test_lasting_fault_ends_a_stream_and_a_new_stream_goes_on(hub, pushed, struc
     struck("GET", kind, shard(3), times=None)
     with hub.record() as before:
         stream = model.stream_stages()
-        assert stream.wait(30)
+        assert stream.wait(60)
     explains(stream.exception, hub, pushed, shard(3), kind)
     is_at(model, 2, answers)
     kept = cached(model) - had

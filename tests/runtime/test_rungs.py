@@ -92,7 +92,7 @@ def test_a_fault_of_a_refinement_ends_the_stream_at_its_rung(hub, repo_id, with_
     model = runtime.load(repo_id, cache_dir=tmp_path, threads=1, retry=RetryPolicy(tries=2, first_wait=0))
     with hub.faulty(Fault("corrupt", path="refinements/model-00002", times=None)):
         stream = model.stream_stages()
-        assert stream.wait(30)
+        assert stream.wait(60)
     assert isinstance(stream.exception, RepositoryError)
     assert model.sources == "TQQ"
     assert close(model.logits(pixel_values=by_torch[0]), by_torch[1][4])
