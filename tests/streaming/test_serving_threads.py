@@ -108,7 +108,7 @@ def test_every_answer_of_a_mask_asked_for_is_that_masks(load, family: str) -> No
         for turn in itertools.count():
             model.set_stage(turn % 5)
             time.sleep(0.01)
-            if turn >= 50 and min(counts) > 20 or time.monotonic() > until:
+            if (turn >= 50 and min(counts) > 20) or time.monotonic() > until:
                 break
     assert wrong == []
     assert min(counts) > 20
