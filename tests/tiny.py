@@ -78,9 +78,14 @@ def tiny_config(model_type: str, num_stages: int = 4, **kwargs: object) -> PWLCo
 
 def tiny_model(model_type: str, num_stages: int = 4, seed: int = 0, **kwargs: object) -> PWLForImageClassification:
     """A fully resident model in eval mode, with BatchNorm statistics and biases that are not trivial."""
+    return scattered(tiny_config(model_type, num_stages, **kwargs), seed)
+
+
+def scattered(config: PWLConfig, seed: int = 0) -> PWLForImageClassification:
+    """A model of a config, as `tiny_model` makes it."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = PWLForImageClassification(tiny_config(model_type, num_stages, **kwargs)).eval()
+        model = PWLForImageClassification(config).eval()
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(torch.randn_like(parameter) * 0.05)
