@@ -18,8 +18,11 @@ from transformers import (
 )
 
 from pwl_hf import PWLConfig, PWLForImageClassification, VGGConfig
+from tests.slow import slow_but
 
 FAMILIES = ["vit", "deit", "dinov2", "resnet", "convnext", "swin", "pwl_vgg"]
+# Of those that are alike one is enough, but for what is promised of each.
+EACH_FAMILY = slow_but(["vit", "resnet", "swin", "pwl_vgg"], FAMILIES)
 # Those with BatchNorm, those with attention, those that interpolate position embeddings on demand.
 WITH_BATCH_NORM = ["resnet", "pwl_vgg"]
 WITH_ATTENTION = ["vit", "deit", "dinov2", "swin"]

@@ -105,7 +105,7 @@ def test_pure_modules_import_neither_torch_nor_transformers(module):
     [
         "from transformers import AutoModelForImageClassification; import pwl_hf",
         "from pwl_hf import PWLForImageClassification",
-        "import pwl_hf.modeling.parts.construction",
+        pytest.param("import pwl_hf.modeling.parts.construction", marks=pytest.mark.slow),
     ],
 )
 def test_auto_classes_know_our_models_in_any_order(first):

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from pwl_hf import PWLForImageClassification, StageError
+from tests.slow import slow_but
 from tests.streaming.helpers import Pause, own_threads, until
 from tests.streaming.test_serving_threads import asking
 from tests.tiny import tiny_images
@@ -37,7 +38,7 @@ def run_together(actions: list, seconds_each: float = 60) -> None:
         raise errors[0]
 
 
-@pytest.mark.parametrize("family", ["vit", "resnet"])
+@pytest.mark.parametrize("family", slow_but(["resnet"], ["vit", "resnet"]))
 def test_all_calls_at_once_leave_a_model_that_is_exactly_a_stage(load, answers, tmp_path: Path, family: str) -> None:
     """Each thread does one thing again and again; only a refusal by name is allowed."""
     model, expected, refusals = load(family), answers(family), []

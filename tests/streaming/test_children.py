@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader
 
 from pwl_hf import PWLForImageClassification, StageError
 from tests.repository.helpers import shard
+from tests.slow import slow_but
 from tests.streaming.helpers import Answers, Pause, Predictions, until, wrap_attach
 from tests.streaming.test_serving_threads import asking
 
@@ -110,7 +111,7 @@ def test_copies_at_any_moment_of_a_stream_are_of_one_stage(load, answers, way: C
             assert time.monotonic() < end
             time.sleep(0.001)
 
-    for on_stage in (two_more_copies, None, two_more_copies, None):
+    for on_stage in (two_more_copies, None):
         end = time.monotonic() + 60
         stream = model.stream_stages(on_stage=on_stage)
         while not stream.done:
@@ -182,10 +183,10 @@ def test_children_forked_at_any_moment_are_whole(load, answers) -> None:
         lasts = time.monotonic() - began
     model.set_stage(0)
     found = [in_fork(child)]
-    for step in range(25):
+    for step in range(12):
         model.set_stage(0)
         with model.stream_stages() as stream:
-            time.sleep(lasts * step / 20)
+            time.sleep(lasts * step / 10)
             found.append(in_fork(child))
             assert stream.wait(60)
         assert stream.exception is None
@@ -236,7 +237,7 @@ def test_a_child_that_ends_normally_ends(load) -> None:
     assert stream.wait(60)
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("method", slow_but(["fork"], ["fork", "spawn"]))
 def test_a_data_loaders_worker_predicts_and_grows(load, answers, method: str) -> None:
     if method not in multiprocessing.get_all_start_methods():
         pytest.skip(f"the system cannot {method}")

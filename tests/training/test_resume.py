@@ -67,8 +67,12 @@ def _run(folder, model, family, steps, **options):
     [
         ("vit", 3, {}),
         ("resnet", 3, {"optim": "sgd", "lr_scheduler_type": "linear", "warmup_steps": 2}),
-        ("vit", 4, {"eval_strategy": "steps", "eval_steps": 1}),  # 4 steps are an epoch
-        ("vit", 3, {"gradient_accumulation_steps": 2, "optim": "sgd", "optim_args": "momentum=0.9"}),
+        # 4 steps are an epoch.
+        pytest.param("vit", 4, {"eval_strategy": "steps", "eval_steps": 1}, marks=pytest.mark.slow),
+        pytest.param(
+            *("vit", 3, {"gradient_accumulation_steps": 2, "optim": "sgd", "optim_args": "momentum=0.9"}),
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_killed_and_resumed_equals_uninterrupted(family, killed_after, options, tmp_path):
