@@ -59,7 +59,9 @@ def task_model(kind: str, folder: Path, **config: Any) -> Any:
         networks = []
         # Of two sizes are those of texts: networks of one size have one graph for each kind of block.
         for role, model_type in zip(("teacher" if kind == "texts" else "student", "student"), types, strict=True):
-            made = network_config(model_type, role, **config)
+            # A layer a block.
+            layers = "n_layers" if model_type == "distilbert" else "num_hidden_layers"
+            made = network_config(model_type, role, **{layers: NUM_STAGES}, **config)
             made.update(named)
             network = getattr(transformers, model_class.task).from_config(made).eval()
             for parameter in network.parameters():

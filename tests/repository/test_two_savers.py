@@ -94,7 +94,7 @@ def test_a_folder_is_checked_when_the_other_save_has_ended(two, tmp_path):
 def test_processes_leave_one_of_two_saves_whole(two, tmp_path):
     _, whole = two
     folder = tmp_path / "out"
-    commands = [[sys.executable, "-c", SAVER, str(folder), n, seed, "10"] for n, seed in (("2", "0"), ("4", "1"))]
+    commands = [[sys.executable, "-c", SAVER, str(folder), n, seed, "5"] for n, seed in (("2", "0"), ("4", "1"))]
     savers = [
         Child(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for command in commands

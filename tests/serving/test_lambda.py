@@ -99,20 +99,25 @@ def test_request_that_cannot_be_answered_is_400_and_no_hub_is_needed_for_the_oth
             assert len(said(service.invoke(event(png(), top_k=top_k)))["predictions"]) == count
 
 
-@pytest.mark.parametrize(("retry", "is_tried"), [("0", True), ("3600", False)], ids=["later", "not at once"])
+@pytest.mark.parametrize(
+    ("retry", "is_tried"),
+    [("3600", False), pytest.param("0", True, marks=pytest.mark.slow)],
+    ids=["not at once", "later"],
+)
 def test_stage_that_does_not_come_is_given_up_before_the_timeout_and_tried_again_later(
     hub, image, fresh_env, retry, is_tried
 ):
-    # A second to grow in, and minutes before the timeout.
+    # Two seconds to grow in, and minutes before the timeout.
     environment = {**of_hub(fresh_env), "PWL_MARGIN_SECONDS": "600", "PWL_RETRY_SECONDS": retry}
-    with start(image, environment, timeout=601) as service:
+    with start(image, environment, timeout=602) as service:
         service.wait_until_frozen()
         with hub.faulty(Fault("stall", shard(1), seconds=3600, times=None)):
-            assert said(service.invoke(event(png())))["stage"] == 0
-            begin = time.monotonic()
-            service.wait_until_frozen()
-        assert time.monotonic() - begin < 600
-        assert any("did not come in" in line for line in service.log)
+            # On a busy machine the answer alone may take these.
+            while not any("did not come in" in line for line in service.log):
+                assert said(service.invoke(event(png())))["stage"] == 0
+                begin = time.monotonic()
+                service.wait_until_frozen()
+                assert time.monotonic() - begin < 600
         service.timeout = 1200
         with hub.record() as requests:
             assert said(service.invoke(event(png())))["stage"] == 0
