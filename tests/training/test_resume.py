@@ -10,6 +10,7 @@ from torch import nn
 from transformers import TrainerCallback
 
 from pwl_hf import RepositoryError
+from tests.slow import slow_but
 from tests.tiny import tiny_images, tiny_model
 from tests.training.tiny_runs import differences, everything, tiny_trainer
 
@@ -119,7 +120,7 @@ def test_resuming_passes_over_a_half_written_checkpoint(tmp_path):
     assert (tmp_path / "checkpoint-3" / "trainer_state.json").is_file()
 
 
-@pytest.mark.parametrize("family", ["vit", "resnet"])
+@pytest.mark.parametrize("family", slow_but(["resnet"], ["vit", "resnet"]))
 def test_the_best_model_is_loaded_to_the_last_buffer(family, tmp_path):
     trainer = _run(
         tmp_path,
