@@ -3,10 +3,10 @@ CHECKER = $(if $(findstring /,$(PYTHON)),$(abspath $(PYTHON)),$(PYTHON))
 
 .PHONY: test slow lint format docs dist lowest
 
-test:  ## the whole suite, a few minutes on two cores
+test:  ## the suite, some ten minutes on two cores
 	$(PYTHON) -m pytest -n 2
 
-slow:  ## what the suite leaves out
+slow:  ## what the suite leaves out: whole trainings, and further cases of what it has
 	$(PYTHON) -m pytest -m slow
 
 # mypy does not follow the mapping of the top-level folders into the package: it checks an installed copy.

@@ -32,7 +32,7 @@ from tests.once import made_once
 _LABELS = ("O", "B-PER", "I-PER", "B-LOC")
 KINDS: dict[str, tuple[Any, str, str]] = {
     "texts": (PWLForSequenceClassification, "bert", "distilbert"),
-    "tokens": (PWLForTokenClassification, "bert", "distilbert"),
+    "tokens": (PWLForTokenClassification, "bert", "bert"),
     "waves": (PWLForAudioClassification, "wav2vec2", "wav2vec2"),
     "spectrograms": (PWLForAudioClassification, "audio-spectrogram-transformer", "audio-spectrogram-transformer"),
 }
@@ -57,8 +57,11 @@ def task_model(kind: str, folder: Path, **config: Any) -> Any:
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
         networks = []
-        for role, model_type in zip(("teacher", "student"), types, strict=True):
-            made = network_config(model_type, role, **config)
+        # Of two sizes are those of texts: networks of one size have one graph for each kind of block.
+        for role, model_type in zip(("teacher" if kind == "texts" else "student", "student"), types, strict=True):
+            # A layer a block.
+            layers = "n_layers" if model_type == "distilbert" else "num_hidden_layers"
+            made = network_config(model_type, role, **{layers: NUM_STAGES}, **config)
             made.update(named)
             network = getattr(transformers, model_class.task).from_config(made).eval()
             for parameter in network.parameters():
@@ -71,11 +74,13 @@ def task_model(kind: str, folder: Path, **config: Any) -> Any:
 
 def exported_task_model(factory: pytest.TempPathFactory, kind: str) -> Path:
     """The folder of a tiny model with its graphs, made once for all tests; not to be written to."""
-    return made_once(
-        factory,
-        f"exported-{kind}",
-        lambda folder: task_model(kind, folder.parent / f"{folder.name}.words").export(folder) and None,
-    )
+    from tests.exporting.traces import traced_once
+
+    def make(folder: Path) -> None:
+        with traced_once():
+            task_model(kind, folder.parent / f"{folder.name}.words").export(folder)
+
+    return made_once(factory, f"exported-{kind}", make)
 
 
 def assert_alike(found: Any, expected: Any) -> None:

@@ -69,6 +69,13 @@ def test_chart_is_a_picture(told):
     assert result.chart.read_bytes().startswith(b"\x89PNG")
 
 
+def test_failed_training_is_told_with_its_last_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(demo, "_run", lambda *_, **__: (1, "Traceback:\nValueError: num_blocks must be 1\n"))
+    with pytest.raises(PWLError, match="ValueError: num_blocks must be 1"):
+        demo.run_demo(tmp_path, quiet=True, console=printing())
+
+
+@pytest.mark.slow
 def test_failed_training_is_told_with_its_reason(tmp_path, monkeypatch):
     monkeypatch.setattr("subprocess.Popen", Child)
     with pytest.raises(PWLError, match="num_blocks must be at least 1, got 0"):

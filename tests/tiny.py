@@ -18,8 +18,11 @@ from transformers import (
 )
 
 from pwl_hf import PWLConfig, PWLForImageClassification, VGGConfig
+from tests.slow import slow_but
 
 FAMILIES = ["vit", "deit", "dinov2", "resnet", "convnext", "swin", "pwl_vgg"]
+# Of those that are alike one is enough, but for what is promised of each.
+EACH_FAMILY = slow_but(["vit", "resnet", "swin", "pwl_vgg"], FAMILIES)
 # Those with BatchNorm, those with attention, those that interpolate position embeddings on demand.
 WITH_BATCH_NORM = ["resnet", "pwl_vgg"]
 WITH_ATTENTION = ["vit", "deit", "dinov2", "swin"]
@@ -78,9 +81,14 @@ def tiny_config(model_type: str, num_stages: int = 4, **kwargs: object) -> PWLCo
 
 def tiny_model(model_type: str, num_stages: int = 4, seed: int = 0, **kwargs: object) -> PWLForImageClassification:
     """A fully resident model in eval mode, with BatchNorm statistics and biases that are not trivial."""
+    return scattered(tiny_config(model_type, num_stages, **kwargs), seed)
+
+
+def scattered(config: PWLConfig, seed: int = 0) -> PWLForImageClassification:
+    """A model of a config, as `tiny_model` makes it."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = PWLForImageClassification(tiny_config(model_type, num_stages, **kwargs)).eval()
+        model = PWLForImageClassification(config).eval()
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(torch.randn_like(parameter) * 0.05)

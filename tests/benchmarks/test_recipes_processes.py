@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.recipes.processes import ChildFailed, Children
+from tests.children import Child
 
 
 def test_child_has_one_thread_and_its_output_is_logged(tmp_path):
@@ -39,7 +40,7 @@ with Children() as children:
     threading.Thread(target=lambda: children([sys.executable, "-c", child], Path({str(tmp_path / "log")!r}))).start()
     threading.Event().wait()
 """
-    parent = subprocess.Popen(
+    parent = Child(
         [sys.executable, "-c", code],
         stderr=subprocess.DEVNULL,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])},
@@ -48,11 +49,11 @@ with Children() as children:
     wait_for(lambda: log.exists() and log.read_text().strip() != "")
     child = int(log.read_text())
     parent.send_signal(signal.SIGTERM)
-    parent.wait(20)
+    parent.wait(60)
     wait_for(lambda: not Path(f"/proc/{child}").exists())
 
 
-def wait_for(condition, seconds: float = 20) -> None:
+def wait_for(condition, seconds: float = 60) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end

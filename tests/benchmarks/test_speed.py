@@ -15,13 +15,18 @@ from benchmarks.speed.measures import forward
 from benchmarks.speed.suite import SUITE
 from benchmarks.speed.tables import render
 from benchmarks.speed.timing import Spread, interleaved
+from tests.slow import slow_but
 
-# Each of their rounds is several processes that import everything.
-SLOW = ("fresh-process-hub", "fresh-process-local", "imports", "timeline", "ray-serve-from-zero", "ray-serve-second")
+# Those whose rounds need no process that imports everything, and one of those that do: of a Hub, and of memory.
+QUICK = {
+    *("loading-warm", "loading-cold", "step-down", "rungs-bytes", "installed-size", "runtime-forward", "floor-warm"),
+    *("floor-cold", "forward", "hashing", "swaps", "runtime-swaps", "alternatives-warm", "alternatives-cold"),
+    *("alternatives-accuracy", "hub", "runtime-memory"),
+}
 
 
 @pytest.mark.usefixtures("forked")
-@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in SUITE])
+@pytest.mark.parametrize("name", slow_but(QUICK, SUITE))
 def test_every_measure_runs_and_has_the_figures_that_goals_are_set_for(name, tiny, monkeypatch):
     if (needed := SUITE[name].needs) is not None:
         pytest.importorskip(needed, reason=f"{needed} is not installed")
@@ -34,6 +39,7 @@ def test_every_measure_runs_and_has_the_figures_that_goals_are_set_for(name, tin
     assert all(figure["value"]["median"] >= 0 for figure in found["figures"] if figure["unit"] == "x")
 
 
+@pytest.mark.usefixtures("forked")
 def test_command_stores_the_measure_and_draws_the_table(tmp_path):
     arguments = ["speed", "--pair", "tiny", "--repeats", "2", "--only", "loading-warm"]
     done = CliRunner().invoke(app, [*arguments, "--data", str(tmp_path / "data"), "--output", str(tmp_path)])

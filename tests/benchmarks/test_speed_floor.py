@@ -19,7 +19,7 @@ from benchmarks.speed.pairs import pairs
 from pwl_hf import PWLForImageClassification
 from pwl_hf.modeling.families.registry import family_of
 from pwl_hf.modeling.repository import verification
-from tests.tiny import FAMILIES, tiny_images, tiny_model
+from tests.tiny import EACH_FAMILY, tiny_images, tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def place(tmp_path_factory) -> Place:
     return Place("tiny", pairs()["tiny"], tmp_path_factory.mktemp("floor"), repeats=2)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EACH_FAMILY)
 def test_bare_network_is_transformers_own_bit_for_bit(family, tmp_path):
     model = tiny_model(family)
     model.save_pretrained(tmp_path)

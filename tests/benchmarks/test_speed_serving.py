@@ -49,7 +49,9 @@ def test_sampler_sees_what_was_there_for_a_moment():
     before = memory_of()
     with Sampler(interval=0.005) as sampler:
         kept = torch.ones(10 * MB)
-        time.sleep(0.1)
+        seen = len(sampler.samples)
+        while len(sampler.samples) < seen + 2:
+            time.sleep(0.005)
         del kept
     assert max(sample.private for sample in sampler.samples) - before.private > 35 * MB
 
@@ -74,7 +76,7 @@ def test_client_asks_one_after_the_other_and_knows_what_was_asked_while_nothing_
 
     def ask() -> int:
         found = stage
-        time.sleep(0.002)
+        time.sleep(0.01)
         return found
 
     with Client(ask) as client:
@@ -82,9 +84,9 @@ def test_client_asks_one_after_the_other_and_knows_what_was_asked_while_nothing_
         stage = 1
         after = client.within(client.rest(seconds=0.05, most=10**6))
     assert {answer.stage for answer in before} == {0}
-    assert 4 <= len(before) <= 6
+    assert len(before) >= 4
     assert {answer.stage for answer in after} == {1}
-    assert all(answer.seconds >= 0.002 > answer.worked for answer in client.answers)
+    assert all(answer.seconds >= 0.01 > answer.worked for answer in client.answers)
     assert all(b.began >= a.ended for a, b in zip(client.answers, client.answers[1:], strict=False))
 
 

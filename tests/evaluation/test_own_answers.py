@@ -22,6 +22,7 @@ from pwl_hf.data import DataSource
 from pwl_hf.data.processing import to_tensor
 from pwl_hf.evaluation import evaluate_masks, evaluate_repository, evaluate_stages
 from tests.data.odd_pictures import turned
+from tests.slow import covering
 
 COUNT = 12
 WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven"]
@@ -91,10 +92,11 @@ def right(folder: Path, source: DataSource) -> float:
 NAMED = {"unnamed": None, "words": WORDS, "numbers": [str(i) for i in range(COUNT)]}
 
 
-@pytest.mark.parametrize("names", NAMED.values(), ids=NAMED)
-@pytest.mark.parametrize("form", ["{}", "{:02}", "LABEL_{}"])
-@pytest.mark.parametrize("settings", [{}, {"streaming": True}])
-def test_class_folders_called_by_numbers(tmp_path, names, form, settings, caplog):
+@pytest.mark.parametrize(
+    ("called", "form", "settings"), covering(list(NAMED), ["{}", "{:02}", "LABEL_{}"], [{}, {"streaming": True}])
+)
+def test_class_folders_called_by_numbers(tmp_path, called, form, settings, caplog):
+    names = NAMED[called]
     folder = save(tmp_path / "repository", names)
     images = {form.format(number): image for number, image in answered(folder).items()}
     assert form == "{:02}" or list(images) != sorted(images), "the order of text must make a difference"

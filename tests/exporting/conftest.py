@@ -11,24 +11,18 @@ from pathlib import Path
 import pytest
 
 from pwl_hf.cli import main
-from pwl_hf.modeling.exporting import graphs, pieces
 from tests.exporting.helpers import small_images, small_model
 from tests.exporting.odd_net import odd_model, registered
-from tests.exporting.traces import Traces, told_by_value
-from tests.once import made_once
-from tests.task_models import task_model
+from tests.exporting.traces import traced_once
+from tests.task_models import exported_task_model
 from tests.tiny import WITH_BATCH_NORM
-
-_TRACES = Traces(graphs.trace)
 
 Exported = Callable[[str], Path]
 
 
 @pytest.fixture(autouse=True, scope="module")
 def _traced_once() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(graphs, "trace", _TRACES)
-        patch.setattr(pieces, "_told", told_by_value(pieces._told))
+    with traced_once():
         yield
 
 
@@ -99,7 +93,4 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny classifier of texts with its graphs, not to be written to."""
 
-    def make(folder: Path) -> None:
-        task_model("texts", folder.parent / f"{folder.name}.words").export(folder)
-
-    return made_once(tmp_path_factory, "exported-texts", make)
+    return exported_task_model(tmp_path_factory, "texts")

@@ -146,6 +146,7 @@ def test_exporting_again_gives_the_same_bytes(vit, tmp_path):
     assert tree(folder) == tree(vit)
 
 
+@pytest.mark.slow
 def test_exporting_in_another_process_gives_the_same_bytes(odd_net, tmp_path, fresh_env):
     odd_model().export(tmp_path / "here")
     code = (

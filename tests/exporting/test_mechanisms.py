@@ -27,12 +27,13 @@ from tests.exporting.helpers import (
 )
 from tests.exporting.odd_net import odd_images, odd_model
 from tests.repository.helpers import edit_bytes, load
-from tests.tiny import FAMILIES, WITH_BATCH_NORM, tiny_images, tiny_model
+from tests.tiny import EACH_FAMILY, WITH_BATCH_NORM, tiny_images, tiny_model
 
 DTYPES = {"bfloat16": onnx.TensorProto.BFLOAT16, "float16": onnx.TensorProto.FLOAT16}
 
 
-@pytest.mark.parametrize("family", ["swin", pytest.param("resnet", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["swin", "resnet"])
 def test_stages_of_a_family_equal_torch(exported, family):
     assert_equals_torch(exported(family), {n: small_images(family, n) for n in (1, 2, 5)})
 
@@ -135,7 +136,7 @@ def test_sessions_of_a_stage_share_the_blocks_of_others(vit):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", *DTYPES])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EACH_FAMILY)
 def test_every_family_in_every_dtype(tmp_path: Path, family: str, dtype: str) -> None:
     model = tiny_model(family)
     if family in WITH_BATCH_NORM:

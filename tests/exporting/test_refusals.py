@@ -349,6 +349,7 @@ def test_size_that_does_not_fit_the_network_is_refused_before_anything_is_traced
     assert tree(folder) == before
 
 
+@pytest.mark.slow
 def test_another_size_is_exported_where_the_network_takes_it(folder):
     load(folder).export(folder, image_size=16)
     assert read_index(folder).inputs == {"pixel_values": (-1, 3, 16, 16)}

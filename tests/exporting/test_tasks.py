@@ -19,10 +19,9 @@ from tests.modeling.driven import LanguageModel, config_of
 from tests.modeling.test_tasks import pair
 from tests.modeling.test_types import given, joined
 from tests.modeling.types import AUDIO, TEXT
+from tests.slow import slow_but
 
 TOLERANCE = 1e-5
-# One of each mechanism that graphs know; the others are slow together.
-QUICK = ["bert", "wav2vec2"]
 
 
 def free(value: onnx.ValueInfoProto) -> list[Any]:
@@ -83,10 +82,11 @@ def test_anyones_onnxruntime_runs_the_teacher(texts: Path) -> None:
 
 # --- Every type -----------------------------------------------------------------------------------------------------
 
-TYPES = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in (*TEXT, *AUDIO)]
+# A refusal is quick; those that are exported are slow, but for `exported_task_model`s, which many tests use.
+REFUSED = [name for name in (*TEXT, *AUDIO) if FAMILIES[name].not_exported]
 
 
-@pytest.mark.parametrize("model_type", TYPES)
+@pytest.mark.parametrize("model_type", slow_but(REFUSED, (*TEXT, *AUDIO)))
 def test_each_type_is_exported_or_refused_by_name(tmp_path: Path, model_type: str) -> None:
     model = joined(model_type)
     if reason := FAMILIES[model_type].not_exported:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import pytest
 from transformers import PreTrainedConfig
 
+from pwl_hf.modeling.exporting import graphs, pieces
 from pwl_hf.modeling.exporting.examples import Examples
 from pwl_hf.modeling.exporting.pieces import Piece, digest
 from pwl_hf.modeling.exporting.tracing import Template
@@ -48,3 +51,15 @@ class Traces:
             self._pieces.append(piece)
             self._known[key] = self.trace(piece, features, examples, weights)
         return self._known[key]
+
+
+_TRACES = Traces(graphs.trace)
+
+
+@contextmanager
+def traced_once() -> Iterator[None]:
+    """Within the block a piece that was traced before, in any such block of the process, is not traced again."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(graphs, "trace", _TRACES)
+        patch.setattr(pieces, "_told", told_by_value(pieces._told))
+        yield

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,7 +23,16 @@ from tests.repository.helpers import contents, load, logits
 from tests.tiny import tiny_model
 
 ROOT = Path(__file__).resolve().parents[2]
-TIMES = [pytest.param(5, id="5 times"), pytest.param(50, id="50 times", marks=pytest.mark.slow)]
+
+
+def times_of(*kinds: tuple[str, ...]) -> list[Any]:
+    """Each kind a few times, which is slow but for the first one, and 50 times."""
+    return [
+        pytest.param(*kind, times, id=f"{'-'.join(kind)}-{times} times", marks=() if is_quick else pytest.mark.slow)
+        for kind in kinds
+        for times, is_quick in ((4, kind == kinds[0]), (50, False))
+    ]
+
 
 Start = Callable[..., int]
 
@@ -46,7 +56,7 @@ def start() -> Iterator[Start]:
         server.stdin.close()
 
 
-def until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
+def until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it never happened"
@@ -73,14 +83,11 @@ def kill_after(pid: int, started: Path, seconds: float) -> bool:
     return at_work
 
 
-@pytest.mark.parametrize("times", TIMES)
 @pytest.mark.parametrize(
-    ("kind", "repository", "expected"),
-    [
-        ("stream", "pushed", "answers"),
-        ("download", "pushed", "answers"),
-        ("stream", "pushed_rungs", "rung_answers"),
-    ],
+    ("kind", "repository", "expected", "times"),
+    times_of(
+        ("stream", "pushed_rungs", "rung_answers"), ("stream", "pushed", "answers"), ("download", "pushed", "answers")
+    ),
 )
 def test_killed_download_leaves_a_cache_that_loads_every_stage_exactly(
     hub, request, start, tmp_path, kind, repository, expected, times
@@ -106,8 +113,7 @@ def test_killed_download_leaves_a_cache_that_loads_every_stage_exactly(
     assert caught >= times // 2
 
 
-@pytest.mark.parametrize("times", TIMES)
-@pytest.mark.parametrize("second", ["plain", "rungs"])
+@pytest.mark.parametrize(("second", "times"), times_of(("plain",), ("rungs",)))
 def test_killed_save_leaves_one_model_or_what_is_refused(start, tmp_path, times, second):
     models = [tiny_model("resnet", seed=seed) for seed in (0, 1)]
     if second == "rungs":
@@ -151,7 +157,7 @@ def is_one_of(answer: torch.Tensor, expected: list[torch.Tensor]) -> bool:
     return any(torch.equal(answer, one) for one in expected)
 
 
-@pytest.mark.parametrize("times", TIMES)
+@pytest.mark.parametrize("times", [4, pytest.param(50, marks=pytest.mark.slow)])
 def test_low_precision_killed_while_it_is_added_or_taken_out_leaves_a_whole_repository(start, tmp_path, times):
     plain, rungs = tiny_model("resnet"), tiny_model("resnet")
     rungs.add_tier()
@@ -179,8 +185,7 @@ def whole_of(files: Mapping[str, bytes], one: Mapping[str, bytes]) -> bool:
     return weights <= one.keys() and {path: files.get(path) for path in one} == one
 
 
-@pytest.mark.parametrize("times", TIMES)
-@pytest.mark.parametrize("second", ["plain", "rungs"])
+@pytest.mark.parametrize(("second", "times"), times_of(("plain",), ("rungs",)))
 def test_killed_push_leaves_the_old_repository_or_the_new_one(hub, repo_id, start, tmp_path, times, second):
     models = [tiny_model("vit", num_stages=2, seed=seed) for seed in (0, 1)]
     if second == "rungs":

@@ -11,6 +11,7 @@ import torch
 from pwl_hf import FetchError, PWLForImageClassification, RepositoryError
 from tests.hub import Fault, HubServer, Request
 from tests.repository.helpers import INDEX, STUDENT, encoder, load, logits, shard, statistics
+from tests.slow import covering
 
 pytestmark = pytest.mark.usefixtures("unhurried_client")
 
@@ -76,8 +77,7 @@ def is_at(model: PWLForImageClassification, stage: int, answers: list[torch.Tens
     assert torch.equal(logits(model), answers[stage])
 
 
-@pytest.mark.parametrize("path", [*FIRST, *LATER])
-@pytest.mark.parametrize(("method", "kind"), CASES)
+@pytest.mark.parametrize(("method", "kind", "path"), covering(CASES, [*FIRST, *LATER]))
 def test_fault_that_passes_leaves_the_exact_answers(hub, pushed, struck, cache, answers, quick, method, kind, path):
     struck(method, kind, path, times=1)
     with hub.record() as requests:
@@ -88,8 +88,7 @@ def test_fault_that_passes_leaves_the_exact_answers(hub, pushed, struck, cache, 
     assert [r.file for r in requests if r.fault] == [path]
 
 
-@pytest.mark.parametrize("path", FIRST)
-@pytest.mark.parametrize(("method", "kind"), CASES)
+@pytest.mark.parametrize(("method", "kind", "path"), covering(CASES, FIRST))
 def test_lasting_fault_of_a_first_file_is_explained_and_a_later_call_goes_on(
     hub, pushed, struck, cache, answers, quick, method, kind, path
 ):
@@ -104,8 +103,7 @@ def test_lasting_fault_of_a_first_file_is_explained_and_a_later_call_goes_on(
     assert not arrived(before) & arrived(after)
 
 
-@pytest.mark.parametrize("path", LATER)
-@pytest.mark.parametrize(("method", "kind"), CASES)
+@pytest.mark.parametrize(("method", "kind", "path"), covering(CASES, LATER))
 def test_lasting_fault_of_a_later_file_leaves_the_model_and_a_later_call_goes_on(
     hub, pushed, struck, cache, answers, quick, method, kind, path
 ):
@@ -134,7 +132,7 @@ def test_lasting_fault_ends_a_stream_and_a_new_stream_goes_on(hub, pushed, struc
     struck("GET", kind, shard(3), times=None)
     with hub.record() as before:
         stream = model.stream_stages()
-        assert stream.wait(30)
+        assert stream.wait(60)
     explains(stream.exception, hub, pushed, shard(3), kind)
     is_at(model, 2, answers)
     kept = cached(model) - had

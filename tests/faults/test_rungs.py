@@ -14,6 +14,7 @@ from pwl_hf.quantising import quantise_repository
 from tests.faults.test_kill import is_alive, start, until
 from tests.faults.test_matrix import CASES, arrived, cached, explains, is_at, strike_on
 from tests.repository.helpers import load, logits, weights
+from tests.slow import covering
 from tests.tiny import tiny_model
 
 __all__ = ["start"]
@@ -28,8 +29,7 @@ def struck(hub, pushed_rungs, request):
 
 
 @pytest.mark.usefixtures("unhurried_client")
-@pytest.mark.parametrize(("path", "before"), FILES)
-@pytest.mark.parametrize(("method", "kind"), CASES)
+@pytest.mark.parametrize(("method", "kind", "path", "before"), covering(CASES, FILES))
 def test_fault_that_passes_leaves_the_exact_answers(
     hub, pushed_rungs, struck, cache, rung_answers, quick, method, kind, path, before
 ):
@@ -43,8 +43,7 @@ def test_fault_that_passes_leaves_the_exact_answers(
 
 
 @pytest.mark.usefixtures("unhurried_client")
-@pytest.mark.parametrize(("path", "before"), FILES)
-@pytest.mark.parametrize(("method", "kind"), CASES)
+@pytest.mark.parametrize(("method", "kind", "path", "before"), covering(CASES, FILES))
 def test_lasting_fault_leaves_the_model_and_a_later_call_goes_on(
     hub, pushed_rungs, struck, cache, rung_answers, quick, method, kind, path, before
 ):

@@ -316,7 +316,7 @@ def test_processes_that_check_at_once_agree(home, file):
         for note in notes(home):
             note.unlink(missing_ok=True)
         time.sleep(0.001)
-    assert [process.wait(10) for process in running] == [0, 0, 0]
+    assert [process.wait(60) for process in running] == [0, 0, 0]
     assert not [note for note in notes(home) if note.name.endswith(".tmp")]
 
 

@@ -20,7 +20,8 @@ class Fault:
     - ``truncate``: sends only ``after`` bytes (None: half) and declares that length: a file cut short.
     - ``corrupt``: flips one bit of byte ``after`` of the answer's body (None: the middle one).
     - ``headers``: answers as it should, but with these ``headers`` as well.
-    - ``stall``: pauses ``seconds`` after ``after`` bytes (None: before any answer), then goes on.
+    - ``stall``: pauses ``seconds`` after ``after`` bytes (None: before any answer), then goes on; so it does
+      when the server is reset, and at the end of a block of `HubServer.faulty`.
 
     Args:
         kind: see above.
@@ -92,30 +93,51 @@ class Throttle:
     """A line shared by all connections, both ways: each transfer waits until its bytes have gone through.
 
     It goes on while its server wakes up late: the bytes of one transfer follow on those before.
-
-    Args:
-        stopping: set when the server stops, so that nobody goes on waiting.
     """
 
-    def __init__(self, stopping: threading.Event) -> None:
-        self.bandwidth: float | None = None
+    def __init__(self) -> None:
         self.latency = 0.0
-        self._stopping = stopping
+        self._bandwidth: float | None = None
         self._free_at = 0.0
         self._lock = threading.Lock()
+        self._stopped, self._released = False, threading.Event()
+
+    @property
+    def bandwidth(self) -> float | None:
+        """Bytes a second; None for no limit. What waits for the line goes on when it changes."""
+        return self._bandwidth
+
+    @bandwidth.setter
+    def bandwidth(self, value: float | None) -> None:
+        self._bandwidth = value
+        self.release()
 
     def transfer(self, size: int) -> None:
         """Wait for as long as ``size`` bytes take at `bandwidth`."""
-        if self.bandwidth is None:
-            return
         with self._lock:
+            released, bandwidth = self._released, self._bandwidth
+            if bandwidth is None:
+                return
             now = time.monotonic()
             start = self._free_at if now - self._free_at < _IDLE else now
-            self._free_at = start + size / self.bandwidth
+            self._free_at = start + size / bandwidth
             delay = self._free_at - now
-        self.pause(delay)
+        released.wait(delay)
 
     def pause(self, seconds: float) -> None:
-        """Wait, unless the server stops."""
-        if seconds > 0:
-            self._stopping.wait(seconds)
+        """Wait, unless `release` ends it or the server stops."""
+        released = self._released
+        if seconds > 0 and not self._stopped:
+            released.wait(seconds)
+
+    def release(self) -> None:
+        """End every wait; the line is free."""
+        with self._lock:
+            released, self._released = self._released, threading.Event()
+            self._free_at = 0.0
+        released.set()
+
+    def stop(self) -> None:
+        """End every wait, also later ones."""
+        self._stopped, self._bandwidth = True, None
+        self.release()

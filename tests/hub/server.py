@@ -59,8 +59,7 @@ class HubServer:
         self.faults = Faults()
         self.errors: list[str] = []
         self.connections: set[socket.socket] = set()
-        self._stopping = threading.Event()
-        self.throttle = Throttle(self._stopping)
+        self.throttle = Throttle()
         self._http = HubSocket(("127.0.0.1", 0), HubHandler)
         self._http.hub = self
         self.url = f"http://127.0.0.1:{self._http.server_port}"
@@ -79,7 +78,7 @@ class HubServer:
 
     def close(self) -> None:
         """Stop, and end the connections that clients keep open."""
-        self._stopping.set()
+        self.throttle.stop()
         self._http.shutdown()
         self._http.server_close()
         for connection in self.connections.copy():
@@ -121,16 +120,18 @@ class HubServer:
     def reset(self) -> None:
         """Drop faults, limits and recorded requests; the repositories stay."""
         self.faults.clear()
+        # Answers that were waiting go on.
         self.bandwidth, self.latency = None, 0.0
         self.clear_requests()
         self.errors.clear()
 
     @contextlib.contextmanager
     def faulty(self, *faults: Fault) -> Iterator[None]:
-        """Have the rules in force within the block, and none after it."""
+        """Have the rules in force within the block, and none after it: answers that they stall go on."""
         try:
             for fault in faults:
                 self.faults.append(fault)
             yield
         finally:
             self.faults.clear()
+            self.throttle.release()

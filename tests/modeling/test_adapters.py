@@ -297,7 +297,7 @@ def test_no_adapter_comes_while_a_stream_runs(load: Load) -> None:
     model, refused = load("vit"), []
 
     def adapt(model: Model, stage: int) -> None:
-        go.wait(10)
+        go.wait(60)
 
     go = threading.Event()
     with model.stream_stages(on_stage=adapt):

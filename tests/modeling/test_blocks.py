@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from pwl_hf import StageError
-from tests.tiny import FAMILIES, tiny_images, tiny_model
+from tests.tiny import EACH_FAMILY, tiny_images, tiny_model
 
 
 @pytest.mark.parametrize("mask", ["SSSS", "TTTT", "TTSS"])
-@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("model_type", EACH_FAMILY)
 @torch.no_grad()
 def test_blocks_and_converters_in_order_are_the_model(model_type: str, mask: str) -> None:
     model, features = tiny_model(model_type), tiny_images(model_type)

@@ -9,7 +9,7 @@ from pwl_hf.modeling.families.registry import FAMILIES as REGISTERED
 from pwl_hf.modeling.families.registry import family_of
 from pwl_hf.modeling.parts.blueprint import Blueprint, Vacant
 from pwl_hf.modeling.routes.cuts import default_cuts
-from tests.tiny import FAMILIES, tiny_images, tiny_pair
+from tests.tiny import EACH_FAMILY, tiny_images, tiny_pair
 
 CPU, TASK = torch.device("cpu"), "AutoModelForImageClassification"
 
@@ -19,7 +19,7 @@ def plan_of(model_type: str) -> Blueprint:
     return Blueprint("teacher", config, default_cuts(REGISTERED[model_type].depths(config), 4), TASK)
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("model_type", EACH_FAMILY)
 def test_specs_are_the_networks_state_dict_in_blocks(model_type: str) -> None:
     plan = plan_of(model_type)
     network = plan.build()
@@ -33,7 +33,7 @@ def test_specs_are_the_networks_state_dict_in_blocks(model_type: str) -> None:
         assert spec.is_parameter == (name in parameters)
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("model_type", EACH_FAMILY)
 @torch.no_grad()
 def test_made_and_attached_blocks_are_the_network(model_type: str) -> None:
     plan, images = plan_of(model_type), tiny_images(model_type)
@@ -52,7 +52,7 @@ def test_made_and_attached_blocks_are_the_network(model_type: str) -> None:
     assert [name for name, _ in vacant.named_modules()] == [name for name, _ in original.named_modules()]
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("model_type", EACH_FAMILY)
 def test_attach_and_release_are_exact_inverses(model_type: str) -> None:
     plan = plan_of(model_type)
     network = plan.build_vacant()

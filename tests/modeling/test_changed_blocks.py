@@ -15,7 +15,7 @@ from torch.nn.utils import prune
 from torch.testing._internal.two_tensor import TwoTensor
 
 from pwl_hf import PWLConfig, PWLForImageClassification, SaveError, StageError
-from tests.tiny import FAMILIES, tiny_images, tiny_model
+from tests.tiny import EACH_FAMILY, tiny_images, tiny_model
 
 Load = Callable[..., PWLForImageClassification]
 Model = PWLForImageClassification
@@ -206,7 +206,7 @@ def test_nan_weights_that_were_loaded_are_no_change(tmp_path: Path) -> None:
     assert model.load_next_stage() == 1
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("model_type", EACH_FAMILY)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_a_cast_is_no_change(load: Load, model_type: str, dtype: torch.dtype) -> None:
     model = load(model_type).to(dtype)
@@ -289,7 +289,7 @@ def test_what_is_gone_with_a_block_is_warned_of(load: Load, put: Callable[[Model
     assert not caplog.text
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EACH_FAMILY)
 def test_what_transformers_puts_on_blocks_is_not_warned_of(load: Load, family: str, caplog: Caplog) -> None:
     model, images = load(family), tiny_images(family)
     model.student(images, output_hidden_states=True)

@@ -10,6 +10,7 @@ from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from pwl_hf import PWLForImageClassification
+from tests.slow import slow_but
 from tests.tiny import FAMILIES, tiny_images, tiny_model
 
 Load = Callable[..., PWLForImageClassification]
@@ -35,7 +36,7 @@ class Graphs:
 
 
 # DeiT runs the code of ViT.
-@pytest.mark.parametrize("model_type", sorted(set(FAMILIES) - {"deit"}))
+@pytest.mark.parametrize("model_type", slow_but(["vit", "resnet"], FAMILIES))
 @torch.no_grad()
 def test_a_compiled_model_answers_alike_from_stage_to_stage(load: Load, model_type: str) -> None:
     model, images = load(model_type), tiny_images(model_type)
@@ -46,7 +47,7 @@ def test_a_compiled_model_answers_alike_from_stage_to_stage(load: Load, model_ty
         assert graphs.since() == 1
 
 
-@pytest.mark.parametrize("resident", [True, False])
+@pytest.mark.parametrize("resident", slow_but([False], [True, False]))
 @torch.no_grad()
 def test_each_new_stage_compiles_once_and_none_twice(load: Load, resident: bool) -> None:
     model, images = load("vit", keep_all=resident), tiny_images("vit")

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from pwl_hf import Converter, PWLConfig, PWLForImageClassification, StageError
 from pwl_hf.modeling.routes.converters import LeastSquares, channel_rows
-from tests.tiny import FAMILIES, tiny_images, tiny_model, tiny_pair
+from tests.tiny import EACH_FAMILY, tiny_images, tiny_model, tiny_pair
 
 Load = Callable[..., PWLForImageClassification]
 
@@ -142,7 +142,7 @@ def error(model: PWLForImageClassification, images: torch.Tensor) -> dict[str, f
     return found
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("model_type", EACH_FAMILY)
 def test_fit_converters_improves_every_boundary_in_both_directions(model_type: str) -> None:
     model, images = tiny_model(model_type), tiny_images(model_type, 16)
     before = error(model, images)

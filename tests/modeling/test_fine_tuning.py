@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from pwl_hf import PWLForImageClassification, Sources, StageError
-from tests.tiny import FAMILIES, tiny_images
+from tests.tiny import EACH_FAMILY, tiny_images
 
 Load = Callable[..., PWLForImageClassification]
 RESET = {"ignore_mismatched_sizes": True, "keep_all": True}
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("model_type", EACH_FAMILY)
 @pytest.mark.parametrize("kwargs", [{}, {"stage": 2}, {"stage": "teacher"}, {"keep_all": True}])
 def test_loading_info_reports_nothing_missing_and_nothing_unexpected(load: Load, model_type: str, kwargs: dict) -> None:
     model, info = load(model_type, output_loading_info=True, **kwargs)
@@ -32,7 +32,7 @@ def head_names(names: list[str]) -> list[str]:
     return [n for n in names if n.startswith(("teacher.classifier", "student.classifier"))]
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("model_type", EACH_FAMILY)
 def test_other_labels_reset_both_heads_and_nothing_else(load: Load, model_type: str) -> None:
     original = load(model_type, keep_all=True).state_dict()
     model, info = load(model_type, num_labels=3, output_loading_info=True, **RESET)

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import AutoModelForImageClassification
 
 from pwl_hf import PWLForImageClassification, Sources, StageError
-from tests.tiny import FAMILIES, WITH_BATCH_NORM, tiny_config, tiny_images, tiny_model
+from tests.tiny import EACH_FAMILY, WITH_BATCH_NORM, tiny_config, tiny_images, tiny_model
 
 Load = Callable[..., PWLForImageClassification]
 
@@ -26,7 +26,7 @@ def grow(model: PWLForImageClassification) -> PWLForImageClassification:
 # --- dtype and device -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("model_type", EACH_FAMILY)
 @pytest.mark.parametrize("cast", ["bfloat16", "half", "double", "to"])
 @torch.no_grad()
 def test_a_cast_between_stages_is_followed_by_later_ones(load: Load, model_type: str, cast: str) -> None:
@@ -99,7 +99,7 @@ def test_attention_that_a_family_lacks_is_refused_as_transformers_does(load: Loa
 # --- modes ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("model_type", EACH_FAMILY)
 def test_train_mode_is_followed_by_the_student_and_never_by_the_teacher(load: Load, model_type: str) -> None:
     model = load(model_type)
     assert not any(m.training for m in model.modules()), "from_pretrained gives eval mode"
@@ -261,7 +261,7 @@ def test_a_pickle_holds_no_token(saved: Callable[[str], Path]) -> None:
 # --- building from a config -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("model_type", EACH_FAMILY)
 def test_auto_class_from_config_builds_a_resident_model(model_type: str) -> None:
     model = AutoModelForImageClassification.from_config(tiny_config(model_type)).eval()
     assert isinstance(model, PWLForImageClassification)
@@ -335,7 +335,7 @@ def test_there_is_no_stage_after_the_last_and_none_after_a_mask(load: Load, resi
     assert model.sources == "STSS"
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EACH_FAMILY)
 def test_stages_come_whole_within_another_default_device(load: Load, family: str) -> None:
     model, images = load(family), tiny_images(family)
     expected = load(family, stage=1)(images).logits

@@ -22,7 +22,7 @@ from transformers import (
 
 from pwl_hf import PWLForImageClassification
 from pwl_hf.modeling.families.registry import FAMILIES as REGISTERED
-from tests.tiny import FAMILIES, tiny_images, tiny_pair
+from tests.tiny import EACH_FAMILY, tiny_images, tiny_pair
 
 join = PWLForImageClassification.from_teacher_student
 
@@ -138,7 +138,7 @@ def saved_pair(tmp_path: Path) -> tuple[Path, Path]:
     return tmp_path / "teacher", tmp_path / "student"
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("model_type", EACH_FAMILY)
 @torch.no_grad()
 def test_given_models_are_used_and_not_copied_or_initialised_anew(model_type: str) -> None:
     teacher, student = networks(model_type)
@@ -158,7 +158,7 @@ def test_given_models_are_used_and_not_copied_or_initialised_anew(model_type: st
     assert all(p.requires_grad for p in student.parameters())
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("model_type", EACH_FAMILY)
 @torch.no_grad()
 def test_paths_and_models_give_the_same(tmp_path: Path, model_type: str) -> None:
     teacher, student = networks(model_type)

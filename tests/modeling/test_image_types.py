@@ -22,6 +22,7 @@ from tests.children import python
 from tests.modeling.image_types import IMAGES, NOT_EXPORTED, REFUSED, image_batch, image_config
 from tests.modeling.test_types import MECHANISMS, TYPES, attentions, given, joined, networks
 from tests.modeling.types import NUM_LABELS
+from tests.slow import slow_but
 
 Size = tuple[int, int, int]
 
@@ -165,11 +166,13 @@ _ODD: list[tuple[str, dict[str, Any], Size]] = [
     ("hiera", {"image_size": [64, 96], "masked_unit_attention": [True, False, False, False]}, (3, 64, 96)),
     ("levit", {"num_channels": 1}, (1, 64, 64)),
 ]
+# The first of each type that is quick elsewhere.
+_QUICK_ODD = {[case[0] for case in _ODD].index(name) for name in MECHANISMS if name in {case[0] for case in _ODD}}
 
 
 @pytest.mark.parametrize(
     ("model_type", "others", "size"),
-    [pytest.param(*case, marks=() if case[0] in MECHANISMS else pytest.mark.slow) for case in _ODD],
+    [pytest.param(*case, marks=() if number in _QUICK_ODD else pytest.mark.slow) for number, case in enumerate(_ODD)],
     ids=[f"{case[0]}-{number}" for number, case in enumerate(_ODD)],
 )
 @torch.no_grad()
@@ -216,15 +219,20 @@ def test_what_a_network_does_not_take_is_refused_by_name() -> None:
 @pytest.mark.parametrize(
     ("teacher", "student"),
     [
-        ("vit", "beit"),
         ("clip", "vit"),
-        ("dinov2", "vit_msn"),
-        ("siglip", "ijepa"),
         ("resnet", "regnet"),
-        ("bit", "mobilenet_v2"),
-        ("convnextv2", "convnext"),
         ("swinv2", "focalnet"),
-        ("segformer", "pvt_v2"),
+        *(
+            pytest.param(*pair, marks=pytest.mark.slow)
+            for pair in (
+                ("vit", "beit"),
+                ("dinov2", "vit_msn"),
+                ("siglip", "ijepa"),
+                ("bit", "mobilenet_v2"),
+                ("convnextv2", "convnext"),
+                ("segformer", "pvt_v2"),
+            )
+        ),
     ],
 )
 @torch.no_grad()
@@ -329,7 +337,10 @@ def test_what_is_dropped_in_training_is_what_the_student_alone_drops(model_type:
     assert not torch.equal(answers[0], answers[2])
 
 
-@pytest.mark.parametrize("model_type", ["regnet", "mobilenet_v2", "mobilevit", "efficientnet", "cvt", "levit"])
+@pytest.mark.parametrize(
+    "model_type",
+    slow_but(["regnet", "mobilevit"], ["regnet", "mobilenet_v2", "mobilevit", "efficientnet", "cvt", "levit"]),
+)
 @torch.no_grad()
 def test_statistics_of_a_mask_are_those_of_its_own_features(tmp_path: Path, model_type: str) -> None:
     model, inputs = joined(model_type), given(model_type)

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from pwl_hf import PWLForImageClassification, RepositoryError
 from pwl_hf.modeling.families.registry import FAMILIES as REGISTERED
-from tests.tiny import FAMILIES, WITH_BATCH_NORM, tiny_pair
+from tests.tiny import EACH_FAMILY, WITH_BATCH_NORM, tiny_pair
 
 join = PWLForImageClassification.from_teacher_student
 State = dict[str, torch.Tensor]
@@ -44,7 +44,7 @@ def refused(folders: dict[str, Path], message: str, **kwargs: object) -> None:
 # --- The head ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("model_type", EACH_FAMILY)
 @pytest.mark.parametrize("role", ROLES)
 def test_a_backbone_without_a_head_is_refused_by_name(model_type, role, tmp_path):
     folders = pair(tmp_path, model_type)
@@ -111,7 +111,7 @@ def test_ignored_sizes_do_not_allow_a_missing_head(tmp_path):
 # --- The body ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("model_type", EACH_FAMILY)
 @pytest.mark.parametrize("allow", [False, True])
 def test_old_names_of_norms_are_refused_also_where_a_head_may_be_new(model_type, allow, tmp_path):
     folders = pair(tmp_path, model_type)

@@ -10,7 +10,7 @@ from torch.nn import functional
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from pwl_hf import PWLForImageClassification, StageError
-from tests.tiny import FAMILIES, INTERPOLATING, NUM_LABELS, tiny_images, tiny_model
+from tests.tiny import EACH_FAMILY, FAMILIES, INTERPOLATING, NUM_LABELS, tiny_images, tiny_model
 
 Load = Callable[..., PWLForImageClassification]
 
@@ -27,7 +27,7 @@ _PLAIN_INDEX = {
 }
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("model_type", EACH_FAMILY)
 @pytest.mark.parametrize("role", ["teacher", "student"])
 @torch.no_grad()
 def test_hidden_states_are_the_block_outputs(model_type: str, role: str) -> None:
@@ -45,7 +45,7 @@ def test_hidden_states_are_the_block_outputs(model_type: str, role: str) -> None
         assert torch.equal(ours, theirs)
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("model_type", EACH_FAMILY)
 @torch.no_grad()
 def test_hidden_states_have_the_width_of_their_own_block(model_type: str) -> None:
     model, images = tiny_model(model_type), tiny_images(model_type)
@@ -61,7 +61,7 @@ def test_hidden_states_have_the_width_of_their_own_block(model_type: str) -> Non
     assert torch.equal(mixed[0], ends["teacher"][0])
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("model_type", EACH_FAMILY)
 def test_output_is_that_of_an_image_classifier(model_type: str) -> None:
     model, images = tiny_model(model_type), tiny_images(model_type, 3)
     output = model(images)

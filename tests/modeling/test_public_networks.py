@@ -12,7 +12,7 @@ from transformers import AutoModelForImageClassification
 
 from pwl_hf import PWLForImageClassification, StageError
 from pwl_hf.modeling.families.registry import FAMILIES as REGISTERED
-from tests.tiny import FAMILIES, tiny_images, tiny_model
+from tests.tiny import EACH_FAMILY, tiny_images, tiny_model
 
 Load = Callable[..., PWLForImageClassification]
 WEIGHT_FILES = ("*.safetensors", "*.bin", "*.index.json", "*.pt")
@@ -22,7 +22,7 @@ def weight_files(folder: Path) -> list[Path]:
     return [found for pattern in WEIGHT_FILES for found in folder.rglob(pattern)]
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("model_type", EACH_FAMILY)
 @pytest.mark.parametrize("role", ["teacher", "student"])
 @torch.no_grad()
 def test_a_complete_network_saves_a_plain_checkpoint(load: Load, tmp_path: Path, model_type: str, role: str) -> None:
@@ -39,7 +39,7 @@ def test_a_complete_network_saves_a_plain_checkpoint(load: Load, tmp_path: Path,
     assert plain.config.id2label == model.config.id2label
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("model_type", EACH_FAMILY)
 def test_saving_an_incomplete_network_raises_and_writes_nothing(load: Load, tmp_path: Path, model_type: str) -> None:
     for stage, role in ((0, "teacher"), (1, "teacher"), (3, "teacher"), (1, "student"), (4, "student")):
         network = getattr(load(model_type, stage=stage), role)

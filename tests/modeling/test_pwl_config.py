@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from pwl_hf import PWLConfig, VGGConfig
-from tests.tiny import FAMILIES, tiny_config, tiny_pair
+from tests.tiny import EACH_FAMILY, FAMILIES, tiny_config, tiny_pair
 
 
 def vit(**kwargs: object) -> ViTConfig:
@@ -32,7 +32,7 @@ def vit(**kwargs: object) -> ViTConfig:
 # --- Round trips ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("model_type", EACH_FAMILY)
 def test_json_round_trip_keeps_everything(tmp_path: Path, model_type: str) -> None:
     config = tiny_config(model_type, 3)
     config.save_pretrained(tmp_path)
@@ -267,7 +267,7 @@ def test_pairs_whose_resolutions_differ_are_refused_naming_both(
         PWLConfig(teacher_config=teacher, student_config=student, num_stages=1 if len(teacher.depths) == 1 else 2)
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("model_type", EACH_FAMILY)
 @pytest.mark.parametrize(("teacher_channels", "student_channels"), [(1, 3), (3, 1), (4, 3)])
 def test_networks_of_other_channels_are_refused_naming_both(
     model_type: str, teacher_channels: int, student_channels: int, tmp_path: Path

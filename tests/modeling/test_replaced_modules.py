@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from pwl_hf import PWLForImageClassification
-from tests.tiny import FAMILIES, tiny_images
+from tests.tiny import EACH_FAMILY, tiny_images
 
 Load = Callable[..., PWLForImageClassification]
 
@@ -34,7 +34,7 @@ def check_that_it_answers(model: PWLForImageClassification, replace: Callable[[]
     assert torch.equal(model.eval()(images, **kwargs).logits, after)
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("model_type", EACH_FAMILY)
 @torch.no_grad()
 def test_a_head_that_is_replaced_answers_at_once(load: Load, model_type: str) -> None:
     model = load(model_type)

@@ -20,7 +20,7 @@ from torch import nn
 from transformers import ViTConfig, ViTForImageClassification, ViTModel
 
 from pwl_hf import PWLConfig, PWLForImageClassification, Sources, StageError
-from tests.tiny import FAMILIES, WITH_BATCH_NORM, tiny_images, tiny_model
+from tests.tiny import EACH_FAMILY, WITH_BATCH_NORM, tiny_images, tiny_model
 
 Load = Callable[..., PWLForImageClassification]
 
@@ -42,7 +42,7 @@ def references(modules: list[nn.Module]) -> list[weakref.ref]:
     return [weakref.ref(x) for m in modules for x in (*m.modules(), *m.parameters(), *m.buffers())]
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("model_type", EACH_FAMILY)
 @torch.no_grad()
 def test_released_blocks_and_converters_die_at_once(load: Load, model_type: str, no_collector: None) -> None:
     model, images = load(model_type), tiny_images(model_type)
@@ -101,7 +101,7 @@ def test_released_blocks_die_after_training_passes_too(load: Load, no_collector:
     assert not [r() for r in gone if r() is not None]
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("model_type", EACH_FAMILY)
 def test_the_parameters_are_those_of_the_route(load: Load, model_type: str) -> None:
     whole, model = load(model_type, keep_all=True), load(model_type)
     student = sum(p.numel() for p in whole.student.parameters())
@@ -119,7 +119,7 @@ def test_the_parameters_are_those_of_the_route(load: Load, model_type: str) -> N
     assert model.num_parameters() == student
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("model_type", EACH_FAMILY)
 def test_blocks_that_are_not_loaded_hold_no_tensor(load: Load, model_type: str) -> None:
     model = load(model_type, stage=1)
     for index in (2, 3, 4):
@@ -133,7 +133,7 @@ def test_blocks_that_are_not_loaded_hold_no_tensor(load: Load, model_type: str) 
         assert all(t.is_meta for t in spare)
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("model_type", EACH_FAMILY)
 def test_loading_draws_no_random_number_and_initialises_nothing(
     load: Load, model_type: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -157,7 +157,7 @@ def test_loading_draws_no_random_number_and_initialises_nothing(
     assert drawn == []
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("model_type", EACH_FAMILY)
 @torch.no_grad()
 def test_a_forward_in_flight_keeps_its_route(load: Load, model_type: str) -> None:
     model, images = load(model_type), tiny_images(model_type)

@@ -9,12 +9,12 @@ import torch
 
 from pwl_hf import StageError
 from pwl_hf.modeling import Sources
-from tests.tiny import FAMILIES, WITH_BATCH_NORM, tiny_images, tiny_model
+from tests.tiny import EACH_FAMILY, WITH_BATCH_NORM, tiny_images, tiny_model
 
 MASKS = [str(mask) for mask in Sources.all(4)]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EACH_FAMILY)
 def test_every_mask_equals_its_own_pass(family):
     model, images = tiny_model(family), tiny_images(family, 2)
     with torch.no_grad():
@@ -83,7 +83,7 @@ def test_what_is_not_resident_is_refused(tmp_path):
         paths("SS")
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EACH_FAMILY)
 def test_logits_of_some_images_are_those_of_all(family):
     model, images = tiny_model(family), tiny_images(family, 4)
     with torch.no_grad():

@@ -13,7 +13,7 @@ from transformers import Trainer, TrainingArguments, default_data_collator
 from transformers.trainer_utils import load_sharded_checkpoint
 
 from pwl_hf import PWLError, PWLForImageClassification, StateDictError
-from tests.tiny import FAMILIES, tiny_model
+from tests.tiny import EACH_FAMILY, tiny_model
 from tests.training.tiny_runs import Pictures
 
 
@@ -42,7 +42,7 @@ def plain_trainer(model: PWLForImageClassification, family: str, folder: Path, *
 # --- What transformers' Trainer does ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EACH_FAMILY)
 def test_the_weight_file_of_a_checkpoint_is_refused_and_nothing_changed(family, tmp_path):
     tiny_model(family, seed=1).save_pretrained(tmp_path)
     model = tiny_model(family)

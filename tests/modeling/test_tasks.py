@@ -37,6 +37,7 @@ from pwl_hf.modeling.task_names import TASKS
 from tests.children import python
 from tests.modeling.texts import WORDS, bert_tokenizer
 from tests.modeling.types import batch, network_config
+from tests.slow import slow_but
 from tests.task_models import KINDS, NUM_STAGES, sounds, task_model
 from tests.tiny import tiny_model
 
@@ -418,7 +419,7 @@ def test_a_cast_on_joining_is_that_of_loading(tmp_path: Path) -> None:
     assert torch.equal(model(**batch("olmo2"), sources="TTT").logits, again(**batch("olmo2")).logits)
 
 
-@pytest.mark.parametrize("model_type", ["bert", "wavlm"])
+@pytest.mark.parametrize("model_type", slow_but(["wavlm"], ["bert", "wavlm"]))
 @torch.no_grad()
 def test_code_in_the_repository_opens_it_without_the_package(tmp_path: Path, model_type: str) -> None:
     kind: Any = PWLForAudioClassification if model_type == "wavlm" else PWLForSequenceClassification

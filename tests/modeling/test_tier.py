@@ -13,9 +13,9 @@ from pwl_hf.evaluation import evaluate_masks
 from tests.evaluation.helpers import Images
 from tests.modeling.tiers import LADDER, with_tier, without_shards
 from tests.repository.helpers import load, weights
-from tests.tiny import FAMILIES, tiny_images, tiny_model
+from tests.tiny import EACH_FAMILY, tiny_images, tiny_model
 
-every_family = pytest.mark.parametrize("family", FAMILIES)
+every_family = pytest.mark.parametrize("family", EACH_FAMILY)
 
 
 @torch.no_grad()

@@ -20,7 +20,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, SwinForI
 from pwl_hf import PWLConfig, PWLForImageClassification, modeling
 from pwl_hf.modeling import transformers_internals as internals
 from pwl_hf.modeling.families.registry import FAMILIES as REGISTERED
-from tests.tiny import FAMILIES, WITH_ATTENTION, tiny_images, tiny_model, tiny_pair
+from tests.tiny import EACH_FAMILY, WITH_ATTENTION, tiny_images, tiny_model, tiny_pair
 
 FOLDER = Path(modeling.__file__).parent
 VERSION = f"transformers {transformers.__version__}, torch {torch.__version__}"
@@ -72,7 +72,7 @@ def test_private_attributes_of_configs_are_used_in_one_file_only(path: Path) -> 
 # --- Names on disk ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("model_type", EACH_FAMILY)
 def test_checkpoint_names_are_those_that_save_pretrained_writes(tmp_path: Path, model_type: str) -> None:
     network = teacher_of(model_type)
     network.save_pretrained(tmp_path)
@@ -86,7 +86,7 @@ def test_checkpoint_names_are_those_that_save_pretrained_writes(tmp_path: Path, 
         assert torch.equal(stored[names[name]], tensor), f"{name} -> {names[name]}: {hint}"
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("model_type", EACH_FAMILY)
 def test_checkpoint_names_need_no_weights(model_type: str) -> None:
     with torch.device("meta"):
         on_meta = teacher_of(model_type)
@@ -115,7 +115,7 @@ def test_a_conversion_that_does_more_than_rename_is_refused(monkeypatch: pytest.
 # --- Initialisation ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("model_type", EACH_FAMILY)
 def test_marked_tensors_are_left_alone_and_others_are_filled(model_type: str) -> None:
     network = teacher_of(model_type)
     hint = look_at("transformers/initialization.py: its functions skip tensors with `_is_hf_initialized`")
@@ -147,7 +147,7 @@ def test_buffers_that_are_not_saved_are_computed_by_the_initialisation() -> None
             assert torch.equal(buffer, expected[name]), f"{name}: {hint}"
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("model_type", EACH_FAMILY)
 def test_every_buffer_of_a_family_is_saved_or_computed(model_type: str) -> None:
     # A buffer of another kind would come back from the repository as uninitialised memory.
     network = teacher_of(model_type)
@@ -238,7 +238,7 @@ def test_nothing_is_copied_from_a_model_that_never_had_checkpointing() -> None:
 # --- Calling parts of a network ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("model_type", EACH_FAMILY)
 @torch.no_grad()
 def test_a_networks_parts_in_a_row_are_the_network(model_type: str) -> None:
     network, images = teacher_of(model_type).eval(), tiny_images(model_type)
@@ -254,7 +254,7 @@ def test_a_networks_parts_in_a_row_are_the_network(model_type: str) -> None:
     )
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("model_type", EACH_FAMILY)
 def test_a_familys_paths_are_all_tensors_once(model_type: str) -> None:
     network = teacher_of(model_type)
     family, config = REGISTERED[model_type], network.config

@@ -14,6 +14,7 @@ from pwl_hf import Sources
 from pwl_hf.modeling.families.registry import family_of
 from pwl_hf.modeling.routes.batchnorm import BATCH_NORMS
 from tests.modeling.types import AUDIO, IMAGES, TEXT, batch, model_class, network_config
+from tests.slow import covering, slow_but
 
 # One of each mechanism; the others are slow together.
 MECHANISMS = [
@@ -47,7 +48,14 @@ MECHANISMS = [
     "levit",
 ]
 EVERY = (*IMAGES, *TEXT, *AUDIO)
-TYPES = [name if name in MECHANISMS else pytest.param(name, marks=pytest.mark.slow) for name in EVERY]
+TYPES = slow_but(MECHANISMS, EVERY)
+# Each of the quick ones in one dtype, and in the other where it is slow.
+DTYPES = ["float32", "bfloat16"]
+OTHERS = [name for name in EVERY if name not in MECHANISMS]
+TYPES_AND_DTYPES = [
+    *covering(MECHANISMS, DTYPES),
+    *(pytest.param(name, dtype, marks=pytest.mark.slow) for name in OTHERS for dtype in DTYPES),
+]
 BY_HAND = ("vit", "deit", "dinov2", "resnet", "convnext", "swin")
 # transformers' own code fails there: a mask of another dtype, an embedding of float32.
 WITHOUT_BFLOAT16 = ["deberta"]
@@ -130,10 +138,13 @@ def test_ends_are_the_networks_and_a_twin_is_the_teacher_at_every_mask(model_typ
             )
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-@pytest.mark.parametrize("model_type", TYPES)
+@pytest.mark.parametrize(("model_type", "dtype"), TYPES_AND_DTYPES)
+def test_it_grows_from_a_folder_into_the_teacher(tmp_path: Path, model_type: str, dtype: str) -> None:
+    _grows_from_a_folder(tmp_path, model_type, getattr(torch, dtype))
+
+
 @torch.no_grad()
-def test_it_grows_from_a_folder_into_the_teacher(tmp_path: Path, model_type: str, dtype: torch.dtype) -> None:
+def _grows_from_a_folder(tmp_path: Path, model_type: str, dtype: torch.dtype) -> None:
     if model_type in WITHOUT_BFLOAT16 and dtype == torch.bfloat16:
         with pytest.raises(RuntimeError, match="BFloat16"):
             networks(model_type, dtype=dtype)[0](**given(model_type, dtype))
@@ -196,7 +207,10 @@ def _loose_buffers(runner: nn.Module, own: list[Any]) -> list[tuple[str, torch.T
     return [(name, buffer) for name, buffer in runner.named_buffers() if id(buffer) not in known]
 
 
-@pytest.mark.parametrize("model_type", ["bert", "mpnet", "llama", "wav2vec2", "wavlm", "siglip2", "focalnet"])
+@pytest.mark.parametrize(
+    "model_type",
+    slow_but(["llama", "wavlm", "siglip2"], ["bert", "mpnet", "llama", "wav2vec2", "wavlm", "siglip2", "focalnet"]),
+)
 @torch.no_grad()
 def test_it_grows_from_a_pushed_repository(tmp_path: Path, hub: Any, repo_id: str, model_type: str) -> None:
     whole, inputs = joined(model_type), given(model_type)
@@ -209,7 +223,13 @@ def test_it_grows_from_a_pushed_repository(tmp_path: Path, hub: Any, repo_id: st
     assert torch.equal(model(**inputs).logits, networks(model_type)[0](**inputs).logits)
 
 
-@pytest.mark.parametrize("model_type", ["bert", "deberta-v2", "llama", "wav2vec2", "wavlm", "clip", "mobilenet_v1"])
+@pytest.mark.parametrize(
+    "model_type",
+    slow_but(
+        ["deberta-v2", "wavlm", "mobilenet_v1"],
+        ["bert", "deberta-v2", "llama", "wav2vec2", "wavlm", "clip", "mobilenet_v1"],
+    ),
+)
 @torch.no_grad()
 def test_it_grows_by_rungs_of_precision(tmp_path: Path, model_type: str) -> None:
     whole, inputs = joined(model_type), given(model_type)

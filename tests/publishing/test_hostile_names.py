@@ -21,6 +21,7 @@ from pwl_hf.modeling.publishing.model_card import own_words, write_card
 from pwl_hf.modeling.repository.manifest import Manifest, Metric
 from pwl_hf.modeling.repository.source import Repository
 from tests.repository.helpers import INDEX, edit_json
+from tests.slow import covering
 from tests.tiny import tiny_model
 
 BEGIN, END = model_card._BEGIN, model_card._END
@@ -62,8 +63,7 @@ def measured(folder: Path, **changes: Any) -> Manifest:
     return manifest
 
 
-@pytest.mark.parametrize("field", ["name", "dataset", "split"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("name", "field"), covering(NAMES, ["name", "dataset", "split"]))
 def test_names_reach_the_card_as_text_alone(folder, field, name):
     measured(folder, **{field: name})
     text = write_card(folder).read_bytes().decode()
@@ -96,8 +96,7 @@ def test_names_reach_the_table_on_the_terminal_plainly(folder, name):
         assert "[red]markup[/red]" in text
 
 
-@pytest.mark.parametrize("key", ["dtype", "fingerprint"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("name", "key"), covering(NAMES, ["dtype", "fingerprint"]))
 def test_info_of_a_repository_is_printed_plainly(folder, capsys, monkeypatch, key, name):
     from pwl_hf.cli import main
 

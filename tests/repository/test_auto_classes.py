@@ -16,7 +16,7 @@ from transformers import (
 import pwl_hf
 from pwl_hf import PWLConfig, PWLForImageClassification, RepositoryError
 from tests.repository.helpers import bodies, load, logits, lookups, publish
-from tests.tiny import FAMILIES, tiny_config, tiny_model
+from tests.tiny import EACH_FAMILY, tiny_config, tiny_model
 
 RED = Image.new("RGB", (20, 20), "red")
 
@@ -26,7 +26,7 @@ def with_processor(folder, size=16):
     return folder
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EACH_FAMILY)
 @pytest.mark.parametrize("stage", [0, 2, "teacher"])
 def test_auto_model_takes_a_stage(saved, family, stage):
     model = AutoModelForImageClassification.from_pretrained(saved(family), stage=stage)

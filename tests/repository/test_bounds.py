@@ -20,8 +20,8 @@ from pwl_hf.modeling.repository.source import Repository
 from pwl_hf.modeling.schedule import Schedule
 from tests.repository.helpers import INDEX
 
-# Seconds that refusing or reading takes at most, with a wide margin.
-SHORT = 3.0
+# Seconds. Refusing or reading takes milliseconds; what grows without a bound would take far longer than this.
+LONG = 60.0
 SHA = "0" * 64
 
 
@@ -89,7 +89,7 @@ def test_manifest_of_more_than_there_can_be_is_refused_at_once(kind):
     started = time.monotonic()
     with pytest.raises(RepositoryError, match=match) as caught:
         Manifest.from_json(text)
-    assert time.monotonic() - started < SHORT
+    assert time.monotonic() - started < LONG
     assert len(str(caught.value)) < 400
 
 
@@ -98,7 +98,7 @@ def test_the_largest_manifests_are_read_soon(num_blocks, shared):
     text = manifest(num_blocks, shared)
     started = time.monotonic()
     read = Manifest.from_json(text)
-    assert time.monotonic() - started < SHORT
+    assert time.monotonic() - started < LONG
     assert read.num_blocks == num_blocks
 
 
@@ -139,7 +139,7 @@ def test_config_of_more_than_there_can_be_is_refused_at_once(copied, kind):
     started = time.monotonic()
     with pytest.raises(RepositoryError, match=match):
         read_config(Repository.open(copied), PWLConfig, {})
-    assert time.monotonic() - started < SHORT
+    assert time.monotonic() - started < LONG
 
 
 def test_config_that_transformers_reads_is_held_to_the_same(copied):

@@ -13,7 +13,7 @@ from huggingface_hub.errors import (
     RevisionResolutionError,
 )
 
-from pwl_hf import FetchError, RepositoryError
+from pwl_hf import FetchError, RepositoryError, RetryPolicy
 from tests.hub import Fault, HubServer
 from tests.repository.helpers import (
     INDEX,
@@ -302,7 +302,7 @@ def test_damaged_cache_is_mended_online_and_refused_offline(hub, pushed, cache):
 
 
 def test_server_error_in_the_middle_of_a_stage_attaches_nothing(hub, pushed, saved, cache):
-    model = load(pushed, cache_dir=cache)
+    model = load(pushed, cache_dir=cache, retry=RetryPolicy(tries=2, first_wait=0))
     before = logits(model)
     fault = Fault("status", path=shard(1), status=500, times=None)
     with hub.faulty(fault), pytest.raises(FetchError, match=shard(1)) as failed:

@@ -26,7 +26,7 @@ from tests.repository.helpers import (
     statistics,
     tree,
 )
-from tests.tiny import FAMILIES, WITH_BATCH_NORM, tiny_model
+from tests.tiny import EACH_FAMILY, WITH_BATCH_NORM, tiny_model
 
 MODELING = Path(__file__).resolve().parents[2] / "modeling"
 MASKS = ("TSSS", "TTSS", "TTTS", "STST")
@@ -37,7 +37,7 @@ def plainly_saved(network: PreTrainedModel, folder: Path) -> dict[str, torch.Ten
     return load_file(folder / "model.safetensors")
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EACH_FAMILY)
 def test_repository_holds_exactly_the_files_of_the_format(saved, family):
     expected = {"config.json", INDEX, STUDENT, "teacher/config.json", "teacher/model.safetensors.index.json"}
     if family == "pwl_vgg":
@@ -49,7 +49,7 @@ def test_repository_holds_exactly_the_files_of_the_format(saved, family):
     assert set(tree(saved(family))) == expected
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EACH_FAMILY)
 def test_root_file_is_what_transformers_saves_for_the_student_with_a_prefix(saved, family, tmp_path):
     plain = plainly_saved(tiny_model(family).student, tmp_path)
     stored = load_file(saved(family) / STUDENT)
@@ -57,7 +57,7 @@ def test_root_file_is_what_transformers_saves_for_the_student_with_a_prefix(save
     assert all(torch.equal(stored[f"student.{name}"], tensor) for name, tensor in plain.items())
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EACH_FAMILY)
 def test_teacher_shards_hold_each_tensor_of_a_plain_checkpoint_once(saved, family, tmp_path):
     plain = plainly_saved(tiny_model(family).teacher, tmp_path)
     index = read_json(saved(family) / "teacher" / "model.safetensors.index.json")
@@ -70,7 +70,7 @@ def test_teacher_shards_hold_each_tensor_of_a_plain_checkpoint_once(saved, famil
     assert all(torch.equal(together[name], tensor) for name, tensor in plain.items())
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EACH_FAMILY)
 def test_embedder_is_in_first_shard_and_head_in_last(saved, family):
     first, last = load_file(saved(family) / shard(1)), load_file(saved(family) / shard(4))
     assert {"classifier.weight", "classifier.bias"} <= {name.replace("classifier.1.", "classifier.") for name in last}
@@ -92,7 +92,7 @@ def test_teacher_index_of_a_plain_save_has_the_same_fields(saved, tmp_path):
     assert ours["weight_map"].keys() == plain["weight_map"].keys()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EACH_FAMILY)
 def test_teacher_config_is_the_plain_one(saved, family, tmp_path):
     teacher = tiny_model(family).teacher
     PreTrainedModel.save_pretrained(teacher, tmp_path)
@@ -103,7 +103,7 @@ def test_teacher_config_is_the_plain_one(saved, family, tmp_path):
     assert {key: ours[key] for key in plain} == plain
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EACH_FAMILY)
 def test_safetensors_headers_are_transformers_own(saved, family):
     for path in tree(saved(family)):
         if path.endswith(".safetensors"):
@@ -111,7 +111,7 @@ def test_safetensors_headers_are_transformers_own(saved, family):
                 assert file.metadata() == {"format": "pt"}
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EACH_FAMILY)
 def test_manifest_describes_every_weight_file(saved, family):
     folder, model = saved(family), tiny_model(family)
     index = read_json(folder / INDEX)
@@ -170,7 +170,7 @@ def test_config_names_nothing_of_this_machine(saved):
             assert b"_name_or_path" not in content
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EACH_FAMILY)
 def test_teacher_folder_loads_as_the_plain_teacher(saved, family):
     plain, info = AutoModelForImageClassification.from_pretrained(saved(family) / "teacher", output_loading_info=True)
     assert not any(info.values())

@@ -293,7 +293,8 @@ def test_config_that_claims_more_than_there_can_be_is_refused_at_once(copied, fa
     refuses_to_load(folder, match)
     with pytest.raises(Exception, match=match):
         AutoConfig.from_pretrained(folder)
-    assert time.monotonic() - started < 5
+    # Not as long as a billion of anything takes.
+    assert time.monotonic() - started < 60
 
 
 @pytest.mark.parametrize("text", ["", "{", "x", "[" * 100_000, "\x00", '{"model_type": "pwl"'])

@@ -24,6 +24,7 @@ from pwl_hf.modeling.repository import output_folder
 from pwl_hf.modeling.repository.files import leads_out
 from tests.children import python
 from tests.repository.helpers import INDEX, STUDENT, contents, load, logits, shard, tree
+from tests.slow import slow_but
 from tests.tiny import tiny_model, tiny_pair
 
 STRANGERS = (
@@ -229,7 +230,7 @@ def kill_in_save(folder: Path, files: int, num_stages: int = 4) -> None:
     assert python(KILLED, cwd=root, arguments=[folder, files, num_stages], timeout=120).returncode == -9
 
 
-@pytest.mark.parametrize("files", [0, 1, 13])
+@pytest.mark.parametrize("files", slow_but([1], [0, 1, 13]))
 def test_same_save_after_a_kill_needs_no_cleaning(saved, tmp_path, files):
     folder = tmp_path / "out"
     kill_in_save(folder, files)

@@ -241,6 +241,7 @@ out["stage"] = classify.model.stage
     assert found["stage"] == 2
 
 
+@pytest.mark.slow
 def test_a_teacher_that_transformers_lacks_opens_from_a_repository_without_other_code(saved, fresh_env, tmp_path):
     folder = saved("pwl_vgg")
     assert [path for path in tree(folder) if path.endswith(".py")] == ["modeling_vgg.py"]
@@ -303,7 +304,7 @@ out["answer"] = logits(model, 16)
     same(run(code, fresh_env, tmp_path)["answer"], logits(load(folder, stage="teacher")))
 
 
-@pytest.mark.parametrize("remote_code", ["none", "standalone"])
+@pytest.mark.parametrize("remote_code", ["none", pytest.param("standalone", marks=pytest.mark.slow)])
 def test_upgrade_takes_the_old_modules_out_and_nothing_else(old, remote_code, fresh_env, tmp_path):
     folder, names = old
     before, expected = weights(folder), logits(load(folder, stage="teacher"))

@@ -191,7 +191,7 @@ def test_low_precision_that_is_made_of_shards_saves_nothing_and_is_passed_over(h
     model.add_tier()
     with hub.record() as requests:
         stream = model.stream_stages(on_stage=lambda m, _: seen.append(m.sources), low_precision=asked)
-        assert stream.wait(30)
+        assert stream.wait(60)
     assert (stream.exception, seen) == (None, expected)
     assert {path for path in bodies(requests) if path.startswith("teacher/model-")} == {shard(k) for k in (1, 2, 3, 4)}
     assert torch.equal(model(tiny_images("vit")).logits, whole.teacher(tiny_images("vit")).logits)
@@ -366,7 +366,7 @@ def test_a_fault_ends_the_stream_at_its_stage_and_another_goes_on(hub, on_hub, w
     model = load(on_hub, cache_dir=tmp_path, retry=RetryPolicy(tries=2, first_wait=0))
     with hub.faulty(fault):
         stream = model.stream_stages()
-        assert stream.wait(30)
+        assert stream.wait(60)
     assert isinstance(stream.exception, RepositoryError | FetchError)
     assert path in str(stream.exception)
     assert model.sources == ("QSSS" if path == low(2) else "TQQQ")

@@ -28,7 +28,7 @@ from tests.repository.helpers import (
     tree,
     weights,
 )
-from tests.tiny import FAMILIES, tiny_config, tiny_images, tiny_model
+from tests.tiny import EACH_FAMILY, tiny_config, tiny_images, tiny_model
 
 METRIC = Metric(name="accuracy", value=0.5, dataset="digits", split="test", n=360)
 
@@ -38,7 +38,7 @@ def change_student(model: PWLForImageClassification) -> None:
         list(model.student.classifier.parameters())[-1].add_(1.0)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EACH_FAMILY)
 def test_save_from_every_stage_gives_the_same_bytes(saved, family, tmp_path):
     expected = contents(saved(family))
     model = load(saved(family))

@@ -94,7 +94,7 @@ def test_a_folder_is_checked_when_the_other_save_has_ended(two, tmp_path):
 def test_processes_leave_one_of_two_saves_whole(two, tmp_path):
     _, whole = two
     folder = tmp_path / "out"
-    commands = [[sys.executable, "-c", SAVER, str(folder), n, seed, "10"] for n, seed in (("2", "0"), ("4", "1"))]
+    commands = [[sys.executable, "-c", SAVER, str(folder), n, seed, "5"] for n, seed in (("2", "0"), ("4", "1"))]
     savers = [
         Child(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for command in commands
@@ -120,7 +120,7 @@ def test_saver_waits_for_another_and_leaves_its_temporary_files_alone(two, tmp_p
         real(tensors, path, **kwargs)
         if threading.current_thread() is first and not inside.is_set():
             inside.set()
-            assert go_on.wait(30)
+            assert go_on.wait(60)
             assert Path(path).exists(), "it was removed by the other save"
 
     def save(model, name: str) -> None:
@@ -131,7 +131,7 @@ def test_saver_waits_for_another_and_leaves_its_temporary_files_alone(two, tmp_p
     first = threading.Thread(target=save, args=(models[0], "first"))
     second = threading.Thread(target=save, args=(models[1], "second"))
     first.start()
-    assert inside.wait(30)
+    assert inside.wait(60)
     second.start()
     second.join(0.3)
     assert second.is_alive()
@@ -226,7 +226,7 @@ def test_metrics_are_written_when_a_save_that_is_under_way_has_ended(two, tmp_pa
         measuring.join(0.3)
         assert measuring.is_alive()
         assert (folder / INDEX).read_bytes() == before
-    measuring.join(30)
+    measuring.join(60)
     manifest = Manifest.from_json((folder / INDEX).read_bytes())
     assert manifest.stages[0].metrics == (metric,)
     # What was measured on the same weights stays, also if the model was loaded before.

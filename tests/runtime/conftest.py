@@ -13,13 +13,14 @@ import torch
 
 from pwl_hf import PWLForImageClassification, runtime
 from pwl_hf.runtime import RuntimeModel
+from tests.exporting.traces import traced_once
 from tests.hub import HubServer
 from tests.once import made_once
 from tests.repository.helpers import publish
-from tests.runtime.helpers import NUM_STAGES, Expected
+from tests.runtime.helpers import NUM_STAGES, Expected, graph_model
 from tests.streaming.helpers import own_threads, until
 from tests.task_models import exported_task_model
-from tests.tiny import tiny_images, tiny_model
+from tests.tiny import tiny_images
 
 # As the tiny networks take images.
 _PROCESSOR = {"image_processor_type": "ViTImageProcessor", "do_convert_rgb": True, "size": {"height": 16, "width": 16}}
@@ -34,13 +35,14 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     @cache
     def export(family: str = "vit") -> Path:
         def make(folder: Path) -> None:
-            model = tiny_model(family, NUM_STAGES)
+            model = graph_model(family)
             if family == "pwl_vgg":
                 for mask in model.schedule[1:-1]:
                     model.estimate_statistics(tiny_images(family, 8, seed=3), mask)
             folder.mkdir()
             (folder / "preprocessor_config.json").write_text(json.dumps(_PROCESSOR))
-            model.export(folder, image_size=16)
+            with traced_once():
+                model.export(folder, image_size=16)
 
         return made_once(tmp_path_factory, f"runtime-{family}", make)
 

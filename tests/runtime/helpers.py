@@ -10,9 +10,20 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from pwl_hf import PWLConfig, PWLForImageClassification, VGGConfig
 from pwl_hf.runtime import RuntimeModel
+from tests.tiny import scattered, tiny_model, tiny_pair
 
 NUM_STAGES = 3
+
+
+def graph_model(family: str) -> PWLForImageClassification:
+    """The tiny model, or a smaller VGG with networks of one size, which has one graph for each kind of layer."""
+    if family != "pwl_vgg":
+        return tiny_model(family, NUM_STAGES)
+    labels = {name: getattr(tiny_pair(family)[0], name) for name in ("id2label", "label2id")}
+    network = VGGConfig(hidden_sizes=[6, 8, 8], depths=[1] * NUM_STAGES, **labels)
+    return scattered(PWLConfig(teacher_config=network, student_config=network, num_blocks=NUM_STAGES))
 
 
 @dataclass(frozen=True)

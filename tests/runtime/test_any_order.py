@@ -16,9 +16,11 @@ from pwl_hf.modeling.publishing.push import Target, push_folder
 from pwl_hf.modeling.publishing.saving import write_schedule
 from pwl_hf.modeling.repository.source import Repository
 from pwl_hf.modeling.schedule import Schedule
+from tests.exporting.traces import traced_once
 from tests.once import made_once
 from tests.repository.helpers import INDEX, bodies, load, publish, tree
-from tests.tiny import tiny_images, tiny_model
+from tests.runtime.helpers import graph_model
+from tests.tiny import tiny_images
 
 # Neither has a stage in common with first to last, but for the first block of the second.
 ORDERS = {
@@ -37,13 +39,14 @@ def folder(order, tmp_path_factory):
     """A repository with BatchNorm statistics of every mixed stage, and graphs of all stages; not to be written to."""
 
     def make(place):
-        model = tiny_model("pwl_vgg", 3)
+        model = graph_model("pwl_vgg")
         model.set_schedule(order)
         model.estimate_statistics(tiny_images("pwl_vgg", 8, seed=3), order[1:-1])
         place.mkdir()
         processor = {"image_processor_type": "ViTImageProcessor", "size": {"height": 16, "width": 16}}
         (place / "preprocessor_config.json").write_text(json.dumps(processor))
-        model.export(place, image_size=16)
+        with traced_once():
+            model.export(place, image_size=16)
 
     return made_once(tmp_path_factory, f"order-{'-'.join(order)}", make)
 

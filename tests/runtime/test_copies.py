@@ -29,7 +29,7 @@ def test_copy_of_a_streaming_model_has_its_stage_and_no_stream(load, expected, w
             pass
         other.set_stage(1)
         assert (expected().stage_now(other), expected().stage_now(model)) == (1, 2)
-    assert stream.wait(20)
+    assert stream.wait(60)
     assert expected().stage_now(model) == LAST
 
 
@@ -65,7 +65,7 @@ def test_forked_child_has_the_stage_and_no_stream_and_grows(load, expected, thre
         assert in_fork(child) == (1, 1, None, LAST, 0)
         with pytest.raises(StageError):
             model.load_next_stage()
-    assert stream.wait(20)
+    assert stream.wait(60)
     assert known.stage_now(model) == LAST
 
 
@@ -76,11 +76,11 @@ def test_child_forked_while_the_stage_changes_has_the_lock_free(load, expected):
     def hold() -> None:
         with model._lock:
             held.set()
-            assert free.wait(30)
+            assert free.wait(60)
 
     thread = threading.Thread(target=hold)
     thread.start()
-    assert held.wait(10)
+    assert held.wait(60)
     try:
         assert in_fork(lambda: (model.load_next_stage(), expected().stage_now(model))) == (1, 1)
     finally:

@@ -59,7 +59,7 @@ def test_missing_shard_ends_the_stream_and_not_the_model(hub, pull, expected):
     model = pull(retry=RetryPolicy(tries=2, first_wait=0))
     with hub.faulty(Fault("status", path=shard(2, LAST), method="*", status=404, times=None)):
         stream = model.stream_stages()
-        assert stream.wait(20)
+        assert stream.wait(60)
     assert shard(2, LAST) in str(stream.exception)
     assert expected().stage_now(model) == model.stage == 1
     with model.stream_stages():

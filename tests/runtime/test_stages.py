@@ -106,17 +106,17 @@ def test_call_under_way_keeps_the_sessions_that_it_began_with(load, expected, mo
 
         def __call__(self, *arguments):
             entered.set()
-            assert go_on.wait(20)
+            assert go_on.wait(60)
             return session(*arguments)
 
     object.__setattr__(model._chain, "sessions", (Slow(), tail()))
     thread = threading.Thread(target=lambda: found.append(model.logits(pixel_values=expected().pixels)))
     thread.start()
-    assert entered.wait(20)
+    assert entered.wait(60)
     model.set_stage(0)
     assert (model.stage, tail() is not None) == (0, True)
     go_on.set()
-    thread.join(20)
+    thread.join(60)
     assert expected().stage_of(found[0]) == 1
     gc.collect()
     assert tail() is None
@@ -166,7 +166,7 @@ def test_stream_ends_at_the_teacher_and_tells_of_each_stage(load, expected):
 def test_stream_may_begin_with_the_model(load):
     calls = []
     model = load(stream=True, on_stage=lambda model, stage: calls.append(stage))
-    assert model.stream.wait(20)
+    assert model.stream.wait(60)
     assert (model.stage, calls) == (LAST, [1, 2, 3])
     with pytest.raises(ValueError, match="on_stage is for a stream"):
         load(on_stage=lambda model, stage: None)
@@ -181,7 +181,7 @@ def test_changes_by_others_are_refused_while_stages_are_streamed(load, expected)
                 change()
         assert expected().stage_now(model) == model.stage == 1
         stream.cancel()
-    assert stream.wait(20)
+    assert stream.wait(60)
     assert (stream.cancelled, model.stage) == (True, 1)
     model.set_stage(0)
     with model.stream_stages(2):
@@ -204,7 +204,7 @@ def test_error_of_on_stage_ends_the_stream_and_not_the_model(load, expected):
 def test_handle_keeps_no_model(load):
     model = load()
     stream = model.stream_stages()
-    assert stream.wait(20)
+    assert stream.wait(60)
     gone = weakref.ref(model)
     del model
     gc.collect()
@@ -220,7 +220,7 @@ def test_threads_get_answers_of_one_stage_alone(load, expected):
         seen.add(stage)
 
     with asking(ask, 6):
-        end = time.monotonic() + 30
+        end = time.monotonic() + 60
         while (not seen >= set(range(LAST + 1))) and time.monotonic() < end:
             with model.stream_stages(on_stage=lambda *_: time.sleep(0.1)):
                 pass
@@ -254,7 +254,7 @@ def test_shard_that_is_damaged_is_refused_by_name_and_the_model_answers(copied, 
     with pytest.raises(RepositoryError, match=shard(2, LAST)):
         model.load_next_stage()
     stream = model.stream_stages()
-    assert stream.wait(20)
+    assert stream.wait(60)
     assert isinstance(stream.exception, RepositoryError)
     assert expected().stage_now(model) == model.stage == 1
     content[-1] ^= 1

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from pwl_hf import PWLForImageClassification
+from tests.exporting.traces import traced_once
 from tests.once import made_once
 from tests.serving.served import Served, save_with_processor, serving
 from tests.serving.slim import slim_environment
@@ -28,7 +29,8 @@ def exported(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
     def make(folder: Path) -> None:
         shutil.copytree(repository, folder)
-        PWLForImageClassification.from_pretrained(folder, keep_all=True).export(folder)
+        with traced_once():
+            PWLForImageClassification.from_pretrained(folder, keep_all=True).export(folder)
 
     return made_once(tmp_path_factory, "served", make)
 

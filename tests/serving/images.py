@@ -8,6 +8,8 @@
 
 from __future__ import annotations
 
+import atexit
+import hashlib
 import json
 import os
 import re
@@ -15,6 +17,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,8 +147,25 @@ def _pip_install(image: Image, command: Sequence[str]) -> None:
     (site,) = image.python.parent.parent.glob("lib/python*/site-packages")
     for link in site.glob("*pwl_hf*"):
         link.unlink()
-    options = ["--quiet", "--no-deps", "--no-index", "--no-build-isolation", "--target", str(site)]
-    _run([sys.executable, "-m", "pip", "install", *options, image.here("/src")], os.environ)
+    options = ["--quiet", "--no-deps", "--no-index", "--target", str(site)]
+    _run([sys.executable, "-m", "pip", "install", *options, str(_wheel_of(Path(image.here("/src"))))], os.environ)
+
+
+_WHEELS: dict[str, Path] = {}
+
+
+def _wheel_of(source: Path) -> Path:
+    """The wheel of a copy of the checkout; of equal copies it is built once."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in source.rglob("*") if path.is_file()):
+        digest.update(f"{path.relative_to(source)} {path.stat().st_size} ".encode() + path.read_bytes())
+    if digest.hexdigest() not in _WHEELS:
+        folder = Path(tempfile.mkdtemp(prefix="pwl-hf-wheel-"))
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        options = ["--quiet", "--no-deps", "--no-index", "--no-build-isolation", "--wheel-dir", str(folder)]
+        _run([sys.executable, "-m", "pip", "wheel", *options, str(source)], os.environ)
+        (_WHEELS[digest.hexdigest()],) = folder.glob("*.whl")
+    return _WHEELS[digest.hexdigest()]
 
 
 def _run(command: Sequence[str], environment: Mapping[str, str]) -> None:

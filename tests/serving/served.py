@@ -78,7 +78,7 @@ class Served:
 
     def new_client(self) -> httpx2.Client:
         """A client with connections of its own."""
-        return httpx2.Client(base_url=self.url, timeout=30, trust_env=False)
+        return httpx2.Client(base_url=self.url, timeout=120, trust_env=False)
 
     def stage(self) -> dict[str, Any]:
         """What `GET /stage` says."""
@@ -125,4 +125,4 @@ def running(process: subprocess.Popen[str]) -> Iterator[Served]:
         served.client.close()
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(60)

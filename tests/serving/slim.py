@@ -40,7 +40,7 @@ def slim_environment(folder: Path, requirements: Iterable[str]) -> Path:
     Returns:
         Its interpreter.
     """
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True, timeout=60)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True, timeout=300)
     (site,) = folder.glob("lib/python*/site-packages")
     for name in closure(requirements):
         found = distribution(name)

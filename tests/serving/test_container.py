@@ -52,7 +52,7 @@ def is_healthy(image: Image, served: Served) -> bool:
     """What HEALTHCHECK says."""
     port = served.url.rpartition(":")[2]
     command = [image.here(part).replace(":8000/", f":{port}/") for part in image.health]
-    return subprocess.run(command, env=image.environment({}), capture_output=True, timeout=30).returncode == 0
+    return subprocess.run(command, env=image.environment({}), capture_output=True, timeout=120).returncode == 0
 
 
 def test_image_has_no_torch_no_user_root_and_one_place_to_write(image):

@@ -10,12 +10,13 @@ from examples import time_verification
 from tests.hub import Fault
 from tests.repository.helpers import publish, shard
 from tests.serving.served import Served, expected, png, serving
+from tests.streaming.helpers import until
 
 
 def _keep_asking(served: Served, image: bytes, answers: list, ended: threading.Event) -> None:
     with served.new_client() as client:
         while not ended.is_set():
-            answers.append((time.monotonic(), client.post("/predict", content=image)))
+            answers.append(client.post("/predict", content=image))
             time.sleep(0.02)
 
 
@@ -24,9 +25,11 @@ def test_answers_from_the_first_second_and_grows_into_the_teacher(hub, repo_id, 
     image = png()
     right = expected(repository, image)
     assert len({str(answer) for answer in right}) == 5, "stages that cannot be told apart"
-    hub.bandwidth = 60_000  # every stage takes half a second or so
+    # Each stage comes when everyone who asks was answered by the one before.
+    stalls = [Fault("stall", shard(stage), seconds=3600, times=None) for stage in range(1, 5)]
     environment = {**fresh_env, "PWL_REPO": repo_id}
     with (
+        hub.faulty(*stalls),
         hub.record() as requests,
         backend.serving(["-m", "uvicorn", "examples.serve:app", "--port", "0"], environment) as served,
     ):
@@ -40,9 +43,13 @@ def test_answers_from_the_first_second_and_grows_into_the_teacher(hub, repo_id, 
         for client in clients:
             client.start()
         seen = [served.stage()]
-        while not seen[-1]["done"]:
-            seen.append(served.wait_until(lambda now: now != seen[-1]))
-        time.sleep(0.2)  # the teacher answers too
+        for stage in range(5):
+            until(lambda: all(found and found[-1].json()["stage"] == stage for found in asked))  # noqa: B023
+            seen.append(served.stage())
+            if stage < 4:
+                stalls[stage].times = 0
+                hub.throttle.release()
+        seen.append(served.wait_until(lambda now: now["done"]))
         ended.set()
         for client in clients:
             client.join()
@@ -50,13 +57,13 @@ def test_answers_from_the_first_second_and_grows_into_the_teacher(hub, repo_id, 
     assert [s["bytes_done"] for s in seen] == sorted(s["bytes_done"] for s in seen)
     assert seen[-1]["bytes_done"] == seen[-1]["bytes_total"]
     assert not [s for s in seen if s["exception"]]
-    everything = [first, *(answer for found in asked for _, answer in found)]
+    everything = [first, *(answer for found in asked for answer in found)]
     assert {answer.status_code for answer in everything} == {200}
     for answer in everything:
         body = answer.json()
         backend.check(body["predictions"], right[body["stage"]])
     for found in asked:
-        stages = [answer.json()["stage"] for _, answer in found]
+        stages = [answer.json()["stage"] for answer in found]
         assert stages == sorted(stages)
     assert {answer.json()["stage"] for answer in everything} == {0, 1, 2, 3, 4}
 

@@ -99,23 +99,31 @@ def test_request_that_cannot_be_answered_is_400_and_no_hub_is_needed_for_the_oth
             assert len(said(service.invoke(event(png(), top_k=top_k)))["predictions"]) == count
 
 
-def test_stage_that_does_not_come_is_given_up_before_the_timeout_and_tried_again_later(hub, image, fresh_env):
-    environment = {**of_hub(fresh_env), "PWL_MARGIN_SECONDS": "1", "PWL_RETRY_SECONDS": "2"}
-    with start(image, environment, timeout=2) as service:
+@pytest.mark.parametrize(
+    ("retry", "is_tried"),
+    [("3600", False), pytest.param("0", True, marks=pytest.mark.slow)],
+    ids=["not at once", "later"],
+)
+def test_stage_that_does_not_come_is_given_up_before_the_timeout_and_tried_again_later(
+    hub, image, fresh_env, retry, is_tried
+):
+    # Two seconds to grow in, and minutes before the timeout.
+    environment = {**of_hub(fresh_env), "PWL_MARGIN_SECONDS": "600", "PWL_RETRY_SECONDS": retry}
+    with start(image, environment, timeout=602) as service:
         service.wait_until_frozen()
-        hub.bandwidth = 1000
-        assert said(service.invoke(event(png())))["stage"] == 0
-        begin = time.monotonic()
-        service.wait_until_frozen()
-        assert time.monotonic() - begin < 2
-        assert any("did not come in" in line for line in service.log)
-        hub.bandwidth, service.timeout = None, 60
+        with hub.faulty(Fault("stall", shard(1), seconds=3600, times=None)):
+            # On a busy machine the answer alone may take these.
+            while not any("did not come in" in line for line in service.log):
+                assert said(service.invoke(event(png())))["stage"] == 0
+                begin = time.monotonic()
+                service.wait_until_frozen()
+                assert time.monotonic() - begin < 600
+        service.timeout = 1200
         with hub.record() as requests:
             assert said(service.invoke(event(png())))["stage"] == 0
             service.wait_until_frozen()
-        assert not requests, "tried again at once"
-        time.sleep(2)
-        assert [said(service.invoke(event(png())))["stage"] for _ in range(2)] == [0, 1]
+        assert bool(requests) is is_tried
+        assert said(service.invoke(event(png())))["stage"] == is_tried
 
 
 def test_hub_that_fails_leaves_the_function_answering_at_its_stage(hub, image, fresh_env):

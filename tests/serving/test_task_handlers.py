@@ -24,6 +24,7 @@ from pwl_hf.modeling.publishing.push import Target, push_folder
 from tests.once import made_once
 from tests.repository.helpers import run_python
 from tests.serving.test_handler import ENDPOINT
+from tests.slow import slow_but
 from tests.task_models import KINDS, LONG, NUM_STAGES, TEXTS, sounds, task_model
 
 pytest.importorskip("soundfile")
@@ -237,7 +238,7 @@ print(json.dumps({"first": first, "answers": [handler(request) for request in re
 """
 
 
-@pytest.mark.parametrize("kind", ["texts", "tokens", "waves"])
+@pytest.mark.parametrize("kind", slow_but(["waves"], ["texts", "tokens", "waves"]))
 def test_pushed_handler_grows_from_the_disk_without_the_package(
     hub: Any, repo_id: str, folder_of: Any, whole: Any, fresh_env: dict[str, str], tmp_path: Path, kind: str
 ) -> None:

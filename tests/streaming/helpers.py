@@ -46,11 +46,11 @@ class Pause:
     def __call__(self, model: PWLForImageClassification, stage: int) -> None:
         if stage == self.stage:
             self._reached.set()
-            assert self._free.wait(30)
+            assert self._free.wait(60)
 
     def reached(self) -> None:
         """Wait until the stream stands still."""
-        assert self._reached.wait(30)
+        assert self._reached.wait(60)
 
     def let_go(self) -> None:
         self._free.set()
@@ -68,7 +68,7 @@ def own_threads() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name.startswith("pwl-")]
 
 
-def until(condition: Callable[[], object], seconds: float = 20) -> None:
+def until(condition: Callable[[], object], seconds: float = 60) -> None:
     """Wait for a condition, and fail if it does not come."""
     end = time.monotonic() + seconds
     while not condition():

@@ -12,12 +12,13 @@ import pytest
 import torch
 
 from pwl_hf import PWLForImageClassification, StageError
+from tests.slow import slow_but
 from tests.streaming.helpers import Pause, own_threads, until
 from tests.streaming.test_serving_threads import asking
 from tests.tiny import tiny_images
 
 
-def run_together(actions: list, seconds_each: float = 30) -> None:
+def run_together(actions: list, seconds_each: float = 60) -> None:
     """Run every action in a thread of its own, and raise what one of them raises."""
     errors: list[BaseException] = []
 
@@ -37,7 +38,7 @@ def run_together(actions: list, seconds_each: float = 30) -> None:
         raise errors[0]
 
 
-@pytest.mark.parametrize("family", ["vit", "resnet"])
+@pytest.mark.parametrize("family", slow_but(["resnet"], ["vit", "resnet"]))
 def test_all_calls_at_once_leave_a_model_that_is_exactly_a_stage(load, answers, tmp_path: Path, family: str) -> None:
     """Each thread does one thing again and again; only a refusal by name is allowed."""
     model, expected, refusals = load(family), answers(family), []
@@ -59,7 +60,7 @@ def test_all_calls_at_once_leave_a_model_that_is_exactly_a_stage(load, answers, 
     actions = [
         often(model.load_next_stage),
         often(lambda: model.set_stage(random.randrange(5))),
-        often(lambda: model.stream_stages().wait(20)),
+        often(lambda: model.stream_stages().wait(60)),
         often(lambda: model.save_pretrained(tmp_path / "saved"), 4),
         often(lambda: (model.train(), model.eval())),
         often(lambda: model.to("cpu", torch.float32)),
@@ -70,7 +71,7 @@ def test_all_calls_at_once_leave_a_model_that_is_exactly_a_stage(load, answers, 
         often(lambda: [p.numel() for p in model.parameters()]),
         often(lambda: model.teacher),
     ]
-    run_together(actions, 60)
+    run_together(actions)
     until(lambda: not own_threads())
     assert refusals
     allowed = ("stages are being streamed", "is at its last stage", "is no stage", "lies behind")
@@ -90,7 +91,7 @@ def test_a_save_during_a_stream_is_the_whole_repository(load, saved, tmp_path: P
     stream = model.stream_stages(on_stage=pause)
     with pause:
         model.save_pretrained(tmp_path)
-    assert stream.wait(20)
+    assert stream.wait(60)
     assert stream.exception is None
     for path in saved("resnet").rglob("*.safetensors"):
         assert (tmp_path / path.relative_to(saved("resnet"))).read_bytes() == path.read_bytes()
@@ -105,7 +106,7 @@ def test_saving_over_the_own_folder_during_a_stream_disturbs_neither(saved, answ
             # Learned since: the student's rest has another file, and another hash, now.
             model.student.classifier.bias.add_(1)
         model.save_pretrained(tmp_path)
-    assert stream.wait(20)
+    assert stream.wait(60)
     assert stream.exception is None
     assert answers().stage_now(model) == 4
     model.set_stage(0)
@@ -177,7 +178,7 @@ def test_train_during_a_stream_is_followed_and_eval_restores_the_answers(load, a
     stream = model.stream_stages(on_stage=pause)
     with pause:
         model.train()
-    assert stream.wait(20)
+    assert stream.wait(60)
     assert stream.exception is None
     assert model.training
     assert not model.teacher.training
@@ -219,5 +220,5 @@ def test_an_estimate_holds_the_stage_until_it_is_done(load, answers) -> None:
     pause.reached()
     model.estimate_statistics(batches())
     assert stages == [2, 2, 2, 2]
-    assert stream.wait(20)
+    assert stream.wait(60)
     assert (stream.exception, answers("resnet").stage_now(model)) == (None, 3)

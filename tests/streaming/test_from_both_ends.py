@@ -32,9 +32,9 @@ def test_the_last_are_done_beside_the_first() -> None:
     def work(item: str, _: threading.Event) -> threading.Thread:
         if item == "large":
             at_large.set()
-            assert small.wait(20)
+            assert small.wait(60)
         elif item == "small":
-            assert at_large.wait(20)
+            assert at_large.wait(60)
             small.set()
         return threading.current_thread()
 
@@ -50,15 +50,15 @@ def test_after_a_failure_here_the_other_is_asked_to_end_and_nothing_is_begun() -
     def work(item: str, ended: threading.Event) -> None:
         begun.append(item)
         if item == "first":
-            assert is_at_last.wait(20)
+            assert is_at_last.wait(60)
             raise OSError("no more")
         is_at_last.set()
-        if ended.wait(20):
+        if ended.wait(60):
             was_asked.set()
 
     with pytest.raises(OSError, match="no more"):
         download_concurrently(["first", "second", "third", "last"], work)
-    assert was_asked.wait(20)
+    assert was_asked.wait(60)
     assert sorted(begun) == ["first", "last"]
 
 
@@ -69,7 +69,7 @@ def test_a_failure_beside_is_raised_when_the_work_here_is_done() -> None:
     def work(item: str, _: threading.Event) -> None:
         begun.append(item)
         if item == "last":
-            assert at_first.wait(20)
+            assert at_first.wait(60)
             raise OSError("no more")
         at_first.set()
         until(lambda: not own_threads())

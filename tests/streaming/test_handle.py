@@ -28,7 +28,7 @@ from tests.streaming.helpers import Pause, own_threads, until
 def test_a_stream_ends_at_the_teacher_and_answers_as_it(load, answers, family: str) -> None:
     model = load(family)
     stream = model.stream_stages()
-    assert stream.wait(30) is True
+    assert stream.wait(60) is True
     assert (stream.done, stream.exception, stream.cancelled) == (True, None, False)
     assert (stream.stage, stream.until_stage, model.stage) == (4, 4, 4)
     assert answers(family).stage_now(model) == 4
@@ -81,7 +81,7 @@ def test_a_cached_stream_asks_for_nothing_and_counts_the_same(hub, pull) -> None
 def test_nothing_left_to_stream_is_an_end_at_once(load) -> None:
     for model, last in ((load(stage=4), "teacher"), (load(stage=2), 2)):
         stream = model.stream_stages(last)
-        assert stream.wait(10)
+        assert stream.wait(60)
         assert (stream.stage, stream.bytes_total, stream.exception) == (model.stage, 0, None)
 
 
@@ -92,7 +92,7 @@ def test_wait_with_a_timeout_tells_that_it_has_not_ended(load) -> None:
         assert stream.wait(0) is False
         assert stream.wait(0.05) is False
         assert (stream.done, stream.exception) == (False, None)
-    assert stream.wait(30) is True
+    assert stream.wait(60) is True
 
 
 # --- At once ----------------------------------------------------------------------------------------------------
@@ -101,12 +101,13 @@ def test_wait_with_a_timeout_tells_that_it_has_not_ended(load) -> None:
 @pytest.mark.parametrize("auto", [False, True])
 def test_from_pretrained_with_stream_grows_on_its_own(hub, pull, repo_id, tmp_path, answers, auto: bool) -> None:
     pull()
-    hub.latency = 0.2  # Long enough for a first answer, on a busy machine as well.
+    # Nothing of a later stage comes before the first answer.
+    hub.faults.append(Fault("stall", "/teacher/", seconds=3600, times=None))
     load = (AutoModelForImageClassification if auto else PWLForImageClassification).from_pretrained
     model = load(repo_id, cache_dir=tmp_path / "second", stream=True)
     assert (model.stage, answers().stage_now(model)) == (0, 0)
-    hub.latency = 0
-    assert model.stream.wait(30)
+    hub.reset()
+    assert model.stream.wait(60)
     assert (model.stage, answers().stage_now(model)) == (4, 4)
 
 
@@ -119,16 +120,14 @@ def test_stream_begins_at_the_stage_asked_for(load) -> None:
 # --- Cancelled --------------------------------------------------------------------------------------------------
 
 
-def test_cancelled_amid_a_download_it_ends_soon_and_leaves_the_stage(hub, pull, answers) -> None:
+def test_cancelled_amid_a_download_it_ends_and_leaves_the_stage(hub, pull, answers) -> None:
     model = pull()
-    # For a minute.
-    hub.bandwidth = model.parts.store.manifest.get(shard(1)).bytes / 60
+    # For hours.
+    hub.bandwidth = 1
     stream = model.stream_stages()
     until(lambda: shard(1) in bodies(hub.requests))
     stream.cancel()
-    started = time.monotonic()
-    assert stream.wait(5)
-    assert time.monotonic() - started < 1
+    assert stream.wait(60)
     assert (stream.cancelled, stream.exception, stream.stage, model.stage) == (True, None, 0, 0)
     assert answers().stage_now(model) == 0
     # A new stream does not wait for the old one's rest, and goes on.
@@ -141,15 +140,15 @@ def test_cancelled_amid_a_download_it_ends_soon_and_leaves_the_stage(hub, pull, 
 
 def test_a_cancelled_download_is_not_gone_on_with(hub, pull) -> None:
     model = pull()
-    hub.bandwidth = 50_000
-    stream = model.stream_stages()
-    until(lambda: shard(1) in bodies(hub.requests))
-    stream.cancel()
+    with hub.faulty(Fault("stall", shard(1), after=1000, seconds=3600)):
+        stream = model.stream_stages()
+        until(lambda: shard(1) in bodies(hub.requests))
+        stream.cancel()
     until(lambda: not own_threads())
+    assert shard(2) not in bodies(hub.requests)
     hub.clear_requests()
     time.sleep(0.2)
     assert hub.requests == []
-    assert shard(2) not in bodies(hub.requests)
 
 
 def test_cancelled_between_stages_it_stays_there(load, answers) -> None:
@@ -158,7 +157,7 @@ def test_cancelled_between_stages_it_stays_there(load, answers) -> None:
     with pause:
         stream.cancel()
         stream.cancel()
-    assert stream.wait(10)
+    assert stream.wait(60)
     assert (stream.cancelled, stream.stage, model.stage, answers().stage_now(model)) == (True, 2, 2, 2)
     assert stream.bytes_done < stream.bytes_total
     model.load_next_stage()
@@ -167,13 +166,13 @@ def test_cancelled_between_stages_it_stays_there(load, answers) -> None:
 
 
 def test_cancelled_while_the_hub_is_waited_for_it_ends_at_once(hub, pull) -> None:
-    model = pull(retry=RetryPolicy(tries=9, first_wait=60, max_wait=60))
-    with hub.faulty(Fault("status", path="/teacher/", times=None, headers={"Retry-After": "60"})):
+    model = pull(retry=RetryPolicy(tries=9, first_wait=3600, max_wait=3600, max_seconds=10**6))
+    with hub.faulty(Fault("status", path="/teacher/", times=None, headers={"Retry-After": "3600"})):
         stream = model.stream_stages()
         until(lambda: any(r.fault for r in hub.requests))
         stream.cancel()
-        assert stream.wait(5)
-        until(lambda: not own_threads(), 5)
+        assert stream.wait(60)
+        until(lambda: not own_threads())
     assert (stream.cancelled, model.stage) == (True, 0)
 
 
@@ -191,7 +190,7 @@ def test_a_fault_that_lasts_ends_it_with_the_error_and_the_next_goes_on(hub, pul
     model = pull(retry=RetryPolicy(tries=2, first_wait=0.01))
     with hub.faulty(Fault("status", path=shard(3), times=None)):
         stream = model.stream_stages()
-        assert stream.wait(30)
+        assert stream.wait(60)
     assert isinstance(stream.exception, FetchError)
     assert shard(3) in str(stream.exception)
     assert (stream.stage, stream.cancelled, model.stage, answers().stage_now(model)) == (2, False, 2, 2)
@@ -208,7 +207,7 @@ def test_an_error_of_on_stage_ends_it_and_is_its_exception(load, answers) -> Non
 
     model = load()
     stream = model.stream_stages(on_stage=on_stage)
-    assert stream.wait(10)
+    assert stream.wait(60)
     assert isinstance(stream.exception, KeyError)
     assert (stream.stage, model.stage, answers().stage_now(model)) == (2, 2, 2)
     model.stream_stages().wait()
@@ -220,7 +219,7 @@ def test_a_changed_student_ends_it_with_a_stage_error(load) -> None:
     with torch.no_grad():
         next(model.student.parameters()).add_(1)
     stream = model.stream_stages()
-    assert stream.wait(10)
+    assert stream.wait(60)
     assert isinstance(stream.exception, StageError)
     assert model.stage == 0
 
@@ -322,8 +321,10 @@ def test_a_process_that_ends_amid_a_stream_ends_cleanly(hub, pull, repo_id, fres
         "while model.stage < 1: time.sleep(0.01)\n"
         "print(model.stage < 4, model.stream.done)"
     )
-    hub.bandwidth = 60_000
+    # The stream waits for a byte then, and the process for the stream.
+    hub.faults.append(Fault("stall", shard(2), after=1000, seconds=3600, times=None))
     command = [sys.executable, "-c", code, repo_id, fresh_env["HF_HOME"] + "/own"]
-    done = subprocess.run(command, env={**os.environ, **fresh_env}, capture_output=True, text=True, timeout=120)
+    env = {**os.environ, **fresh_env, "HF_HUB_DOWNLOAD_TIMEOUT": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stdout.split()) == (0, ["True", "False"]), done.stderr[-2000:]
     assert "Error" not in done.stderr

@@ -24,12 +24,10 @@ def asked(hub: HubServer) -> set[str]:
     return {r.file for r in hub.requests if r.file and r.method == "GET"} & set().union(*NEW.values())
 
 
-def settled(hub: HubServer) -> set[str]:
-    """What was asked for when no new request has come for a while."""
-    count = -1
-    while count != len(hub.requests):
-        count = len(hub.requests)
-        time.sleep(0.3)
+def settled(hub: HubServer, expected: set[str]) -> set[str]:
+    """What was asked for some time after all that is expected was."""
+    until(lambda: asked(hub) >= expected)
+    time.sleep(0.3)
     return asked(hub)
 
 
@@ -45,14 +43,14 @@ def test_files_come_stage_by_stage_and_each_once(hub, pull) -> None:
 
 
 def test_small_files_come_beside_large_ones(hub, pull) -> None:
-    stalled = hub.faults.append(Fault("stall", shard(1), seconds=20))
+    hub.faults.append(Fault("stall", shard(1), seconds=3600, times=None))
     model = pull()
     stream = model.stream_stages(1)
     # A stalled shard is not waited for.
-    until(lambda: stalled.times == 0 and model.parts.store.repository.local(encoder(1)) is not None)
+    until(lambda: shard(1) in asked(hub) and model.parts.store.repository.local(encoder(1)) is not None)
     assert not stream.done
     stream.cancel()
-    assert stream.wait(5)
+    assert stream.wait(60)
 
 
 def test_files_come_once_also_with_force_download(hub, pull) -> None:
@@ -87,15 +85,16 @@ def test_the_look_ahead_is_bounded_in_bytes(hub, pull, saved, ahead: tuple[int, 
 
     def advance(stage: int) -> None:
         held.set()
-        assert free.wait(30)
+        assert free.wait(60)
         plain(stage)
 
     model._advance = advance
     stream = model.stream_stages(lookahead_bytes=size_of(saved("vit"), *ahead))
-    assert held.wait(20)
-    assert settled(hub) == set().union(*(NEW[stage] for stage in expected))
+    assert held.wait(60)
+    files = set().union(*(NEW[stage] for stage in expected))
+    assert settled(hub, files) == files
     free.set()
-    assert stream.wait(30)
+    assert stream.wait(60)
     assert (stream.exception, model.stage, asked(hub)) == (None, 4, set().union(*NEW.values()))
 
 
@@ -104,70 +103,35 @@ def test_a_stage_larger_than_the_look_ahead_is_fetched_one_ahead(hub, pull) -> N
     hub.clear_requests()
     stream = model.stream_stages(lookahead_bytes=1, on_stage=pause)
     with pause:
-        assert settled(hub) == NEW[1] | NEW[2]
+        assert settled(hub, NEW[1] | NEW[2]) == NEW[1] | NEW[2]
     stream.wait()
     assert (stream.exception, model.stage) == (None, 4)
 
 
-def test_attaching_costs_no_time_of_the_network(hub, pull, saved) -> None:
-    """Four stages that take as long to attach as to fetch: with look-ahead the two go on at once."""
-    fetching, seconds = 0.35, {}
-    for lookahead in (0, 10**9):
-        model = pull(force_download=True)
-        hub.bandwidth = size_of(saved("vit"), 2) / fetching
-        plain = model._advance
-
-        def advance(stage: int, plain=plain) -> None:
-            time.sleep(fetching)
-            plain(stage)
-
-        model._advance = advance
-        started = time.monotonic()
-        stream = model.stream_stages(lookahead_bytes=lookahead)
-        assert stream.wait(60)
-        seconds[lookahead] = time.monotonic() - started
-        hub.bandwidth = None
-        assert (stream.exception, model.stage) == (None, 4)
-    assert seconds[0] - seconds[10**9] > 1.5 * fetching
-
-
 def test_the_bandwidth_limit_holds_on_average(hub, pull, saved) -> None:
     model, total = pull(), size_of(saved("vit"), 1, 2, 3, 4)
-    rate, started = total / 1.5, time.monotonic()
-    stream = model.stream_stages(max_bytes_per_second=rate)
+    started = time.monotonic()
+    stream = model.stream_stages(max_bytes_per_second=total / 0.5)
     stream.wait()
-    seconds = time.monotonic() - started
+    assert time.monotonic() - started >= 0.5
     assert (stream.exception, stream.bytes_total) == (None, total)
-    assert 1.4 < seconds < 4
-
-
-def test_a_limit_above_what_the_network_gives_costs_nothing(hub, pull, saved) -> None:
-    total, seconds = size_of(saved("vit"), 1, 2, 3, 4), []
-    hub.bandwidth = total / 1.5
-    for limit in (None, total / 1.2):
-        model, started = pull(force_download=True), time.monotonic()
-        model.stream_stages(max_bytes_per_second=limit).wait()
-        seconds.append(time.monotonic() - started)
-    # One after the other they would take 1.2 s more.
-    assert seconds[1] - seconds[0] < 0.8
 
 
 def test_what_is_cached_is_not_held_back(pull) -> None:
     pull().stream_stages().wait()
-    model, started = pull(), time.monotonic()
-    model.stream_stages(max_bytes_per_second=1000).wait()
-    assert model.stage == 4
-    assert time.monotonic() - started < 5
-
-
-def test_a_limited_stream_is_cancelled_at_once(pull) -> None:
     model = pull()
-    stream = model.stream_stages(max_bytes_per_second=100)
-    time.sleep(0.3)
+    # It would take days.
+    stream = model.stream_stages(max_bytes_per_second=1)
+    assert stream.wait(60)
+    assert model.stage == 4
+
+
+def test_a_limited_stream_is_cancelled(hub, pull) -> None:
+    model = pull()
+    stream = model.stream_stages(max_bytes_per_second=1)
+    until(lambda: shard(1) in bodies(hub.requests))
     stream.cancel()
-    started = time.monotonic()
-    assert stream.wait(10)
-    assert time.monotonic() - started < 2
+    assert stream.wait(60)
     assert (stream.cancelled, model.stage) == (True, 0)
 
 

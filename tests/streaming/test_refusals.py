@@ -27,7 +27,7 @@ def test_changes_of_stage_during_a_stream_are_refused(load, answers, change) -> 
         with pytest.raises(StageError, match=r"streamed, up to stage 3: cancel the stream and wait"):
             change(model)
         assert (model.stage, model.stream is stream) == (1, True)
-    assert stream.wait(20)
+    assert stream.wait(60)
     assert (stream.exception, answers().stage_now(model)) == (None, 3)
     change(model)
     model.stream.wait()

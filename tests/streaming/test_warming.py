@@ -212,7 +212,7 @@ def test_a_failure_in_the_warm_up_leaves_the_model_exactly_at_its_stage(
     with monkeypatch.context() as patch:
         patch.setattr(Converter, "forward", fail)
         stream = model.stream_stages()
-        assert stream.wait(20)
+        assert stream.wait(60)
         assert expected.stage_now(model) == 1
     assert isinstance(stream.exception, MemoryError)
     assert (stream.stage, model.stage, model._router._current is route, model.parts.resident() == pieces) == (

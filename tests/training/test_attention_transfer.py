@@ -8,7 +8,7 @@ import torch
 from pwl_hf.training.objective.attention import attention_distance, attention_map
 from pwl_hf.training.objective.distillation import build_objective
 from pwl_hf.training.objective.objective_arguments import ObjectiveArguments
-from tests.tiny import FAMILIES, tiny_images, tiny_model
+from tests.tiny import EACH_FAMILY, tiny_images, tiny_model
 
 
 def test_map_is_the_mean_square_over_channels_at_length_one():
@@ -47,7 +47,7 @@ def test_other_places_are_refused():
         attention_distance(torch.ones(1, 4, 2), torch.ones(1, 5, 2))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EACH_FAMILY)
 def test_term_is_the_mean_over_the_ends_of_the_blocks(family):
     model, images = tiny_model(family), tiny_images(family)
     options = ObjectiveArguments(alpha=0.0, attention_weight=0.8, attention_blocks=[1, 3])

@@ -13,6 +13,7 @@ from pwl_hf import Metric, PWLForImageClassification, RepositoryError
 from pwl_hf.modeling.publishing.saving import write_metrics
 from pwl_hf.modeling.repository.manifest import Manifest
 from pwl_hf.training.trainer.checkpoints import CheckpointWriter, last_checkpoint, restore
+from tests.slow import slow_but
 from tests.tiny import tiny_config, tiny_images, tiny_model
 from tests.training.tiny_runs import differences, everything, tiny_trainer
 
@@ -24,7 +25,7 @@ def _same_file(one, other):
     return all(os.path.samefile(one / shard, other / shard) for shard in SHARDS)
 
 
-@pytest.mark.parametrize("family", ["vit", "resnet"])
+@pytest.mark.parametrize("family", slow_but(["resnet"], ["vit", "resnet"]))
 def test_every_checkpoint_is_a_repository_with_the_teacher_once(family, tmp_path):
     trainer = tiny_trainer(
         tmp_path, family, **SAVING, processing_class=ViTImageProcessorPil(size={"height": 8, "width": 8})

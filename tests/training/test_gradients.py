@@ -11,7 +11,7 @@ from transformers.modeling_outputs import ImageClassifierOutput
 
 from pwl_hf.data.digits import image_processor
 from pwl_hf.training.images.gradients import fingerprint, integrated_gradients, pixel_range
-from tests.tiny import FAMILIES, tiny_images, tiny_model
+from tests.tiny import EACH_FAMILY, tiny_images, tiny_model
 
 BLACK = torch.tensor([-1.0, -0.5, 0.25])[:, None, None]
 TARGET = torch.tensor([3, 0])
@@ -36,7 +36,7 @@ def test_attributions_of_a_polynomial_are_exact():
     torch.testing.assert_close(found, exact.abs().sum(1).detach())
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EACH_FAMILY)
 def test_attributions_of_a_network_are_the_integral_along_the_line(family):
     teacher, images = tiny_model(family).teacher, tiny_images(family)
     found = integrated_gradients(teacher, images, TARGET, BLACK, steps=3)

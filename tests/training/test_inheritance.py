@@ -18,7 +18,7 @@ from pwl_hf.training.networks.inheritance import inherit
 from pwl_hf.training.networks.network_arguments import NetworkArguments
 from pwl_hf.training.networks.presets import PRESETS
 from tests.modeling.driven import LanguageModel, config_of, driven_model, texts
-from tests.tiny import FAMILIES, WITH_BATCH_NORM, tiny_images, tiny_model, tiny_pair
+from tests.tiny import EACH_FAMILY, WITH_BATCH_NORM, tiny_images, tiny_model, tiny_pair
 
 _ATTENTION = ({"hidden_size": 32, "num_attention_heads": 4}, {"hidden_size": 16, "num_attention_heads": 2})
 _LEVELS = ({"hidden_sizes": [8, 12, 16, 24]}, {"hidden_sizes": [4, 6, 8, 12]})
@@ -75,7 +75,7 @@ def batches(model_type: str, count: int = 64) -> list[dict[str, torch.Tensor]]:
     return [{"pixel_values": tiny_images(model_type, count)}]
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("model_type", EACH_FAMILY)
 def test_every_module_of_half_the_depth_is_the_teacher_s(model_type):
     model = half_depth(model_type)
     for buffer in model.teacher.buffers():
@@ -108,7 +108,7 @@ def test_choices_take_the_layers_that_they_say():
     }
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("model_type", EACH_FAMILY)
 def test_student_as_deep_as_its_teacher_answers_as_it_does_on_every_path(model_type):
     teacher, _ = tiny_pair(model_type)
     model = PWLForImageClassification.from_teacher_student(
@@ -211,7 +211,7 @@ def assert_unchanged(model: Any, before: dict[str, torch.Tensor]) -> None:
     assert all(torch.equal(after[name], before[name]) for name in before)
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("model_type", EACH_FAMILY)
 def test_a_narrower_student_is_sliced_and_its_teacher_unchanged(model_type, caplog):
     model = half_width(model_type)
     teacher = {name: tensor.clone() for name, tensor in model.teacher.state_dict().items()}
@@ -231,7 +231,7 @@ def test_a_narrower_student_is_sliced_and_its_teacher_unchanged(model_type, capl
     assert_unchanged(again, dict(model.state_dict()))
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("model_type", EACH_FAMILY)
 @pytest.mark.parametrize("preset", PRESETS)
 def test_students_of_every_preset_begin_as_slices(model_type, preset):
     teacher, _ = tiny_pair(model_type)
@@ -243,7 +243,7 @@ def test_students_of_every_preset_begin_as_slices(model_type, preset):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("model_type", EACH_FAMILY)
 def test_a_slice_is_nearer_to_its_teacher_than_a_random_student(model_type):
     """The student's own features, brought back by the decoders, and the teacher's."""
     model = half_width(model_type)

@@ -25,7 +25,7 @@ from pwl_hf.training.networks.building import (
 from pwl_hf.training.networks.network_arguments import NetworkArguments, TeacherArguments
 from pwl_hf.training.networks.presets import PRESETS, preset_overrides
 from pwl_hf.training.networks.processing import image_processor
-from tests.tiny import FAMILIES, tiny_images, tiny_pair
+from tests.tiny import EACH_FAMILY, tiny_images, tiny_pair
 
 NAMES = ["ant", "bee", "cat", "dog", "elk"]
 
@@ -37,7 +37,7 @@ def arguments(**kwargs: object) -> NetworkArguments:
 # --- Sizes ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("model_type", EACH_FAMILY)
 @pytest.mark.parametrize("preset", PRESETS)
 def test_preset_of_every_family_joins_with_its_teacher(model_type, preset):
     teacher, _ = tiny_pair(model_type)
@@ -83,7 +83,7 @@ def test_overrides_come_after_the_preset_and_labels_are_the_teacher_s():
     assert teacher.num_hidden_layers == 8
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("model_type", EACH_FAMILY)
 def test_derived_config_follows_in_what_depends(model_type):
     teacher, student = tiny_pair(model_type)
     name = "num_hidden_layers" if model_type in ("vit", "deit", "dinov2") else "depths"
@@ -200,7 +200,7 @@ def test_network_that_does_not_choose_one_label_of_several_is_refused_by_name(tm
     assert (network.config.num_labels, network.config.problem_type) == (2, None)
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("model_type", EACH_FAMILY)
 def test_teacher_of_every_family_has_the_data_s_labels(model_type, tmp_path):
     config, _ = tiny_pair(model_type)
     config.save_pretrained(tmp_path)

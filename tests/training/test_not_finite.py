@@ -12,6 +12,7 @@ from pwl_hf import PWLError, PWLForImageClassification, TrainingError
 from pwl_hf.training import train, train_teacher
 from pwl_hf.training.objective.distillation import Distillation
 from pwl_hf.training.trainer.hub import HubTrainer
+from tests.slow import covering
 from tests.tiny import tiny_images, tiny_model
 from tests.training.tiny_runs import differences, everything, tiny_trainer
 
@@ -49,8 +50,7 @@ def spoil(trainer, first: int, value: float = NAN) -> None:
 # --- The loss ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", ["vit", "resnet"])
-@pytest.mark.parametrize("value", [NAN, float("inf")])
+@pytest.mark.parametrize(("family", "value"), covering(["vit", "resnet"], [NAN, float("inf")]))
 def test_a_loss_that_is_not_finite_ends_the_run_at_the_next_log_with_its_step(family, value, tmp_path):
     trainer = tiny_trainer(tmp_path, family, max_steps=6, logging_steps=2, save_strategy="steps", save_steps=2)
     spoil(trainer, 3, value)
@@ -115,16 +115,18 @@ def test_steps_that_a_scaler_skips_are_no_fault(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "name",
-    [
-        "student.classifier.1.bias",
-        "encoders.2.weight",
-        "decoders.1.bias",
-        "student.resnet.embedder.embedder.normalization.running_var",
-        "teacher.classifier.1.bias",
-    ],
+    ("name", "value"),
+    covering(
+        [
+            "student.classifier.1.bias",
+            "encoders.2.weight",
+            "decoders.1.bias",
+            "student.resnet.embedder.embedder.normalization.running_var",
+            "teacher.classifier.1.bias",
+        ],
+        [NAN, float("inf")],
+    ),
 )
-@pytest.mark.parametrize("value", [NAN, float("inf")])
 def test_weights_that_are_not_finite_are_not_saved_over_good_ones(name, value, tmp_path):
     trainer = tiny_trainer(tmp_path, "resnet", max_steps=2, save_strategy="steps", save_steps=1, logging_strategy="no")
     trainer.add_callback(Break(name, 2, value))

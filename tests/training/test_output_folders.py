@@ -13,6 +13,7 @@ from pwl_hf import OverwriteError, PWLForImageClassification, demo
 from pwl_hf.training import train_teacher as teacher_script
 from pwl_hf.training.train import command_line, train
 from tests.repository.helpers import load, tree
+from tests.slow import slow_but
 from tests.tiny import tiny_images, tiny_model, tiny_pair
 from tests.training.tiny_runs import differences, everything, tiny_trainer
 
@@ -66,7 +67,7 @@ def test_files_of_others_in_the_folders_of_a_run_stay(tmp_path):
     assert not differences(everything(load(tmp_path, keep_all=True)), everything(again.model))
 
 
-@pytest.mark.parametrize("left", ["no manifest", "student alone", "half a file"])
+@pytest.mark.parametrize("left", slow_but(["half a file"], ["no manifest", "student alone", "half a file"]))
 def test_checkpoint_that_a_killed_run_left_half_written_is_written_again_on_resuming(left, tmp_path):
     tiny_trainer(tmp_path, **SAVING).train()
     folder = tmp_path / "checkpoint-4"

@@ -10,6 +10,7 @@ from torch import nn
 from transformers import TrainerCallback
 
 from pwl_hf import RepositoryError
+from tests.slow import slow_but
 from tests.tiny import tiny_images, tiny_model
 from tests.training.tiny_runs import differences, everything, tiny_trainer
 
@@ -67,8 +68,12 @@ def _run(folder, model, family, steps, **options):
     [
         ("vit", 3, {}),
         ("resnet", 3, {"optim": "sgd", "lr_scheduler_type": "linear", "warmup_steps": 2}),
-        ("vit", 4, {"eval_strategy": "steps", "eval_steps": 1}),  # 4 steps are an epoch
-        ("vit", 3, {"gradient_accumulation_steps": 2, "optim": "sgd", "optim_args": "momentum=0.9"}),
+        # 4 steps are an epoch.
+        pytest.param("vit", 4, {"eval_strategy": "steps", "eval_steps": 1}, marks=pytest.mark.slow),
+        pytest.param(
+            *("vit", 3, {"gradient_accumulation_steps": 2, "optim": "sgd", "optim_args": "momentum=0.9"}),
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_killed_and_resumed_equals_uninterrupted(family, killed_after, options, tmp_path):
@@ -115,7 +120,7 @@ def test_resuming_passes_over_a_half_written_checkpoint(tmp_path):
     assert (tmp_path / "checkpoint-3" / "trainer_state.json").is_file()
 
 
-@pytest.mark.parametrize("family", ["vit", "resnet"])
+@pytest.mark.parametrize("family", slow_but(["resnet"], ["vit", "resnet"]))
 def test_the_best_model_is_loaded_to_the_last_buffer(family, tmp_path):
     trainer = _run(
         tmp_path,

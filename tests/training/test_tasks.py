@@ -24,6 +24,7 @@ from pwl_hf.training.networks.processing import processing_for
 from tests.data.sounds import encoded, sound_table, tone
 from tests.modeling.texts import bert_tokenizer
 from tests.modeling.types import AUDIO, TEXT, network_config
+from tests.slow import slow_but
 
 TEXTS = ["good film", "bad film", "a very good w1", "very bad", "good w2", "bad a w3 w4 w5", "good good", "bad"]
 # A window of the spectrogram is 400 samples.
@@ -117,6 +118,7 @@ def test_a_run_ends_with_a_repository_that_pipelines_open(task: Task, tmp_path: 
     assert len(train(tmp_path / "again", "--model", str(tmp_path / "out"), *task.given)) == 3
 
 
+@pytest.mark.parametrize("task", slow_but(["text-classification"], NAMES), indirect=True)
 def test_a_killed_run_goes_on_as_if_it_had_not_been(task: Task, tmp_path: Path) -> None:
     options = ["--teacher", str(task.folder / "teacher"), "--student_preset", "half", "--num_blocks", "2", *task.given]
     options += ["--save_strategy", "steps", "--save_steps", "2"]

@@ -12,7 +12,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from pwl_hf.training.supervised import SupervisedTrainer
 from pwl_hf.training.train_teacher import command_line, main
-from tests.tiny import FAMILIES, tiny_images, tiny_pair
+from tests.tiny import EACH_FAMILY, tiny_images, tiny_pair
 
 NAMES = ["ant", "bee", "cat"]
 SHORT = ["--max_steps", "2", "--per_device_train_batch_size", "4", "--disable_tqdm", "true", "--use_cpu"]
@@ -33,7 +33,7 @@ def images(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("model_type", EACH_FAMILY)
 def test_every_family_leaves_a_checkpoint_with_labels_and_processor(model_type, images, tmp_path):
     config, _ = tiny_pair(model_type)
     config.save_pretrained(tmp_path / "config")

@@ -16,6 +16,7 @@ from pwl_hf.training.objective.objective_arguments import ObjectiveArguments
 from pwl_hf.training.trainer.parameter_groups import parameter_groups
 from pwl_hf.training.trainer.pwl_trainer import PWLTrainer
 from pwl_hf.training.trainer.training_arguments import PWLTrainingArguments
+from tests.slow import slow_but
 from tests.tiny import tiny_model
 from tests.training.tiny_runs import AUGMENTATION, Pictures, differences, everything, tiny_trainer
 
@@ -276,7 +277,7 @@ def test_several_sets_are_measured_by_name(tmp_path):
     assert {"eval_one_accuracy_stage_0", "eval_two_accuracy_stage_4"} <= set(trainer.evaluate())
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", slow_but(["resnet"], FAMILIES))
 def test_evaluating_does_not_disturb_training(family, tmp_path):
     def run(**options):
         trainer = tiny_trainer(tmp_path, family, **options)

@@ -8,6 +8,7 @@ from transformers import AutoImageProcessor, ViTImageProcessorPil
 from pwl_hf import Metric, PWLForImageClassification
 from pwl_hf.modeling.publishing.saving import write_metrics
 from tests.hub import Fault
+from tests.slow import slow_but
 from tests.training.tiny_runs import differences, everything, tiny_trainer
 
 PROCESSOR = {"size": {"height": 16, "width": 16}}
@@ -75,7 +76,9 @@ def test_saving_pushes_when_it_is_asked_for(hub, repo_id, tmp_path):
     assert not differences(everything(loaded), everything(trainer.model))
 
 
-@pytest.mark.parametrize("strategy", ["end", "every_save", "checkpoint", "all_checkpoints"])
+@pytest.mark.parametrize(
+    "strategy", slow_but(["end", "checkpoint"], ["end", "every_save", "checkpoint", "all_checkpoints"])
+)
 def test_hub_strategies(strategy, hub, repo_id, tmp_path):
     trainer = _trainer(tmp_path, repo_id, hub_strategy=strategy, save_strategy="steps", save_steps=1)
     trainer.train()
