@@ -1,9 +1,13 @@
-"""An image classifier for AWS Lambda that answers from its first invocation and grows between them.
+"""A classifier of images, texts, tokens or sounds for AWS Lambda that grows between invocations.
 
 The handler is `lambda_function.handler`, behind a function URL or an HTTP API (payload format 2.0):
 
     curl -H "Content-Type: image/png" --data-binary @cat.png $FUNCTION_URL   # {"stage": 0, "predictions": [...]}
+    curl -H "Content-Type: audio/wav" --data-binary @bark.wav $FUNCTION_URL
+    curl --json '{"inputs": "a good film", "parameters": {"top_k": 2}}' $FUNCTION_URL
     curl $FUNCTION_URL                                                       # {"stage": 0, "num_stages": 4}
+
+Requests and answers are those of the server, examples/serve.py.
 
 Stage 0 is loaded while Lambda initialises the function. Lambda then freezes the whole environment as soon as an answer
 is out: a thread that streams would stand still between requests while its connections time out, and take its cores from
@@ -14,12 +18,12 @@ must. The time is billed, and ends before the function's timeout: a stage that d
 tried again some time later. Let the timeout be 5 s more than a stage takes.
 
 From the environment: PWL_REPO, a Hub id; PWL_REVISION, its branch, tag or commit; PWL_BAKED, a cache in the image
-that `HF_HOME=... pwl-hf download` has filled, copied to /tmp, the only place that can be written to; HF_TOKEN.
+that `HF_HOME=... pwl-hf download` has filled, copied to /tmp, the only place that can be written to; PWL_MOST_SECONDS,
+the longest sound (60); HF_TOKEN.
 """
 
 import base64
 import binascii
-import io
 import json
 import logging
 import os
@@ -34,18 +38,21 @@ from typing import Any
 # huggingface_hub reads these when it is imported.
 HOME = os.environ.setdefault("HF_HOME", "/tmp/huggingface")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-if "PWL_BAKED" in os.environ:
-    shutil.copytree(os.environ["PWL_BAKED"], HOME, symlinks=True, dirs_exist_ok=True)
-
-from PIL import Image  # noqa: E402
+# Lambda may begin again where it was cut short: what is there is whole.
+if "PWL_BAKED" in os.environ and not os.path.exists(HOME):
+    shutil.rmtree(f"{HOME}.part", ignore_errors=True)
+    shutil.copytree(os.environ["PWL_BAKED"], f"{HOME}.part", symlinks=True)
+    os.rename(f"{HOME}.part", HOME)
 
 from pwl_hf import runtime  # noqa: E402
+from pwl_hf.serving import RequestReader  # noqa: E402
 
 # Seconds before the function's timeout at which growing is given up: a block being attached is awaited.
 MARGIN = float(os.environ.get("PWL_MARGIN_SECONDS", "4"))
 FIRST_PAUSE, LONGEST_PAUSE = float(os.environ.get("PWL_RETRY_SECONDS", "30")), 600.0
 log = logging.getLogger()
 model = runtime.load(os.environ["PWL_REPO"], revision=os.environ.get("PWL_REVISION") or None)
+requests = RequestReader(model.task, float(os.environ.get("PWL_MOST_SECONDS", "60")))
 
 
 def handler(event: dict[str, Any], context: Any) -> dict[str, Any]:
@@ -69,25 +76,36 @@ def handler(event: dict[str, Any], context: Any) -> dict[str, Any]:
 
 
 def classify(event: dict[str, Any]) -> dict[str, Any]:
-    """The stage, and `label` and `score` of the best classes.
+    """The stage, and what transformers' pipeline of the task answers.
 
     Raises:
-        ValueError: If the request has no image that can be read, or a `top_k` that is no number from 1 on.
+        ValueError: If the request cannot be answered.
     """
     asked = (event.get("queryStringParameters") or {}).get("top_k", "5")
     if not re.fullmatch(r"0*[1-9][0-9]{0,8}", asked):
         raise ValueError(f"top_k must be a whole number from 1 on, got {asked!r:.100}")
+    samples, parameters = requests.read(body_of(event), is_json=is_json(event), top_k=int(asked))
+    # Nothing grows meanwhile: Lambda sends no request while the extension is at work.
+    return {"stage": model.stage, "predictions": model.predict(samples, **parameters)}
+
+
+def is_json(event: dict[str, Any]) -> bool:
+    """Whether the request's type says that its body is JSON."""
+    given = (event.get("headers") or {}).get("content-type", "")
+    return str(given).partition(";")[0].strip() == "application/json"
+
+
+def body_of(event: dict[str, Any]) -> bytes:
+    """The body as it was sent: Lambda hands over text as it is, and anything else in base64."""
+    body = event.get("body") or ""
     if not event.get("isBase64Encoded"):
-        raise ValueError("the body is text: send the image's bytes, with its type, such as 'Content-Type: image/png'")
+        if not is_json(event) and model.task in ("image-classification", "audio-classification"):
+            raise ValueError("the body is text: send a file's bytes, with its type, such as 'Content-Type: image/png'")
+        return body.encode("utf-8", "surrogatepass")
     try:
-        image = Image.open(io.BytesIO(base64.b64decode(event["body"], validate=True)))
-        image.load()
+        return base64.b64decode(body, validate=True)
     except binascii.Error as error:
         raise ValueError(f"the body is no base64: {error}") from error
-    except Exception as error:  # decoders raise what they like: OSError, SyntaxError, struct.error and more
-        raise ValueError(f"the body is no image that can be read: {error}") from error
-    # Nothing grows meanwhile: Lambda sends no request while the extension is at work.
-    return {"stage": model.stage, "predictions": model.predict(image, top_k=min(int(asked), len(model.labels)))}
 
 
 def answer(status: int, content: dict[str, Any]) -> dict[str, Any]:

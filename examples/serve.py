@@ -18,10 +18,7 @@ failed (30); PWL_MOST_SECONDS, the longest sound (60); HOST and PORT, where it l
 
 import argparse
 import asyncio
-import base64
 import copy
-import io
-import json
 import logging
 import os
 import threading
@@ -35,17 +32,11 @@ from fastapi import FastAPI, HTTPException, Query, Request
 from PIL import Image
 from starlette.requests import ClientDisconnect
 
+from pwl_hf.serving import RequestReader
+
 WORKERS = int(os.environ.get("PWL_WORKERS", "2"))
 FIRST_PAUSE, LONGEST_PAUSE = float(os.environ.get("PWL_RETRY_SECONDS", "30")), 600.0
 MOST_BYTES = 50_000_000
-# Of one request: samples of a list, characters of its texts, and the length of a sound.
-MOST_SAMPLES, MOST_CHARACTERS = 64, 1_000_000
-PARAMETERS = {
-    "image-classification": ("top_k",),
-    "text-classification": ("top_k", "function_to_apply", "truncation"),
-    "token-classification": ("aggregation_strategy", "ignore_labels", "stride", "truncation"),
-    "audio-classification": ("top_k", "function_to_apply"),
-}
 MOST_SECONDS = float(os.environ.get("PWL_MOST_SECONDS", "60"))
 log = logging.getLogger("uvicorn.error")
 
@@ -60,6 +51,7 @@ class Classifier:
 
     def __init__(self, model: Any, task: str) -> None:
         self.model, self.task = model, task
+        self.requests = RequestReader(task, MOST_SECONDS)
         self.streams, self.stopped = [model.stream], threading.Event()
 
     def classify(self, samples: Any, parameters: dict[str, Any]) -> Any:
@@ -73,11 +65,7 @@ class Classifier:
     def predict(self, body: bytes, is_json: bool, top_k: int) -> dict[str, Any]:
         """Answer a request, and say which stage the answer is of."""
         try:
-            samples, parameters = self.read(body, is_json)
-            known = PARAMETERS[self.task]
-            if unknown := sorted(parameters.keys() - known):
-                raise ValueError(f"parameters has an unknown {unknown[0]!r:.100}, expected {', '.join(known)}")
-            parameters = {"top_k": top_k} | parameters if "top_k" in known else parameters
+            samples, parameters = self.requests.read(body, is_json=is_json, top_k=top_k)
             stage = None
             while stage != self.model.stage:  # a pass that a swap overtook is repeated, to name its stage for certain
                 stage = self.model.stage
@@ -85,23 +73,6 @@ class Classifier:
         except ValueError as error:
             raise HTTPException(400, str(error)) from error
         return {"stage": stage, "predictions": predictions}
-
-    def read(self, body: bytes, is_json: bool) -> tuple[Any, dict[str, Any]]:
-        """The samples of a request, and its parameters; images are decoded.
-
-        Raises:
-            ValueError: If the body is no such request.
-        """
-        if self.task in ("text-classification", "token-classification") or is_json:
-            samples, parameters = parse(body)
-        else:
-            samples, parameters = body, {}
-        if self.task == "image-classification":
-            return read_image(from_base64(samples) if isinstance(samples, str) else samples), parameters
-        if self.task == "audio-classification":
-            return read_sound(samples, parameters.pop("sampling_rate", None)), parameters
-        check_texts(samples)
-        return samples, parameters
 
     def keep_growing(self) -> None:
         """Wait for the stream to end; after a failure go on with a new one, some time later."""
@@ -131,72 +102,6 @@ class Classifier:
             "bytes_total": before + last.bytes_total,
             "exception": str(failed) if failed else None,
         }
-
-
-def parse(body: bytes) -> tuple[Any, dict[str, Any]]:
-    """`inputs` and `parameters` of a body of JSON, as the Hub's API has them."""
-    try:
-        found = json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"the body is no JSON: {error}") from error
-    if not isinstance(found, dict) or "inputs" not in found or not found.keys() <= {"inputs", "parameters", "options"}:
-        raise ValueError("the body must be an object with 'inputs', and 'parameters' if there are any")
-    parameters = found.get("parameters") or {}
-    if not isinstance(parameters, dict):
-        raise ValueError(f"parameters must be an object, got {type(parameters).__name__}")
-    return found["inputs"], parameters
-
-
-def from_base64(text: str) -> bytes:
-    """The bytes that a string of JSON means; "data:image/png;base64," may stand before it."""
-    try:
-        return base64.b64decode("".join(text.rpartition("base64,")[2].split()), validate=True)
-    except ValueError as error:
-        raise ValueError(f"'inputs' is a string that is not base64 ({error}); addresses are not followed") from error
-
-
-def read_image(content: Any) -> Image.Image:
-    """A decoded image."""
-    try:
-        image = Image.open(io.BytesIO(content))
-        image.load()
-    except Exception as error:  # decoders raise what they like: OSError, SyntaxError, struct.error and more
-        raise ValueError(f"the body is no image that can be read: {error}") from error
-    return image
-
-
-def read_sound(content: Any, sampling_rate: Any) -> Any:
-    """The bytes of a file, or samples with their rate."""
-    content = from_base64(content) if isinstance(content, str) else content
-    if isinstance(content, bytes):
-        import soundfile
-
-        if sampling_rate is not None:
-            raise ValueError("sampling_rate is for samples: a file tells its own")
-        try:
-            # What a file will be is told by its header: a short one may be of hours.
-            seconds = soundfile.info(io.BytesIO(content)).duration
-        except Exception as error:
-            raise ValueError(f"the body is no sound that can be read: {error}") from error
-    else:
-        content = content if isinstance(content, dict) else {"raw": content, "sampling_rate": sampling_rate}
-        samples, rate = content.get("raw", content.get("array")), content.get("sampling_rate")
-        if not isinstance(samples, list) or type(rate) is not int or rate < 1:
-            raise ValueError("'inputs' must be a sound in base64, or a list of samples with their sampling_rate")
-        seconds = len(samples) / rate
-    if seconds > MOST_SECONDS:
-        raise ValueError(f"the sound is of {seconds:.1f} s, it can be of {MOST_SECONDS:g} s")
-    return content
-
-
-def check_texts(samples: Any) -> None:
-    """Refuse more texts, or longer ones, than are answered at once; the tokenizer looks at the rest."""
-    several = samples if isinstance(samples, list) else [samples]
-    if not 0 < len(several) <= MOST_SAMPLES:
-        raise ValueError(f"'inputs' has {len(several)} texts, it can have 1 to {MOST_SAMPLES}")
-    parts = [part for text in several for part in (text.values() if isinstance(text, dict) else [text])]
-    if (characters := sum(len(part) for part in parts if isinstance(part, str))) > MOST_CHARACTERS:
-        raise ValueError(f"'inputs' has {characters} characters, it can have {MOST_CHARACTERS}")
 
 
 class RuntimeClassifier(Classifier):
@@ -250,9 +155,8 @@ class TorchClassifier(Classifier):
 
             self.channels = channels_of(model.config.teacher_config)
             check_channels(self.channels)
-        elif self.task != "audio-classification":
-            limits = (self.processing.model_max_length, model.config.max_tokens)
-            self.processing.model_max_length = min(limit for limit in limits if limit is not None)
+        elif self.task != "audio-classification" and (most := model.config.max_tokens_of(self.processing)) is not None:
+            self.processing.model_max_length = most
 
     def classify(self, samples: Any, parameters: dict[str, Any]) -> Any:
         """As transformers' pipeline of the task does."""
@@ -284,11 +188,12 @@ class TorchClassifier(Classifier):
         if parameters.keys() - {"top_k"} or isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1:
             raise ValueError("the parameters of an image are top_k, a whole number from 1 on")
         try:
-            pixels = process([upright(image, self.channels)], self.processing, self.channels).to(self.model.device)
+            made = process([upright(image, self.channels)], self.processing, self.channels)
         except Exception as error:
             raise ValueError(f"the body is no image that can be read: {error}") from error
         with torch.no_grad():
-            logits = self.model(pixels).logits[0].float()
+            given = {name: value.to(self.model.device) for name, value in made.items()}
+            logits = self.model(**given).logits[0].float()
         scores, classes = self.scores(logits).topk(min(top_k, len(logits)))
         names = [self.model.config.id2label[i] for i in classes.tolist()]
         return [{"label": name, "score": score} for name, score in zip(names, scores.tolist(), strict=True)]

@@ -28,6 +28,7 @@ else:
 
 _NETWORKS = ("teacher_config", "student_config")
 _CUTS = ("teacher_cuts", "student_cuts")
+_NO_LIMIT = 1 << 30
 # What transformers' image-classification pipeline makes scores with, by problem type.
 _FUNCTIONS = {
     "single_label_classification": "softmax",
@@ -239,6 +240,16 @@ class PWLConfig(PreTrainedConfig):
     def max_tokens(self) -> int | None:
         """The most tokens of a text that both networks have positions for; None if neither sets a limit."""
         return most_tokens(self.teacher_config, self.student_config)
+
+    def max_tokens_of(self, tokenizer: Any) -> int | None:
+        """The most tokens of a text that a tokenizer and both networks take; None if none of them sets a limit.
+
+        Args:
+            tokenizer: The model's tokenizer.
+        """
+        limits = (tokenizer.model_max_length, self.max_tokens)
+        # A tokenizer without a limit has a number beyond any text.
+        return min((limit for limit in limits if limit is not None and limit < _NO_LIMIT), default=None)
 
     def align_labels(self) -> None:
         """Give both networks this config's labels, if their number was changed, and its problem type.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,6 +23,7 @@ from pwl_hf.cli_options import (
     Subfolder,
     Token,
 )
+from pwl_hf.data.source import DataSource
 
 app = typer.Typer(
     name="pwl-hf",
@@ -205,22 +207,12 @@ def download(
 
 
 @app.command()
+@options.with_source
 def evaluate(
     repo: Repo,
-    dataset: options.Dataset,
-    config: options.Config = None,
+    source: DataSource,
     split: Annotated[str, typer.Option(help="The dataset's split.")] = "test",
-    holdout: options.Holdout = None,
-    holdout_by: options.HoldoutBy = None,
-    dataset_revision: options.DatasetRevision = None,
-    image_column: options.ImageColumn = None,
-    text_column: options.TextColumn = None,
-    text_pair_column: options.TextPairColumn = None,
-    audio_column: options.AudioColumn = None,
-    label_column: options.LabelColumn = None,
-    label_names: options.LabelNames = None,
     streaming: Annotated[bool, typer.Option("--streaming", help="Read the dataset as it comes.")] = False,
-    max_samples: options.MaxSamples = None,
     orders: Annotated[
         str, typer.Option(help="Which masks: prefix (the stages), suffix, contiguous or all.")
     ] = "prefix",
@@ -239,24 +231,7 @@ def evaluate(
     token: Token = None,
 ) -> None:
     """Measure the accuracy of every stage, or of other masks, on a labelled dataset."""
-    from pwl_hf.data import DataSource
-
-    source = DataSource(
-        dataset,
-        config=config,
-        revision=dataset_revision,
-        image_column=image_column,
-        text_column=text_column,
-        text_pair_column=text_pair_column,
-        audio_column=audio_column,
-        label_column=label_column,
-        label_names=label_names or None,
-        streaming=streaming,
-        max_samples=max_samples,
-        holdout=holdout,
-        holdout_by=holdout_by,
-        token=token,
-    )
+    source = replace(source, streaming=streaming)
     # What cannot be written is refused before anything is measured.
     if record and (not Path(repo).is_dir() or orders not in ("prefix", "all") or dtype is not None):
         raise typer.BadParameter("it needs a folder, all stages and the stored dtype", param_hint="--write-metrics")
@@ -329,23 +304,13 @@ def quantise(
 
 
 @app.command()
+@options.with_source
 def schedule(
     repo: Repo,
-    dataset: options.Dataset,
-    config: options.Config = None,
+    source: DataSource,
     split: Annotated[
         str, typer.Option(help="The dataset's split; neither what was trained on nor that of the final test.")
     ] = "validation",
-    holdout: options.Holdout = None,
-    holdout_by: options.HoldoutBy = None,
-    dataset_revision: options.DatasetRevision = None,
-    image_column: options.ImageColumn = None,
-    text_column: options.TextColumn = None,
-    text_pair_column: options.TextPairColumn = None,
-    audio_column: options.AudioColumn = None,
-    label_column: options.LabelColumn = None,
-    label_names: options.LabelNames = None,
-    max_samples: options.MaxSamples = None,
     search: Annotated[
         str | None,
         typer.Option(
@@ -365,26 +330,10 @@ def schedule(
     token: Token = None,
 ) -> None:
     """Choose the order in which the teacher's blocks come by measurement, and write it if it is better."""
-    from pwl_hf.data import DataSource
     from pwl_hf.evaluation.table import print_schedule
     from pwl_hf.modeling.publishing.push import Target
     from pwl_hf.scheduling import schedule_repository
 
-    source = DataSource(
-        dataset,
-        config=config,
-        revision=dataset_revision,
-        image_column=image_column,
-        text_column=text_column,
-        text_pair_column=text_pair_column,
-        audio_column=audio_column,
-        label_column=label_column,
-        label_names=label_names or None,
-        max_samples=max_samples,
-        holdout=holdout,
-        holdout_by=holdout_by,
-        token=token,
-    )
     report = schedule_repository(
         repo,
         source,
@@ -398,7 +347,7 @@ def schedule(
         subfolder=subfolder,
         progress=not quiet,
     )
-    print_schedule(report, f"{dataset}, split {split}")
+    print_schedule(report, f"{source.name}, split {split}")
     if report.commit is not None:
         _say(report.commit.pr_url or str(report.commit))
 
@@ -507,7 +456,7 @@ def main() -> None:
             reason = error.__cause__ if isinstance(error, StrictDataclassError) and error.__cause__ else error
             _say(f"pwl-hf: {reason}", err=True)
             # A package that is missing is no wrong input.
-            is_wrong = isinstance(error, InputError) and not isinstance(error.__cause__, ModuleNotFoundError)
+            is_wrong = isinstance(error, InputError) and not isinstance(error.__cause__, ImportError)
             sys.exit(2 if is_wrong else 1)
         raise
 

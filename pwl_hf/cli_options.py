@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import typer
+
+from pwl_hf.data.source import DataSource
 
 FamilyModule = Annotated[
     str | None,
@@ -59,3 +64,60 @@ BatchSize = Annotated[int, typer.Option(min=1, help="How many samples run at onc
 NumWorkers = Annotated[int, typer.Option(min=0, help="Processes that read images and sounds.")]
 Device = Annotated[str | None, typer.Option(help="Where it runs; a GPU if there is one.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
+
+
+def with_source(command: Callable[..., None]) -> Callable[..., None]:
+    """A command with the options of a data set in place of its parameter `source`.
+
+    Args:
+        command: The command; it has a parameter `source`, a `DataSource`, and one `token`.
+    """
+    own = inspect.signature(command, eval_str=True).parameters
+    of_data = {
+        name: parameter
+        for name, parameter in inspect.signature(_source, eval_str=True).parameters.items()
+        if name not in own
+    }
+
+    @functools.wraps(command)
+    def run(**given: Any) -> None:
+        source = _source(**{name: given.pop(name) for name in of_data}, token=given["token"])
+        command(source=source, **given)
+
+    parameters = [p for name in own for p in (of_data.values() if name == "source" else [own[name]])]
+    # What typer reads the options from.
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return run
+
+
+def _source(
+    dataset: Dataset,
+    config: Config = None,
+    holdout: Holdout = None,
+    holdout_by: HoldoutBy = None,
+    dataset_revision: DatasetRevision = None,
+    image_column: ImageColumn = None,
+    text_column: TextColumn = None,
+    text_pair_column: TextPairColumn = None,
+    audio_column: AudioColumn = None,
+    label_column: LabelColumn = None,
+    label_names: LabelNames = None,
+    max_samples: MaxSamples = None,
+    token: Token = None,
+) -> DataSource:
+    return DataSource(
+        dataset,
+        config=config,
+        holdout=holdout,
+        holdout_by=holdout_by,
+        revision=dataset_revision,
+        image_column=image_column,
+        text_column=text_column,
+        text_pair_column=text_pair_column,
+        audio_column=audio_column,
+        label_column=label_column,
+        label_names=label_names or None,
+        max_samples=max_samples,
+        token=token,
+    )

@@ -154,7 +154,7 @@ def _class_of(teacher: str, pipeline: str | None, token: str | bool | None) -> t
 
 def _batches(
     folder: Path, processor: BaseImageProcessor, num_channels: int, limit: int, batch_size: int
-) -> Iterator[torch.Tensor]:
+) -> Iterator[dict[str, torch.Tensor]]:
     check_channels(num_channels)
     found = (path for path in folder.rglob("*") if path.suffix.lower() in _IMAGE_SUFFIXES and path.is_file())
     # Hidden files are none: systems leave "._1.png" beside "1.png".
@@ -176,10 +176,12 @@ def _batches_of_texts(
     found = [line for line in lines if line.strip()][:limit]
     if not found:
         raise DataError(f"{path} holds no texts, one on each line")
-    longest = min(tokenizer.model_max_length, config.max_tokens or tokenizer.model_max_length)
+    longest = config.max_tokens_of(tokenizer)
     for start in range(0, len(found), batch_size):
         texts = found[start : start + batch_size]
-        yield dict(tokenizer(texts, padding=True, truncation=True, max_length=longest, return_tensors="pt"))
+        yield dict(
+            tokenizer(texts, padding=True, truncation=longest is not None, max_length=longest, return_tensors="pt")
+        )
 
 
 def _open(path: Path, num_channels: int) -> Image.Image:

@@ -31,7 +31,7 @@ from pwl_hf.training.networks.building import new_teacher, teacher_config
 from pwl_hf.training.networks.network_arguments import TeacherArguments
 from pwl_hf.training.networks.processing import processing_for
 from pwl_hf.training.splits import numbered_as, open_eval_split, open_training_split, pin_where_copied, read_split
-from pwl_hf.training.tasks import refuse_other_options, task_of
+from pwl_hf.training.tasks import refuse_options_of_pixels, refuse_other_options, task_of
 from pwl_hf.training.trainer.finite import FiniteTrainer
 
 logger = logging.getLogger(__name__)
@@ -113,6 +113,7 @@ def fit_teacher(
     set_seed(args.seed)
     model = new_teacher(teacher, train.label_names, task)
     check_one_label(model.config, "the network")
+    refuse_options_of_pixels(model.config, (teacher, data))
     train, evaluation = _as_named(model, teacher.model or "the network", train, evaluation)
     processing = processing_for(task, teacher.model, model.config, teacher)
     samples = partial(

@@ -10,7 +10,9 @@ from transformers import PreTrainedConfig
 
 from pwl_hf import modeling
 from pwl_hf.modeling import PWLPreTrainedModel
+from pwl_hf.modeling.families.base import PATCHES
 from pwl_hf.modeling.families.built_in import FAMILIES
+from pwl_hf.modeling.families.registry import family_of
 from pwl_hf.modeling.task_names import FIRST_TASK, TASKS
 from pwl_hf.modeling.transformers_internals import tasks_of
 from pwl_hf.opening import samples_of
@@ -23,6 +25,8 @@ _OPTIONS = {
     "words": _TEXTS,
     "sounds": {"audio_column", "sampling_rate"},
 }
+# Those that change pixels where they lie, or say how many there are.
+_OF_PIXELS = {"image_size", "augmentation", "augmentation_overrides", "mixup_alpha", "ig_probability"}
 
 
 def task_of(given: str | None, config: PreTrainedConfig | None, name: str) -> str:
@@ -78,3 +82,24 @@ def refuse_other_options(task: str, parts: Sequence[Any]) -> None:
                 f"{option.name} is for {' and '.join(of)}, and the task is {TASKS[task].pipeline}, of "
                 f"{samples_of(task)}: leave it out"
             )
+
+
+def refuse_options_of_pixels(config: PreTrainedConfig, parts: Sequence[Any]) -> None:
+    """Refuse options that are for whole images, for a network that takes patches of images of any shape.
+
+    Args:
+        config: The network's config.
+        parts: The dataclasses of the options.
+
+    Raises:
+        ValueError: For the first one that is not at its default.
+    """
+    if family_of(config).takes != PATCHES:
+        return
+    for part in parts:
+        for option in dataclasses.fields(part):
+            if option.name in _OF_PIXELS and getattr(part, option.name) != option.default:
+                raise ValueError(
+                    f"{option.name} is for whole images, and a {config.model_type} takes patches of images, as its "
+                    "image processor cuts them: leave it out"
+                )

@@ -43,7 +43,7 @@ from pwl_hf.training.objective.distillation import build_objective
 from pwl_hf.training.objective.objective_arguments import ObjectiveArguments
 from pwl_hf.training.samples import some_inputs
 from pwl_hf.training.splits import numbered_as, open_eval_split, open_training_split, pin_where_copied, read_split
-from pwl_hf.training.tasks import refuse_other_options, task_of
+from pwl_hf.training.tasks import refuse_options_of_pixels, refuse_other_options, task_of
 from pwl_hf.training.trainer.pwl_trainer import PWLTrainer
 from pwl_hf.training.trainer.training_arguments import PWLTrainingArguments
 
@@ -88,6 +88,7 @@ def train(parsed: Parsed) -> list[float]:
     eval_split = open_eval_split(data, samples_of(task), train_split.label_names, args.hub_token)
     label_names = train_split.label_names or (eval_split.label_names if eval_split is not None else None)
     model, processing = assemble(networks, data, args, label_names, task, checkpoint)
+    refuse_options_of_pixels(model.config.teacher_config, parsed.parts)
     # Before training: at its end the saved files are measured by the same rule.
     name = checkpoint or networks.model or networks.teacher or "the model"
     train_split, numbered, _ = numbered_as(model.config, name, train_split, eval_split)

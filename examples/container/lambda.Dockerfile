@@ -6,12 +6,14 @@
 FROM public.ecr.aws/lambda/python:3.12
 ARG REPO
 ARG REVISION=main
+# Of a model of sounds: runtime,audio.
+ARG EXTRAS=runtime
 
 COPY pyproject.toml README.md LICENSE constraints.txt /src/
 COPY pwl_hf /src/pwl_hf
 COPY modeling /src/modeling
 COPY training /src/training
-RUN pip install --no-cache-dir -c /src/constraints.txt "/src[runtime]"
+RUN pip install --no-cache-dir -c /src/constraints.txt "/src[$EXTRAS]"
 COPY examples/lambda_function.py ${LAMBDA_TASK_ROOT}/lambda_function.py
 
 RUN HF_HOME=/baked pwl-hf download "$REPO" --revision "$REVISION" --stage 0

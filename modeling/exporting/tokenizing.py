@@ -63,7 +63,6 @@ def tokenization_of(repository: Repository, config: PWLConfig) -> Tokenization |
     plain.encode_special_tokens = bool(tokenizer.split_special_tokens)
     _compare(tokenizer, plain, repository)
     # 3. What it is set to.
-    limits = [limit for limit in (tokenizer.model_max_length, config.max_tokens) if limit and limit < 1 << 30]
     padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else config.teacher_config.pad_token_id
     return Tokenization(
         sha256=hashlib.sha256(found[TOKENIZER_FILE]).hexdigest(),
@@ -74,7 +73,7 @@ def tokenization_of(repository: Repository, config: PWLConfig) -> Tokenization |
         pad_token_type_id=tokenizer.pad_token_type_id,
         unk_token_id=tokenizer.unk_token_id,
         splits_special_tokens=bool(tokenizer.split_special_tokens),
-        max_length=min(limits, default=None),
+        max_length=config.max_tokens_of(tokenizer),
     )
 
 

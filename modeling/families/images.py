@@ -139,6 +139,6 @@ PATCH_FAMILIES = (
     PatchFamily(**_clip("siglip", special_tokens=0)),
     Siglip2Family(
         **_clip("siglip2", interpolates=False, takes=PATCHES),
-        not_exported="it takes patches of images, and the library makes graphs of whole images",
+        not_exported="it resizes its positions to each image's own rows and columns, which no graph of one shape holds",
     ),
 )

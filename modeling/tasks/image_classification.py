@@ -97,6 +97,11 @@ class PWLForImageClassification(Classifier):
                 raise ValueError(
                     f"{name} does not apply to model_type {self.config.teacher_config.model_type!r}; leave it out"
                 )
+        if spatial_shapes is None and families[0].takes == PATCHES:
+            raise ValueError(
+                f"a {self.config.teacher_config.model_type} takes patches: give pixel_attention_mask and "
+                "spatial_shapes too, as its image processor makes them"
+            )
         inputs |= of_patches
         return self.classify(
             inputs, labels, output_hidden_states=output_hidden_states, return_dict=return_dict, sources=sources

@@ -1,7 +1,8 @@
 """Images as datasets of tensors: decoded and processed as they are asked for, or once for all.
 
 Every item is `{"pixel_values": (C, H, W) float, "labels": int, "sample_ids": int}`, without `labels` if the data has
-none. An image is first turned upright and given the network's channels (see `processing`): not every processor does.
+none; for a network of patches it has what `process` makes besides. An image is first turned upright and given the
+network's channels (see `processing`): not every processor does.
 
 Notation: B images of C channels, H x W pixels.
 """
@@ -60,9 +61,9 @@ def read_items(
             images = list(pool.map(partial(_decode, split, num_channels), encoded, rows))
     else:
         images = list(map(partial(_decode, split, num_channels), encoded, rows))
+    made = process(images, processor, num_channels)
     items: list[Item] = [
-        {"pixel_values": image, "sample_ids": row}
-        for image, row in zip(process(images, processor, num_channels), rows, strict=True)
+        {name: values[place] for name, values in made.items()} | {"sample_ids": row} for place, row in enumerate(rows)
     ]
     for item, label in zip(items, labels or (), strict=labels is not None):
         item["labels"] = label
@@ -118,7 +119,7 @@ class PixelDataset(Dataset[Item]):
 
 
 class PixelsInMemory(Dataset[Item]):
-    """The images of a split in one tensor, decoded and processed once.
+    """The images of a split in one tensor for each input, decoded and processed once.
 
     Args:
         split: The split, not streamed.
@@ -129,20 +130,24 @@ class PixelsInMemory(Dataset[Item]):
     def __init__(self, split: LabelledRows, processor: BaseImageProcessor, num_channels: int = 3) -> None:
         lazy = PixelDataset(split, processor, num_channels)
         self.labels = split.labels
-        self.pixel_values = torch.empty(0)
+        self._count = len(lazy)
+        self.inputs: dict[str, torch.Tensor] = {}
         for start in range(0, len(lazy), _CHUNK):
             rows = range(start, min(start + _CHUNK, len(lazy)))
-            chunk = torch.stack([item["pixel_values"] for item in lazy.__getitems__(rows)])
-            if start == 0:
-                # Written into place, so that the whole never lies in memory twice.
-                self.pixel_values = chunk.new_empty((len(lazy), *chunk.shape[1:]))
-            self.pixel_values[start : start + len(chunk)] = chunk
+            items = lazy.__getitems__(rows)
+            for name in items[0].keys() - {"labels", "sample_ids"}:
+                chunk = torch.stack([item[name] for item in items])
+                if start == 0:
+                    # Written into place, so that the whole never lies in memory twice.
+                    self.inputs[name] = chunk.new_empty((len(lazy), *chunk.shape[1:]))
+                self.inputs[name][start : start + len(chunk)] = chunk
 
     def __len__(self) -> int:
-        return len(self.pixel_values)
+        return self._count
 
     def __getitem__(self, row: int) -> Item:
-        item: Item = {"pixel_values": self.pixel_values[row], "sample_ids": range(len(self))[row]}
+        item: Item = {name: values[row] for name, values in self.inputs.items()}
+        item["sample_ids"] = range(len(self))[row]
         if self.labels is not None:
             item["labels"] = int(self.labels[row])
         return item

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 # What an image becomes for a network of so many input channels.
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+# What a model of patches takes besides them.
+OF_PATCHES = ("pixel_attention_mask", "spatial_shapes")
 
 
 def channels_of(config: Any) -> int:
@@ -68,7 +70,7 @@ def upright(image: Image.Image, num_channels: int = 3) -> Image.Image:
 
 
 def to_tensor(images: Sequence[Image.Image], processor: BaseImageProcessor, num_channels: int = 3) -> torch.Tensor:
-    """Images as a model takes them, (B, C, H, W) float: training and use share the one processor.
+    """Images as most models take them, (B, C, H, W) float: training and use share the one processor.
 
     Args:
         images: Any images.
@@ -76,13 +78,34 @@ def to_tensor(images: Sequence[Image.Image], processor: BaseImageProcessor, num_
         num_channels: The model's input channels C.
 
     Raises:
-        ValueError: If the processor does not make images of so many channels.
+        ValueError: If the processor does not make images of so many channels, or makes patches of them.
     """
-    return process([upright(image, num_channels) for image in images], processor, num_channels)
+    made = process([upright(image, num_channels) for image in images], processor, num_channels)
+    if len(made) > 1:
+        raise ValueError(
+            f"the image processor ({type(processor).__name__}) makes {', '.join(made)} of images, and here it must be "
+            "images (B, C, H, W) alone"
+        )
+    return made["pixel_values"]
 
 
-def process(images: Sequence[Image.Image], processor: BaseImageProcessor, num_channels: int = 3) -> torch.Tensor:
-    """As `to_tensor`, of images that `upright` has made."""
+def process(
+    images: Sequence[Image.Image], processor: BaseImageProcessor, num_channels: int = 3
+) -> dict[str, torch.Tensor]:
+    """Images as a model takes them, by name, of images that `upright` has made.
+
+    Args:
+        images: The images.
+        processor: The model's image processor.
+        num_channels: The model's input channels C.
+
+    Returns:
+        `pixel_values` (B, C, H, W), floating; of a processor that cuts images into patches, as SigLIP 2's, (B, patches,
+        C x height x width of a patch), with `pixel_attention_mask` (B, patches) and `spatial_shapes` (B, 2).
+
+    Raises:
+        ValueError: If the processor does not make images of so many channels, or something else than images.
+    """
     try:
         made = processor(images=list(images), return_tensors="pt")
     except ValueError as error:
@@ -90,15 +113,20 @@ def process(images: Sequence[Image.Image], processor: BaseImageProcessor, num_ch
             raise
         raise _unfit(processor, num_channels, str(error)) from error
     pixel_values: torch.Tensor = made["pixel_values"]
-    if pixel_values.ndim != 4:
+    if all(name in made for name in OF_PATCHES) and pixel_values.ndim == 3:
+        channels = pixel_values.shape[2] // processor.patch_size**2  # type: ignore[attr-defined]
+    elif pixel_values.ndim == 4:
+        channels = pixel_values.shape[1]
+    else:
         raise ValueError(
             f"the image processor ({type(processor).__name__}) makes {', '.join(made)} of shape "
-            f"{list(pixel_values.shape)}, and data sets are prepared as images (B, C, H, W) alone: call the model, or "
-            "a pipeline, with what it makes"
+            f"{list(pixel_values.shape)}, and data sets are prepared as images (B, C, H, W), or as patches with "
+            f"{' and '.join(OF_PATCHES)}: call the model, or a pipeline, with what it makes"
         )
-    if pixel_values.shape[1] != num_channels:
-        raise _unfit(processor, num_channels, f"it makes {pixel_values.shape[1]}")
-    return pixel_values
+    if channels != num_channels:
+        raise _unfit(processor, num_channels, f"it makes {channels}")
+    of_patches = OF_PATCHES if pixel_values.ndim == 3 else ()
+    return {"pixel_values": pixel_values, **{name: made[name] for name in of_patches}}
 
 
 def _unfit(processor: BaseImageProcessor, num_channels: int, reason: str) -> ValueError:

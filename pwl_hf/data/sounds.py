@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,8 @@ from torch.utils.data import Dataset
 from pwl_hf.data.errors import DataError
 from pwl_hf.data.rows import LabelledRows, Row, rows_of
 from pwl_hf.data.stream import RowStream
+from pwl_hf.modeling.errors import InputError
+from pwl_hf.waveforms import package, read_waveform, waveform_length
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +69,7 @@ class SoundSplit(LabelledRows):
 
 
 class SoundReader:
-    """Makes items of rows of sounds, decoded by soundfile and resampled by soxr.
+    """Makes items of rows of sounds.
 
     Args:
         split: The split.
@@ -74,7 +77,8 @@ class SoundReader:
     """
 
     def __init__(self, split: SoundSplit, extractor: Any) -> None:
-        _soundfile()
+        with _errors_of_data():
+            package("soundfile")
         self.split = split
         self.extractor = extractor
 
@@ -115,17 +119,9 @@ class SoundReader:
         Raises:
             DataError: If it is missing or cannot be read.
         """
-        soundfile = _soundfile()
-        try:
-            wave, rate = soundfile.read(self._opened(encoded, number), dtype="float32", always_2d=True)
-        except (OSError, RuntimeError) as error:
-            raise self._unreadable(encoded, number, error) from error
-        wave = wave.mean(axis=1)
-        if not len(wave) or not np.isfinite(wave).all():
-            what = "holds NaN or infinity" if len(wave) else "has no samples"
-            raise DataError(f"the sound in row {number} of {self.split.title} {what}: leave the row out")
-        wanted = self.extractor.sampling_rate
-        return wave if rate == wanted else self._resampled(wave, rate, wanted, number)
+        file = self._opened(encoded, number)
+        with _errors_of_data():
+            return read_waveform(file, self._name(encoded, number), self.extractor.sampling_rate)
 
     def header(self, encoded: Any, number: int) -> int:
         """How many samples a sound will have, by its header; what the header tells to be unreadable is refused.
@@ -137,14 +133,9 @@ class SoundReader:
         Raises:
             DataError: As `waveform`.
         """
-        try:
-            found = _soundfile().info(self._opened(encoded, number))
-        except (OSError, RuntimeError) as error:
-            raise self._unreadable(encoded, number, error) from error
-        wanted = self.extractor.sampling_rate
-        if found.samplerate != wanted:
-            self._resampled(np.zeros(1, np.float32), found.samplerate, wanted, number)
-        return max(1, found.frames * wanted // found.samplerate)
+        file = self._opened(encoded, number)
+        with _errors_of_data():
+            return waveform_length(file, self._name(encoded, number), self.extractor.sampling_rate)
 
     def collate(self, items: Sequence[Item]) -> dict[str, torch.Tensor]:
         """A batch, (B, ...) each, padded to its longest sound as the extractor pads."""
@@ -168,26 +159,17 @@ class SoundReader:
         if not is_remote(encoded):
             return encoded["path"]
         token = next(iter(self.split.tokens.values()), None)
-        with xopen(encoded["path"], "rb", download_config=datasets.DownloadConfig(token=token)) as file:
-            return io.BytesIO(file.read())
-
-    def _resampled(self, wave: np.ndarray, rate: int, wanted: int, number: int) -> np.ndarray:
         try:
-            import soxr  # type: ignore[import-untyped]
-        except ImportError as error:
+            with xopen(encoded["path"], "rb", download_config=datasets.DownloadConfig(token=token)) as file:
+                return io.BytesIO(file.read())
+        except (OSError, RuntimeError) as error:
             raise DataError(
-                f"the sound in row {number} of {self.split.title} has {rate} samples a second, and the feature "
-                f'extractor takes {wanted}: resampling needs the package soxr: pip install "pwl-hf[audio]"'
+                f"{self._name(encoded, number)} cannot be read: {type(error).__name__}: {error}; leave the row out"
             ) from error
-        resampled: np.ndarray = soxr.resample(wave, rate, wanted)
-        return resampled
 
-    def _unreadable(self, encoded: Any, number: int, error: Exception) -> DataError:
+    def _name(self, encoded: Any, number: int) -> str:
         place = f", {encoded['path']!r}," if encoded.get("path") else ""
-        return DataError(
-            f"the sound in row {number} of {self.split.title}{place} cannot be read: {type(error).__name__}: {error}; "
-            "soundfile reads WAV, FLAC, OGG and MP3: convert it, or leave the row out"
-        )
+        return f"the sound in row {number} of {self.split.title}{place}"
 
 
 class SoundDataset(Dataset[Item]):
@@ -235,9 +217,12 @@ def is_remote(encoded: Any) -> bool:
     return encoded["bytes"] is None and "://" in (encoded["path"] or "")
 
 
-def _soundfile() -> Any:
+@contextmanager
+def _errors_of_data() -> Iterator[None]:
+    """What is wrong with a sound, and packages that are missing, as errors of data."""
     try:
-        import soundfile  # type: ignore[import-untyped]
-    except (ImportError, OSError) as error:
-        raise DataError('sounds need the package soundfile: pip install "pwl-hf[audio]"') from error
-    return soundfile
+        yield
+    except InputError as error:
+        raise DataError(f"{error}, or leave the row out") from error
+    except ImportError as error:
+        raise DataError(str(error)) from error

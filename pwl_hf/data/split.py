@@ -43,7 +43,8 @@ class ImageSplit(LabelledRows):
 
         Returns:
             A torch dataset whose items are `{"pixel_values": (C, H, W) float tensor, "labels": int,
-            "sample_ids": int}`, without `labels` if there are none. `sample_ids` is the row's number in this split,
+            "sample_ids": int}`, without `labels` if there are none, and of a processor that cuts patches with what
+            `process` makes besides. `sample_ids` is the row's number in this split,
             the same in every run and epoch. Of a stream of several files it counts within the file, and the
             file's number times 2^32 is added (see `PixelStream`).
 

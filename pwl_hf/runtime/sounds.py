@@ -8,15 +8,15 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pwl_hf.modeling.errors import InputError
 from pwl_hf.runtime.paths import path_of
+from pwl_hf.waveforms import Waveform, check_samples, read_waveform, resample
 
-Waveform = NDArray[np.float32]
 SoundInput = NDArray[Any] | str | os.PathLike[str] | bytes | Mapping[str, Any]
 Sounds = SoundInput | Sequence[SoundInput]
 
@@ -38,8 +38,7 @@ def is_one(sounds: Sounds) -> bool:
 def read_sounds(sounds: Sounds, sampling_rate: int) -> Iterator[tuple[str, Waveform]]:
     """Each sound with what errors call it; one is decoded at a time.
 
-    Files are decoded by soundfile, several channels become their mean, and what is of another rate is resampled by
-    soxr, which the extra `audio` brings. An array is taken as it is.
+    Files, and arrays with a rate, are brought to the network's; an array without one is taken as it is.
 
     Args:
         sounds: One sound or several: see `Sounds`.
@@ -64,16 +63,16 @@ def read_sounds(sounds: Sounds, sampling_rate: int) -> Iterator[tuple[str, Wavef
 def _read(sound: Any, name: str, sampling_rate: int) -> tuple[str, Waveform]:
     if isinstance(sound, Mapping):
         array, rate = _array_and_rate(sound, name)
-        return name, _resampled(_checked(array, name), rate, sampling_rate, name)
+        return name, resample(_checked(array, name), rate, sampling_rate, name)
     if isinstance(sound, np.ndarray):
         return name, _checked(sound, name)
     if isinstance(sound, bytes | bytearray):
-        return name, _decoded(io.BytesIO(sound), name, sampling_rate)
+        return name, read_waveform(io.BytesIO(sound), name, sampling_rate)
     path = path_of(sound, name, f"sounds are {_KINDS}", "its samples")
     name = f"{name}, {path!r},"
     try:
         with open(path, "rb") as opened:
-            return name, _decoded(opened, name, sampling_rate)
+            return name, read_waveform(opened, name, sampling_rate)
     except OSError as error:
         raise InputError(f"{name} cannot be opened: {error}") from error
 
@@ -95,41 +94,9 @@ def _array_and_rate(sound: Mapping[str, Any], name: str) -> tuple[Any, int]:
         raise InputError(f"{given[0]} of {name} is no list of numbers: {error}") from error
 
 
-def _decoded(opened: BinaryIO, name: str, sampling_rate: int) -> Waveform:
-    soundfile = _package("soundfile")
-    try:
-        samples, rate = soundfile.read(opened, dtype="float32", always_2d=True)
-    # libsndfile's errors are RuntimeErrors, and its reader's own TypeErrors.
-    except Exception as error:
-        raise InputError(f"{name} cannot be read as a sound: {type(error).__name__}: {error}") from error
-    return _resampled(_checked(samples.mean(axis=1), name), rate, sampling_rate, name)
-
-
 def _checked(array: NDArray[Any], name: str) -> Waveform:
     if array.ndim != 1:
         raise InputError(f"{name} is an array of shape {array.shape}: give one channel, (samples,)")
     if array.dtype.kind != "f":
         raise InputError(f"{name} is an array of {array.dtype}: give floating numbers, mostly from -1 to 1")
-    if array.size == 0:
-        raise InputError(f"{name} has no samples")
-    if not np.isfinite(array).all():
-        raise InputError(f"{name} holds NaN or infinity: give finite samples")
-    return np.ascontiguousarray(array, dtype=np.float32)
-
-
-def _resampled(wave: Waveform, rate: int, sampling_rate: int, name: str) -> Waveform:
-    if rate == sampling_rate:
-        return wave
-    resampled: Waveform = _package("soxr").resample(wave, rate, sampling_rate)
-    if resampled.size == 0:
-        raise InputError(f"{name} has too few samples: none are left at {sampling_rate} a second")
-    return resampled
-
-
-def _package(name: str) -> Any:
-    try:
-        return __import__(name)
-    except (ImportError, OSError) as error:  # OSError: soundfile without libsndfile
-        raise ImportError(
-            f'sounds need {name}, which is not installed: pip install "pwl-hf[audio]"', name=name
-        ) from error
+    return np.ascontiguousarray(check_samples(array, name), dtype=np.float32)

@@ -253,6 +253,14 @@ class SoundTask(_Ranked):
             self.extractor = extractor_of(index.processor)
         except ValueError as error:
             raise RepositoryError(f"{repository}: {error}; {_BY_HAND}") from error
+        name = next(name for name in index.inputs if name != "attention_mask")
+        _, *wanted = index.inputs[name]
+        if tuple(wanted) != self.extractor.shape:
+            raise RepositoryError(
+                f"{repository}: preprocessor_config.json makes {name} of shape {self.extractor.shape} of a sound, and "
+                f"the networks take {tuple(wanted)} (-1 is any length): save the feature extractor that they were "
+                f"trained with; {_BY_HAND}"
+            )
 
     def batches(self, samples: Any) -> list[Arrays]:
         """See `Task`."""

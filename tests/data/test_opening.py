@@ -20,7 +20,7 @@ from tests.data.pictures import NAMES, numbers_of, picture, plain_parquet, proce
 
 def numbers(split) -> list[int]:
     """Which pictures a split holds, in its order."""
-    return numbers_of(split.pixels(processor(), keep_in_memory=True).pixel_values)
+    return numbers_of(split.pixels(processor(), keep_in_memory=True).inputs["pixel_values"])
 
 
 @pytest.fixture

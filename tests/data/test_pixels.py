@@ -67,7 +67,7 @@ def test_batch_is_processed_in_one_call(split):
 def test_all_ways_give_the_same_tensors(split):
     lazy, kept = split.pixels(processor(5)), split.pixels(processor(5), keep_in_memory=True)
     together = torch.stack([item["pixel_values"] for item in lazy.__getitems__(range(10))])
-    assert torch.equal(together, kept.pixel_values)
+    assert torch.equal(together, kept.inputs["pixel_values"])
     assert torch.equal(together, torch.stack([lazy[row]["pixel_values"] for row in range(10)]))
 
 

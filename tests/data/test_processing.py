@@ -85,10 +85,27 @@ def test_processor_of_other_channels_is_named(settings):
         to_tensor([noise("L")], processor, 1)
 
 
-def test_processor_that_makes_patches_is_named():
-    processor = Siglip2ImageProcessorPil(patch_size=4, max_num_patches=16)
-    with pytest.raises(ValueError, match=r"\(Siglip2ImageProcessorPil\) makes .*spatial_shapes of shape \[1, 16, 48\]"):
-        to_tensor([Image.new("RGB", (8, 8))], processor)
+PATCHES = Siglip2ImageProcessorPil(patch_size=4, max_num_patches=16)
+
+
+def test_processor_that_makes_patches_is_named_where_whole_images_are_needed():
+    with pytest.raises(
+        ValueError, match=r"\(Siglip2ImageProcessorPil\) makes pixel_values, pixel_attention_mask, spat"
+    ):
+        to_tensor([Image.new("RGB", (8, 8))], PATCHES)
+
+
+@pytest.mark.parametrize("options", [{}, {"keep_in_memory": True}])
+def test_data_sets_give_networks_of_patches_all_that_they_take(options):
+    split = open_split(DataSource("digits", max_samples=4), "test")
+    items = split.pixels(PATCHES, **options)
+    images = [upright(image) for image in split.data.cast_column("image", ImageFeature())["image"]]
+    expected = PATCHES(images=images, return_tensors="pt")
+    assert items[0].keys() == {*expected, "labels", "sample_ids"}
+    for name, values in expected.items():
+        assert torch.equal(torch.stack([items[row][name] for row in range(4)]), values)
+    with pytest.raises(ValueError, match="cannot prepare images of 1 channel"):
+        split.pixels(PATCHES, num_channels=1, **options)[0]
 
 
 @pytest.mark.parametrize("options", [{}, {"keep_in_memory": True}])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import builtins
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +105,10 @@ def test_folders_paths_and_streams_have_the_same_sounds(sounds: Path, tmp_path: 
     ("sound", "reason"),
     [
         (None, "row 1 of .* has no sound in 'audio'"),
-        (b"RIFF, but no sound", "the sound in row 1 of .* cannot be read: .*soundfile reads WAV, FLAC, OGG and MP3"),
+        (
+            b"RIFF, but no sound",
+            "the sound in row 1 of .* cannot be read as a sound: .*soundfile reads WAV, FLAC, OGG and MP3",
+        ),
     ],
 )
 def test_sounds_that_headers_tell_of_are_refused_at_once(sound: bytes | None, reason: str, tmp_path: Path) -> None:
@@ -127,17 +130,22 @@ def test_sounds_without_a_value_are_refused_when_they_are_read(wave: np.ndarray,
         opened(path).features(EXTRACTOR, keep_in_memory=True)
 
 
-@pytest.mark.parametrize(("package", "reason"), [("soundfile", "soundfile"), ("soxr", "1000 .* takes 2000: .* soxr")])
+def test_a_sound_of_which_resampling_leaves_nothing_is_refused_when_it_is_read(tmp_path: Path) -> None:
+    path = sound_table(
+        tmp_path / "train.parquet", [encoded(WAVES[0]), encoded(np.ones(2, np.float32), 48000)], [0, 1], NAMES
+    )
+    data = opened(path).features(EXTRACTOR)
+    with pytest.raises(DataError, match=r"row 1 of .* has too few samples, none are left at 1000 a second: .*leave"):
+        data[1]
+
+
+@pytest.mark.parametrize(
+    ("package", "reason"),
+    [("soundfile", "sounds need soundfile"), ("soxr", "row 0 .* 1000 .* takes 2000: .* need soxr")],
+)
 def test_a_missing_package_is_named(package: str, reason: str, sounds: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = builtins.__import__
-
-    def without(name: str, *arguments: Any, **options: Any) -> Any:
-        if name == package:
-            raise ImportError(name)
-        return real(name, *arguments, **options)
-
-    monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(DataError, match=rf'{reason}: pip install "pwl-hf\[audio\]"'):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(DataError, match=rf'{reason}, which .*: pip install "pwl-hf\[audio\]"'):
         opened(sounds).features(Wav2Vec2FeatureExtractor(sampling_rate=2000))
 
 

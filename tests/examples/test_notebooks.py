@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
@@ -13,8 +14,8 @@ FOLDER = Path(__file__).resolve().parents[2] / "examples" / "notebooks"
 SCRIPTS = sorted(path for path in FOLDER.glob("*.py") if path.stem != "make")
 # For a test that need not learn anything.
 QUICK = {
-    'run_demo(Path("digits-pwl"), quiet=True)': 'run_demo(Path("digits-pwl"), quiet=True, training_arguments='
-    '["--max_steps", "3", "--teacher_options", "max_steps=3"])',
+    r"quiet=True\)": 'quiet=True, training_arguments=["--max_steps", "3", "--teacher_options", "max_steps=3"])',
+    r"--num_train_epochs \d+": "--max_steps 3",
 }
 
 
@@ -45,9 +46,12 @@ def test_notebook_is_that_of_its_script_and_was_run_to_its_end(make: ModuleType,
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
 def test_notebook_runs(make: ModuleType, script: Path, tmp_path: Path) -> None:
     text = script.read_text(encoding="utf-8")
-    for found, replaced in QUICK.items():
-        text = text.replace(found, replaced)
+    for pattern, replaced in QUICK.items():
+        text = re.sub(pattern, replaced, text)
     notebook = make.notebook_of(text)
     make.run(notebook, tmp_path)
     shown = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
-    assert [o.data["text/plain"] for o in shown if o.output_type == "execute_result"][1:3] == ["True", "(4, True)"]
+    # The last stage is the teacher, and answers grow up to it.
+    same, grown = [o.data["text/plain"] for o in shown if o.output_type == "execute_result"][1:3]
+    assert same == "True"
+    assert re.fullmatch(r"\([34], True\)", grown)

@@ -408,8 +408,13 @@ def test_the_file_of_code_opens_a_staged_network_without_the_package(tmp_path: P
     assert done.stdout.strip() == "True", done.stderr[-2000:]
 
 
+def test_patches_need_their_shapes() -> None:
+    with pytest.raises(ValueError, match="a siglip2 takes patches: give pixel_attention_mask and spatial_shapes too"):
+        joined("siglip2")(pixel_values=torch.zeros(1, 3, 16, 16))
+
+
 def test_patches_are_not_exported(tmp_path: Path) -> None:
-    with pytest.raises(SaveError, match=r"a siglip2 is not exported: it takes patches of images"):
+    with pytest.raises(SaveError, match=r"a siglip2 is not exported: it resizes its positions"):
         joined("siglip2").export(tmp_path / "new")
     assert not any(tmp_path.rglob("*.onnx"))
 
@@ -435,10 +440,8 @@ def docs_tables() -> tuple[str, str]:
         kinds = {type(module).__name__ for module in network.modules()}
         attention = ", ".join(attentions(model_type)) if any("Attention" in kind for kind in kinds) else ""
         statistics = "yes" if any(True for _ in batch_norms(network, "")) else ""
-        slices, graphs = (
-            "yes" if family.tells_channels else "equal widths",
-            "no" if model_type in NOT_EXPORTED else "yes",
-        )
+        slices = "yes" if family.tells_channels else "equal widths"
+        graphs = f"no: {family.not_exported}" if model_type in NOT_EXPORTED else "yes"
         lines.append(f"| {model_type} | {shown} | {attention} | {statistics} | {slices} | {graphs} |")
     refused = ["| `model_type` | why it is not cut |", "|---|---|"]
     refused += [f"| {model_type} | {UNCUTTABLE[model_type]} |" for model_type in REFUSED]

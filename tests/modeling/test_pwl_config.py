@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from huggingface_hub.errors import StrictDataclassError
@@ -22,6 +23,7 @@ from transformers import (
 )
 
 from pwl_hf import PWLConfig, VGGConfig
+from tests.modeling.types import network_config
 from tests.tiny import EACH_FAMILY, FAMILIES, tiny_config, tiny_pair
 
 
@@ -320,3 +322,22 @@ def test_a_config_that_a_file_made_impossible_is_refused_on_loading(tmp_path: Pa
     (tmp_path / "config.json").write_text(json.dumps(data | {"teacher_cuts": [2, 4, 6, 9]}))
     with pytest.raises(StrictDataclassError, match="teacher_cuts must cover every unit"):
         PWLConfig.from_pretrained(tmp_path)
+
+
+# --- The length of texts ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("own", "student", "most"), [(32, 24, 24), (32, 64, 32), (int(1e30), 64, 40)])
+def test_texts_end_where_the_tokenizer_and_both_networks_do(own: int, student: int, most: int) -> None:
+    networks = [network_config("bert", role) for role in ("teacher", "student")]
+    networks[1].max_position_embeddings = student
+    assert (
+        PWLConfig(teacher_config=networks[0], student_config=networks[1], num_blocks=2).max_tokens_of(
+            SimpleNamespace(model_max_length=own)
+        )
+        == most
+    )
+
+
+def test_without_any_limit_a_text_may_be_of_any_length() -> None:
+    assert tiny_config("vit", 2).max_tokens_of(SimpleNamespace(model_max_length=int(1e30))) is None

@@ -163,6 +163,7 @@ def test_unknown_name_raises_attribute_error(module):
     "statement",
     [
         "from pwl_hf.data import DataSource",
+        "from pwl_hf.waveforms import read_waveform",
         "from pwl_hf.evaluation import masks_of",
         "from pwl_hf.training.objective.masks import mixed_masks",
     ],

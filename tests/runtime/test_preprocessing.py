@@ -54,7 +54,7 @@ def assert_same(found: np.ndarray, expected: Any) -> None:
 
 
 def made_by(processor: BaseImageProcessor, images: list[Image.Image], num_channels: int = 3) -> np.ndarray:
-    return process([upright(image, num_channels) for image in images], processor, num_channels).numpy()
+    return process([upright(image, num_channels) for image in images], processor, num_channels)["pixel_values"].numpy()
 
 
 SIZES = [(30, 40), (40, 30), (16, 16), (7, 61), (224, 224), (300, 260)]

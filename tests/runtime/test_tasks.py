@@ -27,13 +27,12 @@ from pwl_hf.opening import open_model
 from pwl_hf.quantising import quantise_repository
 from tests.repository.helpers import edit_json, publish
 from tests.runtime.helpers import fresh
-from tests.task_models import KINDS, LONG, NUM_STAGES, TEXTS, assert_alike, sounds
+from tests.task_models import KINDS, LONG, NUM_STAGES, OF_SOUND, TEXTS, assert_alike, sounds
 
 TASKS = {
     "texts": "text-classification",
     "tokens": "token-classification",
-    "waves": "audio-classification",
-    "spectrograms": "audio-classification",
+    **dict.fromkeys(OF_SOUND, "audio-classification"),
 }
 
 
@@ -90,7 +89,7 @@ def test_a_long_text_is_read_in_pieces(stages: Any, strategy: str) -> None:
         assert found[0][-1]["end"] == len(LONG)
 
 
-@pytest.mark.parametrize("kind", ["waves", "spectrograms"])
+@pytest.mark.parametrize("kind", OF_SOUND)
 @pytest.mark.parametrize("parameters", [{}, {"top_k": 2}, {"top_k": None, "function_to_apply": "none"}])
 def test_sounds_are_answered_as_by_the_pipeline(stages: Any, kind: str, parameters: dict[str, Any]) -> None:
     samples = sounds()
@@ -102,9 +101,10 @@ def test_sounds_are_answered_as_by_the_pipeline(stages: Any, kind: str, paramete
         assert_alike(model.predict(samples[:1], **parameters), expected[:1])
 
 
-def test_waves_in_a_batch_are_as_in_torch(stages: Any) -> None:
+@pytest.mark.parametrize("kind", ["waves", "features of speech"])
+def test_sounds_in_a_batch_are_as_in_torch(stages: Any, kind: str) -> None:
     samples = sounds()
-    for model, whole in stages("waves"):
+    for model, whole in stages(kind):
         made = whole.feature_extractor(samples, sampling_rate=16000, padding=True, return_tensors="pt")
         with torch.no_grad():
             expected = whole.model(**made).logits.numpy()
@@ -177,7 +177,7 @@ def test_what_reads_sounds_is_named_where_it_is_missing(
     model, (sound, *_) = runtime.load(exported_task("waves"), threads=1), sounds()
     monkeypatch.setitem(sys.modules, name, None)
     given = wav_of(sound) if name == "soundfile" else {"array": sound, "sampling_rate": 8000}
-    with pytest.raises(ImportError, match=rf'sounds need {name}, .*pip install "pwl-hf\[audio\]"'):
+    with pytest.raises(ImportError, match=rf'sounds .*need {name}, .*pip install "pwl-hf\[audio\]"'):
         model.predict(given)
     assert len(model.predict(sound)) == 4
 
@@ -216,8 +216,12 @@ def test_a_sound_shorter_than_a_frame_is_refused(exported_task: Any) -> None:
     ("change", "message"),
     [
         (
-            {"feature_extractor_type": "WhisperFeatureExtractor"},
-            "'WhisperFeatureExtractor', and the runtime has Wav2Vec2",
+            {"feature_extractor_type": "ClapFeatureExtractor"},
+            "'ClapFeatureExtractor', and the runtime has Wav2Vec2",
+        ),
+        (
+            {"feature_extractor_type": "ASTFeatureExtractor"},
+            r"makes input_values of shape \(1024, 128\) of a sound, and the networks take \(-1,\)",
         ),
         ({"sampling_rate": "fast"}, "sampling_rate is 'fast'"),
         ({"padding_side": "left"}, "padding_side is 'left'"),
@@ -297,7 +301,7 @@ def test_arrays_that_do_not_fit_are_named(exported_task: Any, change: dict[str, 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_grows_while_it_answers(exported_task: Any, kind: str) -> None:
-    samples = sounds() if kind in ("waves", "spectrograms") else list(TEXTS)
+    samples = sounds() if kind in OF_SOUND else list(TEXTS)
     expected = [runtime.load(exported_task(kind), stage=s, threads=1).logits(samples) for s in range(NUM_STAGES + 1)]
     model = runtime.load(exported_task(kind), threads=1)
     assert model.task == TASKS[kind]
@@ -362,7 +366,7 @@ def test_what_was_fetched_ahead_needs_no_hub(
 def test_neither_torch_nor_what_reads_files_is_imported(
     exported_task: Any, fresh_env: dict[str, str], kind: str
 ) -> None:
-    sample = "numpy.ones(4000, numpy.float32)" if kind in ("waves", "spectrograms") else "'a good film'"
+    sample = "numpy.ones(4000, numpy.float32)" if kind in OF_SOUND else "'a good film'"
     code = f"""
 import numpy
 from pwl_hf import runtime

@@ -106,7 +106,7 @@ def build(dockerfile: Path, folder: Path, arguments: Mapping[str, str], environm
             _copy(sources, Path(image.here(target)), is_folder=target.endswith("/"))
         elif name == "RUN":
             if "pip install" in argument:
-                _pip_install(image, shlex.split(argument))
+                _pip_install(image, shlex.split(expand(argument)))
             else:
                 # Whoever runs the tests owns what he makes.
                 command = re.sub(r"-o 1000 -g 1000", f"-o {os.getuid()} -g {os.getgid()}", image.here(argument))

@@ -8,7 +8,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from transformers import pipeline
 
 from tests.hub import Fault, HubServer
 from tests.repository.helpers import bodies, publish, shard
@@ -16,15 +18,25 @@ from tests.serving.images import Image, build
 from tests.serving.lambda_service import Lambda
 from tests.serving.served import expected, png
 from tests.serving.test_container import FOLDER, NOWHERE, of_hub
+from tests.serving.test_task_handlers import WAVE, wav_of
+from tests.serving.test_tasks import TASKS as PIPELINES
+from tests.task_models import LONG, NUM_STAGES, TEXTS, assert_alike, exported_task_model
 
 HANDLER = "lambda_function.handler"
 
 
 @pytest.fixture
-def image(hub: HubServer, repo_id: str, exported: Path, fresh_env: dict[str, str], tmp_path: Path) -> Image:
-    """Of a repository's only commit."""
+def image(
+    request: pytest.FixtureRequest,
+    hub: HubServer,
+    repo_id: str,
+    exported: Path,
+    fresh_env: dict[str, str],
+    tmp_path: Path,
+) -> Image:
+    """Of a repository's only commit, with the extras of the test's parameter."""
     commit = publish(hub, repo_id, exported)
-    arguments = {"REPO": repo_id, "REVISION": commit}
+    arguments = {"REPO": repo_id, "REVISION": commit} | getattr(request, "param", {})
     return build(FOLDER / "lambda.Dockerfile", tmp_path / "image", arguments, of_hub(fresh_env))
 
 
@@ -34,15 +46,18 @@ def start(image: Image, environment: dict[str, str], timeout: float = 60) -> Lam
     return Lambda(image.python, HANDLER, Path(image.here("/var/task")), variables, timeout)
 
 
-def event(body: bytes | str = b"", method: str = "POST", **query: str) -> dict[str, Any]:
-    """What a function URL makes of a request."""
+def event(body: bytes | str | dict[str, Any] = b"", method: str = "POST", **query: str) -> dict[str, Any]:
+    """What a function URL makes of a request; of a dict, one of JSON."""
     encoded = isinstance(body, bytes)
+    headers = {"content-type": "application/json; charset=utf-8"} if isinstance(body, dict) else {}
+    body = json.dumps(body) if isinstance(body, dict) else body
     return {
+        "headers": headers,
         "version": "2.0",
         "routeKey": "$default",
         "rawPath": "/",
         "requestContext": {"http": {"method": method, "path": "/"}},
-        "body": base64.b64encode(body).decode() if encoded else body,
+        "body": base64.b64encode(body).decode() if isinstance(body, bytes) else body,
         "isBase64Encoded": encoded,
         **({"queryStringParameters": query} if query else {}),
     }
@@ -134,3 +149,69 @@ def test_hub_that_fails_leaves_the_function_answering_at_its_stage(hub, image, f
         hub.faults.clear()
         assert [said(service.invoke(event(png())))["stage"] for _ in range(2)] == [1, 2]
     assert any("stays at stage 1" in line and shard(2) in line for line in service.log)
+
+
+SENT = base64.b64encode(wav_of()).decode()
+ANSWERED: dict[str, list[tuple[dict[str, Any], Any, dict[str, Any]]]] = {
+    # The request, and what the pipeline is given.
+    "texts": [
+        (event({"inputs": TEXTS[0], "parameters": {"top_k": 2}}), TEXTS[0], {"top_k": 2}),
+        (event(json.dumps({"inputs": list(TEXTS)}).encode(), top_k="3"), list(TEXTS), {"top_k": 3}),
+    ],
+    "tokens": [
+        (
+            event({"inputs": TEXTS[1], "parameters": {"aggregation_strategy": "first"}}),
+            TEXTS[1],
+            {"aggregation_strategy": "first"},
+        )
+    ],
+    "waves": [
+        (event(wav_of(), top_k="3"), WAVE, {"top_k": 3}),
+        (event({"inputs": SENT, "parameters": {"top_k": 3}}), WAVE, {"top_k": 3}),
+        (
+            event({"inputs": WAVE.tolist(), "parameters": {"sampling_rate": 16000, "top_k": 1}}),
+            WAVE,
+            {"top_k": 1},
+        ),
+    ],
+}
+WRONG: dict[str, list[tuple[dict[str, Any], str]]] = {
+    "texts": [
+        (event("good film"), "the body is no JSON"),
+        (event({"inputs": "a", "parameters": {"best": 1}}), "unknown 'best'"),
+        (event({"inputs": LONG}), "72 tokens, and the model takes 32"),
+    ],
+    "tokens": [(event({"inputs": "a", "parameters": {"top_k": 2}}), "unknown 'top_k'")],
+    "waves": [
+        (event("no sound"), "the body is text"),
+        (event(b"no sound"), "no sound that can be read"),
+        (event(wav_of(np.zeros(3200), 10)), "the sound is of 320.0 s, it can be of 60 s"),
+    ],
+}
+
+
+@pytest.mark.parametrize("image", [{"EXTRAS": "runtime,audio"}], indirect=True, ids=["with-audio"])
+def test_texts_tokens_and_sounds_are_answered_as_by_the_pipeline(
+    image: Image, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    for kind, answered in ANSWERED.items():
+        folder = exported_task_model(tmp_path_factory, kind)
+        whole = pipeline(PIPELINES[kind], model=str(folder / "teacher"))
+        with start(image, {**NOWHERE, "PWL_REPO": str(folder), "PWL_REVISION": ""}) as service:
+            for _ in range(NUM_STAGES):
+                service.invoke(event(method="GET"))
+            for asked, samples, parameters in answered:
+                found = said(service.invoke(asked))
+                assert found["stage"] == NUM_STAGES
+                assert_alike(found["predictions"], whole(samples, **parameters))
+            for asked, told in WRONG[kind]:
+                assert told in said(service.invoke(asked), 400)["detail"]
+
+
+def test_function_that_lacks_what_decodes_sounds_says_so_when_it_starts(
+    image: Image, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = exported_task_model(tmp_path_factory, "waves")
+    environment = {**NOWHERE, "PWL_REPO": str(folder), "PWL_REVISION": ""}
+    with start(image, environment) as service, pytest.raises(AssertionError, match="sounds need soundfile"):
+        service.wait_until_frozen()

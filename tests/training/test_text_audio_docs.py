@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
+import soundfile
 import torch
-from transformers import AutoModelForAudioClassification, AutoModelForSequenceClassification, Wav2Vec2FeatureExtractor
+import transformers
+from fastapi.testclient import TestClient
+from transformers import Wav2Vec2FeatureExtractor
 from typer.main import get_command
+from typer.testing import CliRunner
 
 from pwl_hf import PWLForAudioClassification, PWLForSequenceClassification
 from pwl_hf.cli import app
 from pwl_hf.training import train, train_teacher
 from pwl_hf.training.command_line import RECIPES
+from tests.data.sounds import tone
 from tests.modeling.texts import bert_tokenizer
 from tests.modeling.types import network_config
 
@@ -31,39 +38,63 @@ def commands() -> list[list[str]]:
     lines = [
         line for name in TEXTS for block in fences(name, "bash") for line in block.replace("\\\n", " ").splitlines()
     ]
-    return [words for words in map(shlex.split, lines) if words[0] != "pip"]
+    return [words for words in (shlex.split(line, comments=True) for line in lines) if words[0] != "pip"]
 
 
-def test_first_block_of_texts_prints_what_is_shown(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+# What a page's repository is of: its first words, Auto class, type of networks, and what makes their inputs.
+PAGES: dict[str, tuple[str, Any, str, Any]] = {
+    "text": ("banking-pwl", PWLForSequenceClassification, "bert", bert_tokenizer),
+    "audio": (
+        "digits-spoken-pwl",
+        PWLForAudioClassification,
+        "wav2vec2",
+        lambda _: Wav2Vec2FeatureExtractor(sampling_rate=8000),
+    ),
+}
+
+
+@pytest.fixture(params=PAGES)
+def page(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A page, and the working directory that it speaks of."""
+    name, model_class, model_type, processing = PAGES[request.param]
     with torch.random.fork_rng(devices=[]):
         networks = [
-            AutoModelForSequenceClassification.from_config(network_config("bert", r)) for r in ("teacher", "student")
+            getattr(transformers, model_class.task).from_config(network_config(model_type, role))
+            for role in ("teacher", "student")
         ]
-    model = PWLForSequenceClassification.from_teacher_student(
-        *networks, num_blocks=3, processing_class=bert_tokenizer(tmp_path / "words")
-    )
-    model.save_pretrained(tmp_path / "banking-pwl")
+    model_class.from_teacher_student(
+        *networks, num_blocks=3, processing_class=processing(tmp_path / "words")
+    ).save_pretrained(tmp_path / name)
+    soundfile.write(tmp_path / "seven.wav", tone(60, 0.5, 16000), 16000)
     monkeypatch.chdir(tmp_path)
-    exec(compile(fences("text", "python")[0], "docs/text.md", "exec"), {})
-    assert capsys.readouterr().out == fences("text", "text")[0]
+    return str(request.param)
 
 
-def test_first_block_of_sounds_prints_what_is_shown(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with torch.random.fork_rng(devices=[]):
-        networks = [
-            AutoModelForAudioClassification.from_config(network_config("wav2vec2", r)) for r in ("teacher", "student")
-        ]
-    model = PWLForAudioClassification.from_teacher_student(
-        *networks, num_blocks=3, processing_class=Wav2Vec2FeatureExtractor(sampling_rate=8000)
-    )
-    model.save_pretrained(tmp_path / "digits-spoken-pwl")
-    monkeypatch.chdir(tmp_path)
-    exec(compile(fences("audio", "python")[0], "docs/audio.md", "exec"), {})
-    assert capsys.readouterr().out == fences("audio", "text")[0]
+def test_blocks_print_what_is_shown(page: str, capsys: pytest.CaptureFixture[str]) -> None:
+    exported = next(words for words in commands() if words[:3] == ["pwl-hf", "export", PAGES[page][0]])
+    for code, shown in zip(fences(page, "python"), fences(page, "text"), strict=True):
+        if "import runtime" in code:
+            assert CliRunner().invoke(app, exported[1:]).exit_code == 0
+        capsys.readouterr()
+        exec(compile(code, f"docs/{page}.md", "exec"), {})
+        assert capsys.readouterr().out == shown
+
+
+def test_the_server_answers_as_shown(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from examples import serve
+
+    block = next(block for block in fences(page, "bash") if "curl" in block)
+    (server, *requests) = [shlex.split(line) for line in block.splitlines()]
+    assert server == ["python", "examples/serve.py", PAGES[page][0]]
+    monkeypatch.setenv("PWL_REPO", PAGES[page][0])
+    shown = fences(page, "json")[0].splitlines()
+    with TestClient(serve.app) as client:
+        assert serve.app.state.classifier.streams[-1].wait(60)
+        for (_, option, given, address), answer in zip(requests, shown, strict=True):
+            sent: dict[str, Any] = {"json": json.loads(given)} if option == "--json" else {}
+            sent = sent or {"content": Path(given.removeprefix("@")).read_bytes()}
+            found = client.post(address.partition(":8000")[2], **sent)
+            assert re.fullmatch(re.escape(answer).replace(r"\.\.\.", "[^,{}]+"), json.dumps(found.json())), found.text
 
 
 @pytest.mark.parametrize("words", commands(), ids=lambda words: " ".join(words)[:60])
@@ -75,6 +106,8 @@ def test_commands_have_options_and_recipes_that_exist(words: list[str], monkeypa
         known = {name for option in command.params for name in option.opts}
         assert {word for word in words if word.startswith("--")} <= known
         return
+    if words[0] == "curl" or words[1] == "examples/serve.py":
+        return  # what the server answers has a test above
     script = next(script for script in SCRIPTS if script in words)
     parsed = SCRIPTS[script].command_line().parse(words[words.index(script) + 1 :])
     assert parsed.options["output_dir"]

@@ -11,6 +11,7 @@ import torch
 from pwl_hf.modeling import PWLPreTrainedModel
 from pwl_hf.modeling.families.registry import family_of
 from pwl_hf.modeling.routes.cuts import units_of_block
+from pwl_hf.training.networks.slices.axes import has_module
 from pwl_hf.training.networks.slices.slicing import Slices, begin_converters, begin_student, slices_of
 
 logger = logging.getLogger(__name__)
@@ -127,7 +128,7 @@ def _pairs(model: PWLPreTrainedModel, how: str) -> dict[str, str]:
     pairs |= {path: path for path in (*family.head_paths(own), *family.shared_paths(own))}
     if not family.has_optional_paths:
         return pairs
-    return {mine: given for mine, given in pairs.items() if _has(model.student, mine)}
+    return {mine: given for mine, given in pairs.items() if has_module(model.student, mine)}
 
 
 def _by_level(model: PWLPreTrainedModel, role: str, block: int) -> dict[int, list[int]]:
@@ -143,12 +144,3 @@ def _equal(own: torch.nn.Module, other: torch.nn.Module) -> bool:
     """Whether a module is a copy of another: channels may be as many, and in another order."""
     given = other.state_dict()
     return all(torch.equal(tensor, given[name]) for name, tensor in own.state_dict().items())
-
-
-def _has(network: torch.nn.Module, path: str) -> bool:
-    """Whether a network has a module at a path."""
-    try:
-        network.get_submodule(path)
-    except AttributeError:
-        return False
-    return True

@@ -17,6 +17,7 @@ from transformers import (
     BaseImageProcessor,
     PreTrainedConfig,
     PreTrainedTokenizerBase,
+    Siglip2ImageProcessorPil,
     ViTImageProcessorPil,
     Wav2Vec2FeatureExtractor,
 )
@@ -28,8 +29,9 @@ from transformers.utils.constants import (
     IMAGENET_STANDARD_STD,
 )
 
-from pwl_hf.data.processing import channels_of, check_channels, to_tensor
+from pwl_hf.data.processing import OF_PATCHES, channels_of, check_channels, process, upright
 from pwl_hf.data.words import joins_words
+from pwl_hf.modeling.families.base import PATCHES
 from pwl_hf.modeling.families.registry import family_of
 from pwl_hf.modeling.task_names import TASKS
 from pwl_hf.opening import WORDS_TASK
@@ -65,7 +67,7 @@ def image_processor(name: str | None, config: PreTrainedConfig, image_size: int 
     """What prepares a network's images: its own processor, or else a plain one of its family.
 
     The plain one resizes every image to a square and normalises it as the family's published networks do; images of
-    other channels than RGB to values from -1 to 1.
+    other channels than RGB to values from -1 to 1. For a network of patches it cuts as many as there are positions.
 
     Args:
         name: Folder or Hub id of the network, if it has one.
@@ -73,17 +75,25 @@ def image_processor(name: str | None, config: PreTrainedConfig, image_size: int 
         image_size: Pixels a side, for a network that has no processor; the config's own by default.
 
     Raises:
-        ValueError: If the network has a processor and `image_size` is another, or its channels are; if there is no
-            size, or no image has so many channels.
+        ValueError: If the network has a processor and `image_size` is another, or its channels are, or it makes what
+            the network does not take; if there is no size, or no image has so many channels.
     """
     check_channels(channels_of(config))
+    takes_patches = family_of(config).takes == PATCHES
     if name is not None and _has(name, IMAGE_PROCESSOR_NAME):
         own: BaseImageProcessor = AutoImageProcessor.from_pretrained(name)  # type: ignore[no-untyped-call]
         # Before training, rather than at its first image.
-        to_tensor([Image.new("RGB", (64, 64))], own, channels_of(config))
+        made = process([upright(Image.new("RGB", (64, 64)), channels_of(config))], own, channels_of(config))
+        if takes_patches != (made.keys() >= set(OF_PATCHES)):
+            raise ValueError(
+                f"{name!r} has an image processor ({type(own).__name__}) that makes {', '.join(made)}, which a "
+                f"{config.model_type} does not take: save the one that it was trained with"
+            )
         if image_size is not None and not _gives(own, image_size):
             raise ValueError(f"image_size={image_size}, but {name!r} has an image processor of its own: leave it out")
         return own
+    if takes_patches:
+        return _of_patches(config)
     size = image_size if image_size is not None else getattr(config, "image_size", None)
     if size is None:
         raise ValueError(f"networks of model_type {config.model_type!r} take images of any size: give image_size")
@@ -99,6 +109,17 @@ def image_processor(name: str | None, config: PreTrainedConfig, image_size: int 
         do_convert_rgb=channels_of(config) == 3,
         image_mean=mean,
         image_std=std,
+    )
+
+
+def _of_patches(config: PreTrainedConfig) -> BaseImageProcessor:
+    seeing, channels = getattr(config, "vision_config", config), channels_of(config)
+    return Siglip2ImageProcessorPil(
+        patch_size=seeing.patch_size,
+        max_num_patches=seeing.num_patches,
+        do_convert_rgb=channels == 3,
+        image_mean=[IMAGENET_STANDARD_MEAN[0]] * channels,
+        image_std=[IMAGENET_STANDARD_STD[0]] * channels,
     )
 
 

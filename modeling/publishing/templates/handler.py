@@ -139,8 +139,8 @@ class _Texts:
         self.model = model
         # It looks into the config, whose code is the model's.
         self.tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
-        limits = (self.tokenizer.model_max_length, model.config.max_tokens)
-        self.tokenizer.model_max_length = min(limit for limit in limits if limit is not None)
+        if (most := model.config.max_tokens_of(self.tokenizer)) is not None:
+            self.tokenizer.model_max_length = most
         self._of_thread = threading.local()
 
     def answer(self, inputs: Any, parameters: dict[str, Any]) -> list[Any]:

@@ -26,8 +26,8 @@ from pwl_hf.modeling.families.registry import family_of
 _QUERY = re.compile(r"(^|\.)(q_proj|query|q|q_lin)$")
 _KEY_OR_VALUE = re.compile(r"(^|\.)([kv]_proj|key|value|[kv]|[kv]_lin)$")
 _ATTENTION_OUT = re.compile(r"(^|\.)(o_proj|out_proj|o|out_lin)$|(^|\.)attention\.output\.dense$")
-_UP = re.compile(r"(^|\.)(fc1|pwconv1|gate_proj|up_proj|weights_in|lin1)$|(^|\.)intermediate\.dense$")
-_DOWN = re.compile(r"(^|\.)(fc2|pwconv2|down_proj|weights_out|lin2)$|(^|\.)output\.dense$")
+_UP = re.compile(r"(^|\.)(fc1|pwconv1|gate_proj|up_proj|weights_in|lin1)$|(^|\.)intermediate[._]dense$")
+_DOWN = re.compile(r"(^|\.)(fc2|pwconv2|down_proj|weights_out|lin2)$|(^|\.)output[._]dense$")
 # The convolutions of a residual branch, one after the other.
 _CHAIN = re.compile(r"^(?P<branch>(?:.*\.)?layer)\.(?P<place>\d+)\.convolution$")
 
@@ -201,10 +201,21 @@ def _scopes(model: PWLPreTrainedModel, found: Axes) -> dict[str, Scope]:
 
 def _level_widths(family: Family, config: PreTrainedConfig, network: nn.Module) -> list[int]:
     """The width of what the first unit reads, and of what each level ends with."""
-    first = [network.get_submodule(path) for path in family.unit_paths(config, 0)]
+    first = [network.get_submodule(path) for path in family.unit_paths(config, 0) if has_module(network, path)]
     matrices = (module for unit in first for module in unit.modules() if isinstance(module, _MATRICES))
-    ends = accumulate(family.depths(config))
-    return [_lengths_of(next(matrices))[1], *(family.boundary(config, end).width for end in ends)]
+    ends = [family.boundary(config, end).width for end in accumulate(family.depths(config))]
+    # GPT-2 has matrices of its own kind.
+    first_matrix = next(matrices, None)
+    return [ends[0] if first_matrix is None else _lengths_of(first_matrix)[1], *ends]
+
+
+def has_module(network: nn.Module, path: str) -> bool:
+    """Whether a network has a module at a path."""
+    try:
+        network.get_submodule(path)
+    except AttributeError:
+        return False
+    return True
 
 
 class _Part:
@@ -227,6 +238,7 @@ class _Part:
         # Rotary positions turn pairs of a head's channels, each by an angle of its place.
         config = getattr(networks[1], "config", None)
         self.turns = any(getattr(config, name, None) is not None for name in ("rope_parameters", "rope_theta"))
+        self.num_heads = [getattr(getattr(n, "config", None), "num_attention_heads", None) for n in networks]
         self.matrices = {name: m for name, m in self.student.named_modules() if isinstance(m, _MATRICES)}
 
     def read(self) -> None:
@@ -245,7 +257,15 @@ class _Part:
 
     def _note_attention(self) -> None:
         """Axes of heads: those of keys, how many queries share one, and their width."""
-        for name in filter(_QUERY.search, self.matrices):
+        projections = list(filter(_QUERY.search, self.matrices))
+        attends = any("att" in name for name, _ in self.student.named_modules())
+        if attends and not projections and self.num_heads[0] != self.num_heads[1]:
+            raise ValueError(
+                f"init_student_from_teacher: attentions of {self.num_heads[1]} heads in the teacher and "
+                f"{self.num_heads[0]} in the student, and the names in {self.own} do not tell which channels are "
+                "whose: give the student as many, or leave the option out"
+            )
+        for name in projections:
             key = next(other for other in self.matrices if _KEY_OR_VALUE.search(other) and _stem(other) == _stem(name))
             sizes = []
             for network in (self.teacher, self.student):
@@ -268,7 +288,7 @@ class _Part:
             if _ATTENTION_OUT.search(name):
                 continue
             if _DOWN.search(name):
-                self._note(f"{self.own}.inner", (_lengths_of(other)[1], _lengths_of(matrix)[1]))
+                self._note(self._inner(name), (_lengths_of(other)[1], _lengths_of(matrix)[1]))
             elif (found := _CHAIN.match(name)) and int(found["place"]) < self._last_of_chain(found["branch"]):
                 self._note(f"{self.own}.{found['place']}", (_lengths_of(other)[0], _lengths_of(matrix)[0]))
 
@@ -313,9 +333,9 @@ class _Part:
         reads, writes = _layout(self.scope.reads), _layout(self.scope.writes)
         if self.scope.place in ("unit", "head") and not _ATTENTION_OUT.search(name):
             if _UP.search(name):
-                return reads, (f"{self.own}.inner",)
+                return reads, (self._inner(name),)
             if _DOWN.search(name):
-                return (f"{self.own}.inner",), writes
+                return (self._inner(name),), writes
         if self.scope.place != "unit":
             return reads, writes
         if _QUERY.search(name):
@@ -344,7 +364,8 @@ class _Part:
     def _fitting(self, name: str, dim: Dim, mine: tuple[int, ...], theirs: tuple[int, ...]) -> Dim:
         """A dimension with as many copies of its layout as the tensor has."""
         student, teacher = mine[dim.number], theirs[dim.number]
-        if dim.layout:
+        # Heads are not known where the names of an attention do not tell them, as DeBERTa's.
+        if dim.layout and all(isinstance(factor, int) or factor in self.found.sizes for factor in dim.layout):
             for_teacher, for_student = (math.prod(lengths) for lengths in self.found.lengths(dim.layout))
             copies = teacher // for_teacher
             if copies and (copies * for_teacher, copies * for_student) == (teacher, student):
@@ -363,6 +384,11 @@ class _Part:
     def _heads_of(self, name: str) -> tuple[str, str, str]:
         where = self.heads or f"{self.own}.{_stem(name)}"
         return f"{where}.heads", f"{where}.queries", f"{where}.head width"
+
+    def _inner(self, name: str) -> str:
+        """The axis within a feed-forward part, of which a unit may have two, such as Conformers' `ffn1` and `ffn2`."""
+        part = name.rpartition(".")[0] if name.endswith("_dense") else ""
+        return f"{self.own}.{part}.inner" if part else f"{self.own}.inner"
 
     def _last_of_chain(self, branch: str) -> int:
         places = [found for name in self.matrices if (found := _CHAIN.match(name)) and found["branch"] == branch]

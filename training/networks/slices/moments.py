@@ -10,8 +10,10 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedConfig
 
 from pwl_hf.modeling import PWLPreTrainedModel
+from pwl_hf.modeling.families.registry import family_of
 from pwl_hf.training.networks.slices.axes import Axes, Layout
 
 # Of one batch at one module: more rows tell moments hardly better.
@@ -67,14 +69,14 @@ def observe(model: PWLPreTrainedModel, axes: Axes, batches: Iterable[Mapping[str
     Raises:
         ValueError: If there is no batch, or something that flows is NaN or infinite.
     """
-    noting, teacher = _Noting(), model.teacher
+    noting, teacher = _Noting(model.config.teacher_config), model.teacher
     was_training = teacher.training
     teacher.eval()
     try:
         noting.attach(teacher, axes)
         for batch in batches:
             inputs = {name: values.to(teacher.device) for name, values in batch.items() if name != "labels"}
-            noting.mask = inputs.get("attention_mask")
+            noting.inputs = inputs
             teacher(**inputs)
     finally:
         noting.detach()
@@ -92,13 +94,18 @@ def observe(model: PWLPreTrainedModel, axes: Axes, batches: Iterable[Mapping[str
 
 
 class _Noting:
-    """Hooks on a teacher's modules, and what they note."""
+    """Hooks on a teacher's modules, and what they note.
 
-    def __init__(self) -> None:
+    Args:
+        config: The teacher's.
+    """
+
+    def __init__(self, config: PreTrainedConfig) -> None:
+        self.config, self.family = config, family_of(config)
         self.read, self.streams, self.normalised = _Sums(), _Sums(), _Sums()
         self.order: list[str] = []
-        # Which tokens are no padding, (B, L); padding flows along, and tells nothing of the data.
-        self.mask: torch.Tensor | None = None
+        # Of the batch: they tell what is padding, which flows along, and tells nothing of the data.
+        self.inputs: Mapping[str, torch.Tensor] = {}
         self._handles: list[Any] = []
 
     def attach(self, teacher: nn.Module, axes: Axes) -> None:
@@ -148,9 +155,8 @@ class _Noting:
             self.streams.add(axis, _rows(self._kept(features), channels_first=features.ndim == 4))
 
     def _kept(self, features: torch.Tensor) -> torch.Tensor:
-        if self.mask is None or features.ndim != 3 or features.shape[:2] != self.mask.shape:
-            return features
-        return features[self.mask.bool()]
+        kept = self.family.not_padding(self.config, features, self.inputs) if features.ndim == 3 else None
+        return features if kept is None or kept.shape != features.shape[:2] else features[kept]
 
 
 def _features(inputs: tuple[Any, ...], named: dict[str, Any]) -> torch.Tensor | None:
