@@ -58,7 +58,7 @@ def families(
 
 @app.command()
 def info(repo: Repo, revision: Revision = None, subfolder: Subfolder = "", token: Token = None) -> None:
-    """Show the stages of a repository: what each adds, and what was measured at it."""
+    """Show the stages of a repository: what each adds, and its accuracy if it was measured."""
     from pwl_hf.console import stage_table
     from pwl_hf.modeling.repository.source import Repository
 
@@ -71,33 +71,37 @@ def info(repo: Repo, revision: Revision = None, subfolder: Subfolder = "", token
 
 @app.command()
 def convert(
-    teacher: Annotated[str, typer.Argument(help="The teacher: a folder or a Hub id.")],
-    student: Annotated[str, typer.Argument(help="The student: a folder or a Hub id, for the same inputs and labels.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write.")],
-    num_blocks: Annotated[int, typer.Option("--num-blocks", "--num-stages", min=1, help="The number of blocks.")] = 4,
+    teacher: Annotated[str, typer.Argument(metavar="TEACHER", help="A folder or a Hub id.")],
+    student: Annotated[str, typer.Argument(metavar="STUDENT", help="The same, for the same inputs and labels.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="The folder to write.")],
+    num_blocks: Annotated[
+        int, typer.Option("--num-blocks", "--num-stages", min=1, metavar="N", help="The number of blocks.")
+    ] = 4,
     images: Annotated[
         Path | None,
-        typer.Option(help="A folder of images to fit the converters to, if both networks are trained.", exists=True),
+        typer.Option(metavar="DIR", exists=True, help="Images to fit the converters to, if both networks are trained."),
     ] = None,
     texts: Annotated[
         Path | None,
-        typer.Option(help="The same for networks of texts: a file with a text on each line.", exists=True),
+        typer.Option(metavar="FILE", exists=True, help="The same for networks of texts: one text a line."),
     ] = None,
-    max_images: Annotated[int, typer.Option("--max-images", "--max-texts", min=1, help="How many of them.")] = 256,
+    max_images: Annotated[
+        int, typer.Option("--max-images", "--max-texts", min=1, metavar="N", help="At most so many of them.")
+    ] = 256,
     dtype: Annotated[str | None, typer.Option(help="The dtype to save; needed if the networks' differ.")] = None,
     allow_new_head: Annotated[
         bool,
-        typer.Option("--allow-new-head", help="Draw a head at random, to be trained, where a checkpoint has none."),
+        typer.Option("--allow-new-head", help="Draw a head at random, to be trained, if a checkpoint has none."),
     ] = False,
     problem_type: Annotated[
         str | None,
         typer.Option(
-            help="single_label_classification, multi_label_classification or regression; the teacher's by default, "
-            "needed if the student's is another."
+            metavar="TYPE",
+            help="transformers' problem_type; the teacher's by default, needed if the student's is another.",
         ),
     ] = None,
     task: Annotated[
-        str | None, typer.Option(help="Such as text-classification, where the teacher's config does not tell it.")
+        str | None, typer.Option(help="Such as text-classification, if the teacher's config does not say.")
     ] = None,
     push_to_hub: Annotated[str | None, typer.Option(metavar="REPO", help="Publish it as well.")] = None,
     private: Private = None,
@@ -134,7 +138,9 @@ def convert(
 
 @app.command()
 def push(
-    directory: Annotated[Path, typer.Argument(help="A saved PWL repository.", exists=True, file_okay=False)],
+    directory: Annotated[
+        Path, typer.Argument(metavar="DIR", help="A saved PWL repository.", exists=True, file_okay=False)
+    ],
     repo: Annotated[str, typer.Argument(metavar="REPO", help="The Hub id.")],
     commit_message: Message = "Upload PWL model",
     private: Private = None,
@@ -167,13 +173,13 @@ def push(
 def upgrade(
     repo: Repo,
     remote_code: Annotated[
-        str, typer.Option(help="none: take the code out; standalone: one file of code in its place.")
+        str, typer.Option(help="none: remove the code; standalone: put one file in its place.")
     ] = "none",
     revision: Revision = None,
     create_pr: CreatePR = False,
     token: Token = None,
 ) -> None:
-    """Take the code that older versions saved with every model out of a repository, or replace it by one file."""
+    """Remove the code that older versions saved with every model, or replace it with one file."""
     from pwl_hf.upgrading import upgrade as upgrade_repository
 
     removed, commit = upgrade_repository(repo, remote_code, revision=revision, create_pr=create_pr, token=token)
@@ -189,7 +195,7 @@ def download(
     revision: Revision = None,
     subfolder: Subfolder = "",
     local_dir: Annotated[
-        Path | None, typer.Option(help="A folder to put the files into, rather than the cache alone.")
+        Path | None, typer.Option(metavar="DIR", help="A folder to put the files into, instead of the cache alone.")
     ] = None,
     overwrite: Overwrite = False,
     token: Token = None,
@@ -212,7 +218,7 @@ def evaluate(
     repo: Repo,
     source: DataSource,
     split: Annotated[str, typer.Option(help="The dataset's split.")] = "test",
-    streaming: Annotated[bool, typer.Option("--streaming", help="Read the dataset as it comes.")] = False,
+    streaming: Annotated[bool, typer.Option("--streaming", help="Read the rows as they come.")] = False,
     orders: Annotated[
         str, typer.Option(help="Which masks: prefix (the stages), suffix, contiguous or all.")
     ] = "prefix",
@@ -220,10 +226,10 @@ def evaluate(
     num_workers: options.NumWorkers = 0,
     device: options.Device = None,
     dtype: Annotated[str | None, typer.Option(help="The dtype of the weights; the stored one by default.")] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="A JSON file to write.")] = None,
-    plot: Annotated[Path | None, typer.Option(help="A picture to draw: .png, .svg or .pdf.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="A JSON file to write.")] = None,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE", help="A picture to draw: .png, .svg or .pdf.")] = None,
     record: Annotated[
-        bool, typer.Option("--write-metrics", help="Enter the stages' accuracies into the folder's manifest and card.")
+        bool, typer.Option("--write-metrics", help="Write the stages' accuracies into the folder's manifest and card.")
     ] = False,
     quiet: options.Quiet = False,
     revision: Revision = None,
@@ -274,9 +280,11 @@ def quantise(
     repo: Repo,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="A folder for the repository with its tier; by default it gets it itself."),
+        typer.Option("--output", "-o", metavar="DIR", help="Where to write it with its tier; in place by default."),
     ] = None,
-    bits: Annotated[int, typer.Option(help="Bits of a weight: 8, or 4, which is smaller and less like it.")] = 8,
+    bits: Annotated[
+        int, typer.Option(metavar="N", help="Bits of a weight: 8, or 4, which is smaller and less exact.")
+    ] = 8,
     commit_message: Message = "Add the teacher in low precision",
     revision: Revision = None,
     subfolder: Subfolder = "",
@@ -284,7 +292,7 @@ def quantise(
     overwrite: Overwrite = False,
     token: Token = None,
 ) -> None:
-    """Add the teacher in low precision, and what makes it exact, as stages on the way; nothing is trained."""
+    """Add the teacher in low precision, with what makes it exact, as further stages; trains nothing."""
     from pwl_hf.console import stage_table
     from pwl_hf.modeling.publishing.push import Target
     from pwl_hf.quantising import quantise_repository
@@ -309,12 +317,12 @@ def schedule(
     repo: Repo,
     source: DataSource,
     split: Annotated[
-        str, typer.Option(help="The dataset's split; neither what was trained on nor that of the final test.")
+        str, typer.Option(help="The dataset's split: neither training data nor the final test's.")
     ] = "validation",
     search: Annotated[
         str | None,
         typer.Option(
-            help="all: measure all 2^N masks; swaps: the stages and exchanges of two. all up to 6 blocks by default.",
+            help="all: measure all 2^N masks; swaps: swap two blocks at a time. By default all, up to 6 blocks.",
             show_default=False,
         ),
     ] = None,
@@ -329,7 +337,7 @@ def schedule(
     create_pr: CreatePR = False,
     token: Token = None,
 ) -> None:
-    """Choose the order in which the teacher's blocks come by measurement, and write it if it is better."""
+    """Find the best order of the teacher's blocks by measurement, and write it if it is better."""
     from pwl_hf.evaluation.table import print_schedule
     from pwl_hf.modeling.publishing.push import Target
     from pwl_hf.scheduling import schedule_repository
@@ -357,13 +365,14 @@ def export(
     repo: Repo,
     output: Annotated[
         Path | None,
-        typer.Option(
-            "--output", "-o", help="A folder for the repository with its graphs; by default it gets them itself."
-        ),
+        typer.Option("--output", "-o", metavar="DIR", help="Where to write it with its graphs; in place by default."),
     ] = None,
     format: Annotated[str, typer.Option(help="The format of the graphs: onnx.")] = "onnx",
     image_size: Annotated[
-        int | None, typer.Option(min=1, help="The images' height and width; as config and image processor say.")
+        int | None,
+        typer.Option(
+            min=1, metavar="N", help="The images' height and width; by default the config's or the processor's."
+        ),
     ] = None,
     commit_message: Message = "Add ONNX graphs",
     revision: Revision = None,
@@ -372,7 +381,7 @@ def export(
     overwrite: Overwrite = False,
     token: Token = None,
 ) -> None:
-    """Add graphs of every stage to a repository, for runtimes without torch; they name its weights and hold none."""
+    """Add ONNX graphs of every stage, for runtimes without torch; they hold no weights."""
     if format != "onnx":
         raise typer.BadParameter(f"{format!r} is not a format that is exported: give onnx", param_hint="--format")
     from pwl_hf.modeling.lazy import missing_extra
@@ -403,8 +412,10 @@ def export(
 
 @app.command()
 def demo(
-    output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write.")] = Path("digits-pwl"),
-    seed: Annotated[int, typer.Option(help="The seed of everything.")] = 0,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="The folder to write.")] = Path(
+        "digits-pwl"
+    ),
+    seed: Annotated[int, typer.Option(metavar="N", help="The seed of everything.")] = 0,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars.")] = False,
 ) -> None:
     """Train a tiny teacher and student on handwritten digits, and watch the model grow."""

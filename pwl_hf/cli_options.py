@@ -14,25 +14,25 @@ from pwl_hf.data.source import DataSource
 FamilyModule = Annotated[
     str | None,
     typer.Option(
-        help="A Python module of yours, by name or file, that registers families (register_family); it is imported "
-        "first.",
+        metavar="MODULE",
+        help="A Python module of yours, by name or file, that registers families (register_family); imported first.",
         show_default=False,
     ),
 ]
 Repo = Annotated[str, typer.Argument(metavar="REPO", help="A folder or a Hub id.")]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit.")]
-Subfolder = Annotated[str, typer.Option(help="Where in the repository the model lies.")]
+Subfolder = Annotated[str, typer.Option(metavar="DIR", help="Where in the repository the model is.")]
 Token = Annotated[str | None, typer.Option(help="A Hub token; the stored one by default.", show_default=False)]
 Private = Annotated[bool | None, typer.Option("--private/--public", help="For a new repository.")]
 Message = Annotated[str, typer.Option("--commit-message", "-m", help="The commit's title.")]
 CreatePR = Annotated[bool, typer.Option("--create-pr", help="Open a pull request.")]
 Handler = Annotated[bool, typer.Option("--inference-handler", help="Add handler.py, for Inference Endpoints.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Write over files that are not a PWL repository's.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Overwrite files that are not a PWL repository's.")]
 RemoteCode = Annotated[
     str | None,
     typer.Option(
-        help="standalone: add one file of code, so that transformers opens it without pwl-hf; none: leave code out. As "
-        "it is by default.",
+        help="standalone: add one file of code, so that transformers opens it without pwl-hf; none: leave code out. By "
+        "default nothing changes.",
         show_default=False,
     ),
 ]
@@ -45,24 +45,25 @@ Dataset = Annotated[
 ]
 Config = Annotated[str | None, typer.Option(help="The dataset's configuration.")]
 DatasetRevision = Annotated[str | None, typer.Option(help="The dataset's branch, tag or commit.")]
-ImageColumn = Annotated[str | None, typer.Option(help="The column of the images, if it is not found.")]
-TextColumn = Annotated[
-    str | None, typer.Option(help="The column of the texts, or of the lists of words, if it is not found.")
-]
-TextPairColumn = Annotated[str | None, typer.Option(help="The column of second texts, of pairs.")]
-AudioColumn = Annotated[str | None, typer.Option(help="The column of the sounds, if it is not found.")]
-LabelColumn = Annotated[str | None, typer.Option(help="The column of the labels, if it is not found.")]
+ImageColumn = Annotated[str | None, typer.Option(metavar="NAME", help="The column of the images, if it is not found.")]
+TextColumn = Annotated[str | None, typer.Option(metavar="NAME", help="That of the texts, or of the lists of words.")]
+TextPairColumn = Annotated[str | None, typer.Option(metavar="NAME", help="That of second texts, for pairs.")]
+AudioColumn = Annotated[str | None, typer.Option(metavar="NAME", help="That of the sounds.")]
+LabelColumn = Annotated[str | None, typer.Option(metavar="NAME", help="That of the labels.")]
 LabelNames = Annotated[
-    list[str] | None, typer.Option(help="The labels' names in the order of their numbers, once for each label.")
+    list[str] | None,
+    typer.Option(metavar="NAME", help="The labels' names in the order of their numbers, once for each label."),
 ]
-Holdout = Annotated[float | None, typer.Option(help="Hold this part of 'train' out as 'validation', as training does.")]
+Holdout = Annotated[
+    float | None, typer.Option(metavar="PART", help="Hold this part of 'train' out as 'validation', as training does.")
+]
 HoldoutBy = Annotated[
     str | None, typer.Option(metavar="COLUMN=VALUE", help="Hold these rows out instead, such as those of a speaker.")
 ]
-MaxSamples = Annotated[int | None, typer.Option(min=1, help="Take so many samples, always the same.")]
-BatchSize = Annotated[int, typer.Option(min=1, help="How many samples run at once.")]
-NumWorkers = Annotated[int, typer.Option(min=0, help="Processes that read images and sounds.")]
-Device = Annotated[str | None, typer.Option(help="Where it runs; a GPU if there is one.")]
+MaxSamples = Annotated[int | None, typer.Option(min=1, metavar="N", help="Take so many samples, always the same.")]
+BatchSize = Annotated[int, typer.Option(min=1, metavar="N", help="How many samples run at once.")]
+NumWorkers = Annotated[int, typer.Option(min=0, metavar="N", help="Processes that read images and sounds.")]
+Device = Annotated[str | None, typer.Option(help="Where to run; a GPU if there is one.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
 
 
