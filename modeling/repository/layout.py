@@ -9,6 +9,7 @@ N blocks:
     converters/decoder-0000i.safetensors              boundary i, student to teacher
     statistics/TTSS.safetensors                       BatchNorm statistics of one mask
     teacher/shared-NAME.safetensors                   what several of the teacher's blocks share: tied tensors, say
+    teacher/shared-with-student.safetensors           the embedder, where teacher and student share it: stage 0
     quantised/model-0000k-of-0000N.safetensors        teacher block k in low precision
     refinements/model-0000k-of-0000N.safetensors      what makes that the shard, bit for bit
 """
