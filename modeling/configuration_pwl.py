@@ -48,8 +48,8 @@ class PWLConfig(PreTrainedConfig):
         teacher_cuts: N block ends of the teacher, counted in its finest residual units: increasing, the
             last one its depth. Equal depth by default.
         student_cuts: The same for the student.
-        share_embedder: Whether the student has the teacher's embedder, frozen, and none of its own: the networks must be
-            of one `model_type`, width and settings.
+        share_embedder: Whether the student has the teacher's embedder, frozen, and none of its own: both must be of one
+            `model_type`, width and settings.
         task: The networks' Auto class, such as `"AutoModelForSequenceClassification"`; the model's class enters it.
         base_model: The Hub id of the teacher, for the model card.
         fingerprint: The fingerprint of the repository the weights are saved in; set on saving.

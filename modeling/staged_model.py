@@ -124,7 +124,7 @@ class StagedModel(Staged, AdaptedModel):
                     "merge an adapter first (merge_and_unload), and let the config's labels be those of the head"
                 )
         if (reason := self.parts.networks.refused_embedder()) is not None:
-            raise InputError(f"{reason}: give a student of the teacher's width and settings, or leave share_embedder out")
+            raise InputError(f"{reason}: give a student of the teacher's widths and settings, or leave it out")
         for role, network in given.items():
             self._modules[role] = plans[role].build() if network is None else network
         self.parts.share_embedder(warn=given["student"] is not None)

@@ -148,8 +148,8 @@ class Blueprint:
         self._loose: tuple[str, ...] = ()
         # In-memory name of a tied tensor -> that of its first place.
         self._tied: dict[str, str] = {}
-        # Of an embedder that is shared, path of a module -> what its constructor was given.
-        self._settings: dict[str, str] = {}
+        # Of an embedder that is shared, path of a module or tensor -> what it is.
+        self._embedder: dict[str, str] = {}
         # Modules on the meta device, left over from building; each is used once.
         self._spare: dict[str, nn.Module] = {}
         # The network that the specs were read from, until it is wanted; before, one whose paths alone were.
@@ -219,14 +219,16 @@ class Blueprint:
         """How another network's embedder differs from this one's, values aside, in words; None if it does not.
 
         Args:
-            other: The plan of the other network, of the same class; both share their embedders.
+            other: The plan of the other network; both share their embedders.
         """
         for plan in (self, other):
             plan._read_once()
-        if (difference := self._structures[WITH_STUDENT].difference(other._structures[WITH_STUDENT])) is not None:
-            return difference
-        unlike = (path for path, settings in self._settings.items() if other._settings[path] != settings)
-        return next((f"{p!r} is of {other._settings[p]}, by its config {self._settings[p]}" for p in unlike), None)
+        own, theirs = self._embedder, other._embedder
+        for name in {**own, **theirs}:
+            if own.get(name) != theirs.get(name):
+                has = theirs.get(name, "not there")
+                return f"{name!r} is {has} of the {other.role}, {own.get(name, 'not there')} of the {self.role}"
+        return None
 
     def difference(self, network: nn.Module, section: int | str | None = None) -> str | None:
         """How what is resident differs from what the config describes, its values aside.
@@ -480,7 +482,10 @@ class Blueprint:
         self._structures[WITH_STUDENT] = Structure.of(network, paths)
         modules = (found for path in paths for found in network.get_submodule(path).named_modules(prefix=path))
         # A rate of dropout is how a network learns, not what it computes.
-        self._settings = {path: m.extra_repr() for path, m in modules if not isinstance(m, nn.Dropout)}
+        known = ((path, module) for path, module in modules if not isinstance(module, nn.Dropout))
+        self._embedder = {path: f"{type(module).__name__}({module.extra_repr()})" for path, module in known}
+        shapes = self._structures[WITH_STUDENT].shapes.items()
+        self._embedder |= {name: f"of shape {list(shape)}" for name, shape in shapes}
         return names
 
     def _spare_module(self, path: str) -> nn.Module:

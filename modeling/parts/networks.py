@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from torch import nn
@@ -87,29 +87,38 @@ class Networks:
         found = (self.blueprints[role].find_tied(stand, shared.places) for stand in self._stands(role))
         return next((parameter for parameter in found if parameter is not None), None)
 
-    def find_embedder(self) -> dict[str, list[nn.Parameter]]:
-        """Of an embedder that both networks share, by the name in either, each parameter that is resident.
+    @property
+    def has_embedder(self) -> bool:
+        """Whether an embedder that both networks share is resident."""
+        return next(self._embedders(), None) is not None
 
-        That is one, unless others were put in at one of its places.
+    def find_embedder(self) -> dict[str, list[nn.Parameter]]:
+        """Of an embedder that both networks share, by the name in either, the parameters that are resident.
+
+        That is one of each name, unless others were put in at one of its places.
         """
         found: dict[str, list[nn.Parameter]] = {name: [] for name in self._of_embedder}
-        for role, plan in self.blueprints.items():
-            for stand in self._stands(role):
-                for name, known in found.items():
-                    parameter = plan.find_tied(stand, [name])
-                    if parameter is not None and not any(parameter is other for other in known):
-                        known.append(parameter)
+        for _, plan, stand in self._embedders():
+            for name, known in found.items():
+                parameter = plan.find_tied(stand, [name])
+                if parameter is not None and not any(parameter is other for other in known):
+                    known.append(parameter)
         return found
 
     def embedder_difference(self) -> str | None:
         """How an embedder that both networks share differs from what the config says, its values aside, in words."""
-        for role, plan in self.blueprints.items():
-            for stand in self._stands(role):
-                has = is_there(stand, plan.paths(WITH_STUDENT)[0])
-                if has and (difference := plan.difference(stand, WITH_STUDENT)) is not None:
-                    return f"of the {role}, {difference}"
+        for role, plan, stand in self._embedders():
+            if (difference := plan.difference(stand, WITH_STUDENT)) is not None:
+                return f"of the {role}, {difference}"
         parted = (name for name, found in self.find_embedder().items() if len(found) > 1)
         return next((f"{name!r} is not one tensor of teacher and student, as its config says" for name in parted), None)
+
+    def _embedders(self) -> Iterator[tuple[Role, Blueprint, nn.Module]]:
+        """Where an embedder that both networks share stands now: whose it is there, that one's plan, and the place."""
+        for role, plan in self.blueprints.items() if self.shares_embedder else ():
+            for stand in self._stands(role):
+                if is_there(stand, plan.paths(WITH_STUDENT)[0]):
+                    yield role, plan, stand
 
     def refused_embedder(self) -> str | None:
         """Why the two networks cannot share an embedder, as they are to by the config; None if they can."""
@@ -118,7 +127,7 @@ class Networks:
         difference = self.blueprints["teacher"].other_embedder(self.blueprints["student"])
         if difference is None:
             return None
-        return f"share_embedder: the student's embedder is not built as the teacher's: {difference}"
+        return f"share_embedder needs embedders that are built alike, but {difference}"
 
     @property
     def _of_embedder(self) -> Mapping[str, TensorSpec]:

@@ -342,7 +342,7 @@ class EmbedderPart(Part):
 
     @property
     def is_resident(self) -> bool:
-        return all(self.networks.find_embedder().values())
+        return self.networks.has_embedder
 
     def make(self, tensors: Tensors, device: torch.device, made: Mapping[Part, Made]) -> Made:
         return {name: Held(nn.Parameter(tensor)) for name, tensor in tensors.items()}

@@ -135,8 +135,9 @@ class Parts:
         before, after = ({(part.role, part.id.number) for part in parts} for parts in (resident, wanted))
         found = []
         for part in sorted(part for part in resident if part.student_blocks):
-            blocks = {("teacher", block) for block in part.blocks} | {("student", block) for block in part.student_blocks}
-            if not blocks.isdisjoint(before ^ after):
+            sharers = [("teacher", block) for block in part.blocks]
+            sharers += [("student", block) for block in part.student_blocks]
+            if not (before ^ after).isdisjoint(sharers):
                 found.append(part)
         return found
 

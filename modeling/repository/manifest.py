@@ -210,7 +210,7 @@ class Manifest:
     @property
     def format_version(self) -> int:
         """The oldest format that can say all of this."""
-        if any(entry.student_blocks for entry in self.files):
+        if self.shared_embedder is not None:
             return 4
         if self.tier is not None:
             return 3
@@ -226,6 +226,11 @@ class Manifest:
     def files(self) -> tuple[FileEntry, ...]:
         """Every weight file."""
         return tuple(self._by_path.values())
+
+    @property
+    def shared_embedder(self) -> FileEntry | None:
+        """The embedder that the student shares with its teacher; None if it has its own."""
+        return next((entry for entry in self.files if entry.student_blocks), None)
 
     @property
     def paths(self) -> frozenset[str]:
@@ -367,7 +372,7 @@ class Manifest:
 
     def _check_places(self) -> None:
         """Refuse statistics, shared tensors and tiers that cannot be; files at the wrong stages; missing files."""
-        for entry, blocks in ((entry, found) for entry in self.files for found in (entry.blocks, entry.student_blocks)):
+        for entry, blocks in ((e, found) for e in self.files for found in (e.blocks, e.student_blocks)):
             if list(blocks) != sorted(set(blocks).intersection(range(1, self.num_blocks + 1))):
                 raise RepositoryError(
                     f"{MANIFEST_FILE}: {entry.path!r} is shared by blocks {list(blocks)!r:.100}, which must be "
