@@ -315,6 +315,8 @@ class PWLConfig(PreTrainedConfig):
         """As transformers' own, with blocks and cuts always written: a repository outlives a default."""
         written = super().to_diff_dict()
         written.pop("num_blocks", None)
+        if not self.share_embedder:  # as it was before there was such a thing
+            written.pop("share_embedder", None)
         # The name that format 1 has for the number of blocks.
         return written | {"num_stages": self.num_blocks} | {key: getattr(self, key) for key in _CUTS}
 
