@@ -64,7 +64,7 @@ class PartId(NamedTuple):
 
     def __str__(self) -> str:
         if self.name == WITH_STUDENT:
-            return "the embedder that teacher and student share"
+            return f"{self.network} embedder (shared with the student)"
         if self.kind == "shared":
             return f"{self.network} {self.name} (shared by blocks)"
         if self.kind == "quantised":

@@ -300,7 +300,7 @@ def test_a_change_is_refused_where_the_other_network_would_get_it(
     through(model, role)[5, 2] += 1
     answer = model(**texts()).logits
     move = partial(_stream, model) if streamed and to > stage else model.set_stage
-    with pytest.raises(StageError, match=r"the embedder that teacher and student share was changed .* other network"):
+    with pytest.raises(StageError, match=r"embedder \(shared with the student\) was changed .* other network too"):
         move(to)
     assert model.stage == stage
     assert torch.equal(model(**texts()).logits, answer)
@@ -314,7 +314,7 @@ def test_a_change_is_refused_where_the_other_network_would_get_it(
 def test_a_change_is_refused_where_a_network_that_is_kept_has_it_too(saved: Path, keep: str) -> None:
     model = Model.from_pretrained(saved, keep=(keep,))
     through(model, "student")[5, 2] += 1
-    with pytest.raises(StageError, match="the embedder that teacher and student share was changed since it was loaded"):
+    with pytest.raises(StageError, match=r"embedder \(shared with the student\) was changed since it was loaded"):
         model.load_next_stage()
     assert model.stage == 0
 
@@ -449,12 +449,12 @@ def test_an_adapter_that_peft_put_on_it_is_not_lost(saved: Path, tmp_path: Path)
     wrapped, lost = get_peft_model(model, config), r"student.*it holds the tensor .*word_embeddings"
     for kept in ((), ("student",)):
         model.parts.keep = frozenset(kept)
-        with pytest.raises(StageError, match=lost if not kept else "share was changed .*it holds the tensor"):
+        with pytest.raises(StageError, match=lost if not kept else r"shared with .* was changed .*it holds the tensor"):
             model.load_next_stage()
     with pytest.raises(SaveError, match=lost):
         model.save_pretrained(tmp_path / "wrapped")
     answer = wrapped(**texts()).logits
     assert wrapped.merge_and_unload() is model
     torch.testing.assert_close(model(**texts()).logits, answer)
-    with pytest.raises(StageError, match="the embedder that teacher and student share was changed since it was loaded"):
+    with pytest.raises(StageError, match=r"embedder \(shared with the student\) was changed since it was loaded"):
         model.set_stage(1)
