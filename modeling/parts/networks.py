@@ -154,7 +154,7 @@ class Networks:
                     # Not before it is needed: a first answer takes no part of the teacher.
                     network = self.blueprints[role].build_vacant().eval()
                     if (reason := self.refused_embedder()) is not None:
-                        raise RepositoryError(f"config.json cannot be: {reason}")
+                        raise RepositoryError(f"config.json: {reason}")
                     add_children(self.model, {role: network})
         return self.model._modules[role]  # type: ignore[return-value]
 

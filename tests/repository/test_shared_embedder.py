@@ -37,6 +37,7 @@ from tests.repository.helpers import (
     fingerprint_of,
     publish,
     refresh,
+    run_python,
     shard,
     tree,
     weights,
@@ -350,6 +351,29 @@ def test_networks_that_could_not_share_are_refused(copied: Path, kind: str) -> N
     edit_json(copied / "config.json", shares)
     with pytest.raises(ValueError, match="running_mean" if kind == "resnet" else "networks of one width, got 8 for"):
         PWLForImageClassification.from_pretrained(copied)
+
+
+@torch.no_grad()
+def test_plain_transformers_opens_it_by_its_standalone_code(shared: Path, fresh_env: Any, tmp_path: Path) -> None:
+    Model.from_pretrained(shared).save_pretrained(tmp_path / "code", remote_code="standalone")
+    torch.save(texts(), tmp_path / "inputs.pt")
+    printed = run_python(
+        "import json, torch\n"
+        "from transformers import AutoModelForSequenceClassification\n"
+        f"model = AutoModelForSequenceClassification.from_pretrained({str(tmp_path / 'code')!r}, trust_remote_code=True)\n"
+        f"inputs = torch.load({str(tmp_path / 'inputs.pt')!r})\n"
+        "found = []\n"
+        "for stage in (0, 1, 4):\n"
+        "    model.set_stage(stage)\n"
+        "    found.append(model(**inputs).logits.tolist())\n"
+        "print(json.dumps(found))\n",
+        fresh_env,
+        tmp_path,
+        without_package=True,
+        stdin="",
+    )
+    for found, mask in zip(json.loads(printed.splitlines()[-1]), ("SSSS", "TSSS", "TTTT"), strict=True):
+        torch.testing.assert_close(torch.tensor(found), joined()(**texts(), sources=mask).logits)
 
 
 # --- Saves that are killed --------------------------------------------------------------------------------------------
