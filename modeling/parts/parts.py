@@ -231,8 +231,8 @@ class Parts:
             put(self.networks.of("student"), name, Held(theirs))
         if warn and lost:
             logger.warning(
-                "the student has the teacher's embedder from now on in place of its own, which differed in %d tensor(s), "
-                "such as %s: give a student that was trained with this one, or train it",
+                "the student has the teacher's embedder from now on in place of its own, which differed in %d "
+                "tensor(s), such as %s: give a student that was trained with this one, or train it",
                 *(len(lost), lost[0]),
             )
 

@@ -359,8 +359,8 @@ def test_plain_transformers_opens_it_by_its_standalone_code(shared: Path, fresh_
     torch.save(texts(), tmp_path / "inputs.pt")
     printed = run_python(
         "import json, torch\n"
-        "from transformers import AutoModelForSequenceClassification\n"
-        f"model = AutoModelForSequenceClassification.from_pretrained({str(tmp_path / 'code')!r}, trust_remote_code=True)\n"
+        "from transformers import AutoModelForSequenceClassification as Auto\n"
+        f"model = Auto.from_pretrained({str(tmp_path / 'code')!r}, trust_remote_code=True)\n"
         f"inputs = torch.load({str(tmp_path / 'inputs.pt')!r})\n"
         "found = []\n"
         "for stage in (0, 1, 4):\n"
