@@ -109,10 +109,10 @@ class WeightStore:
             if entry is None:
                 raise RepositoryError(f"{self.repository}: pwl_index.json does not list {path!r}")
             shared = self.inventory.by_file.get(path)
-            if shared and entry.is_shared and (found := _sharers(entry)) != (own := _sharers(shared[0])):
+            if shared and entry.is_shared and (listed := _sharers(entry)) != (own := _sharers(shared[0])):
                 raise RepositoryError(
-                    f"{self.repository}: pwl_index.json says that {path!r} is shared by blocks {found}, by config.json "
-                    f"it is by {own}"
+                    f"{self.repository}: pwl_index.json says that {path!r} is shared by blocks {listed}, by "
+                    f"config.json it is by {own}"
                 )
             entries.append(entry)
         at_hand = dict(verified or {})

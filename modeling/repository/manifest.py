@@ -372,10 +372,10 @@ class Manifest:
 
     def _check_places(self) -> None:
         """Refuse statistics, shared tensors and tiers that cannot be; files at the wrong stages; missing files."""
-        for entry, blocks in ((e, found) for e in self.files for found in (e.blocks, e.student_blocks)):
-            if list(blocks) != sorted(set(blocks).intersection(range(1, self.num_blocks + 1))):
+        for entry, sharers in ((e, found) for e in self.files for found in (e.blocks, e.student_blocks)):
+            if list(sharers) != sorted(set(sharers).intersection(range(1, self.num_blocks + 1))):
                 raise RepositoryError(
-                    f"{MANIFEST_FILE}: {entry.path!r} is shared by blocks {list(blocks)!r:.100}, which must be "
+                    f"{MANIFEST_FILE}: {entry.path!r} is shared by blocks {list(sharers)!r:.100}, which must be "
                     f"blocks from 1 to {self.num_blocks}, each once and in order"
                 )
         for mask in self.masks:
