@@ -18,7 +18,7 @@ from torch import nn
 
 from pwl_hf import PWLConfig, PWLForSequenceClassification, SaveError, Sources, StageError, StateDictError
 from pwl_hf.modeling.errors import InputError
-from pwl_hf.modeling.families.registry import FAMILIES, family_of
+from pwl_hf.modeling.families.registry import family_of
 from tests.modeling.driven import LanguageModel, config_of, texts
 from tests.modeling.shared_embedders import bert, bert_config, embedder, joined, plain
 from tests.modeling.test_types import EVERY, MECHANISMS, given, networks
@@ -226,8 +226,12 @@ def test_an_embedder_that_is_tied_to_a_head_is_refused_by_name(tied: str) -> Non
     assert model.student.model.embed_tokens.weight is model.teacher.model.embed_tokens.weight
 
 
-def test_every_type_that_is_not_shared_is_known() -> None:
-    assert NOT_SHARED.keys() < FAMILIES.keys()
+def test_the_page_counts_the_types_that_share() -> None:
+    assert NOT_SHARED.keys() < set(EVERY)
+    page = (Path(__file__).parents[2] / "docs" / "tasks.md").read_text(encoding="utf-8")
+    assert (
+        f"{len(EVERY) - len(NOT_SHARED)} of the {len(EVERY)} types above do; the other {len(NOT_SHARED)} have" in page
+    )
 
 
 def test_values_of_the_students_own_go_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:

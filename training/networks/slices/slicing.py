@@ -89,9 +89,7 @@ class Slices:
 @torch.no_grad()
 def begin_student(model: PWLPreTrainedModel, slices: Slices) -> None:
     """Give the student the weights and statistics that its teacher has, sliced, in place."""
-    teacher = model.teacher.state_dict()
-    # What the student shares with its teacher is that already.
-    done = {tensor.data_ptr() for tensor in teacher.values()}
+    teacher, done = model.teacher.state_dict(), set[int]()
     for path, tensor in model.student.state_dict().items():
         # A tensor under two names is what its first is: then what reads it makes up for nothing.
         if path in slices.axes.sources and tensor.data_ptr() not in done:
