@@ -412,10 +412,10 @@ class StagedModel(Staged, AdaptedModel):
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """As torch's, but a partial load must be meant: with `strict=False`, what would be a mixture is refused.
 
-        `model.safetensors` of a PWL repository is the student alone, under the names of the file. transformers' Trainer
-        loads it in this way for `resume_from_checkpoint` and `load_best_model_at_end`, and would leave the converters,
-        and most of a ViT's student, as they are: train with `PWLTrainer`, which restores all of a checkpoint, or load
-        the checkpoint with `from_pretrained`.
+        `model.safetensors` of a PWL repository is the student alone, under the names of the file, and without its
+        embedder where it shares the teacher's. transformers' Trainer loads it in this way for `resume_from_checkpoint`
+        and `load_best_model_at_end`, and would leave the converters, and most of a ViT's student, as they are: train
+        with `PWLTrainer`, which restores all of a checkpoint, or load the checkpoint with `from_pretrained`.
 
         Args:
             state_dict: Tensors by their names in `model.state_dict()`.
