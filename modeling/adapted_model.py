@@ -10,7 +10,13 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from .errors import RepositoryError, StageError
-from .parts.adapters import read_adapter, refuse_on_low_precision, refuse_vacancies, undone_on_error
+from .parts.adapters import (
+    read_adapter,
+    refuse_on_low_precision,
+    refuse_on_shared_embedder,
+    refuse_vacancies,
+    undone_on_error,
+)
 from .parts.locking import exclusive
 from .parts.parts import Parts
 from .repository.source import Repository
@@ -19,7 +25,7 @@ logger = logging.get_logger(__name__)
 
 
 _EMBEDDINGS = (
-    "teacher and student have embeddings of their own: change those of both before they are joined "
+    "the embeddings are the teacher's and the student's: change those of both before they are joined "
     "(from_teacher_student), and train them together"
 )
 
@@ -57,7 +63,7 @@ class AdaptedModel(PreTrainedModel):
         return network.get_input_embeddings()
 
     def set_input_embeddings(self, value: nn.Module) -> None:
-        """Not possible: teacher and student have embeddings of their own.
+        """Not possible: embeddings are those of the teacher and the student.
 
         Raises:
             ValueError: Always.
@@ -81,7 +87,7 @@ class AdaptedModel(PreTrainedModel):
 
         Raises:
             StageError: While stages are streamed, which would release blocks with the adapter; if it would be on blocks
-                in low precision.
+                in low precision, or on an embedder that both networks share.
             ValueError: As transformers', such as for a target that is not resident: load with `keep_all=True`.
         """
         self._refuse_while_streaming()
@@ -92,6 +98,7 @@ class AdaptedModel(PreTrainedModel):
         with undone_on_error(self):
             super().add_adapter(adapter_config, adapter_name)
             refuse_on_low_precision(self.parts)
+            refuse_on_shared_embedder(self.parts)
 
     @exclusive
     def load_adapter(  # type: ignore[override]
@@ -118,7 +125,7 @@ class AdaptedModel(PreTrainedModel):
 
         Raises:
             StageError: If a part of it is for a block that is not resident: load the model with `keep_all=True`; if it
-                would be on blocks in low precision.
+                would be on blocks in low precision, or on an embedder that both networks share.
             RepositoryError: If there is no such adapter, or the model has no place for a part of it.
             ImportError: If PEFT is not installed.
         """
@@ -133,6 +140,7 @@ class AdaptedModel(PreTrainedModel):
                 None, adapter_name, peft_config=peft_config, adapter_state_dict=adapter_state_dict, **kwargs
             )
             refuse_on_low_precision(self.parts)
+            refuse_on_shared_embedder(self.parts)
             if info.unexpected_keys:
                 raise RepositoryError(
                     f"the adapter holds {min(info.unexpected_keys)!r}, for which the model has no place: use the PEFT "

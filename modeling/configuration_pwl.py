@@ -49,6 +49,8 @@ class PWLConfig(PreTrainedConfig):
         teacher_cuts: N block ends of the teacher, counted in its finest residual units: increasing, the
             last one its depth. Equal depth by default.
         student_cuts: The same for the student.
+        share_embedder: Whether the student has the teacher's embedder, frozen, and none of its own: both must be of one
+            `model_type`, width and settings.
         task: The networks' Auto class, such as `"AutoModelForSequenceClassification"`; the model's class enters it.
         base_model: The Hub id of the teacher, for the model card.
         fingerprint: The fingerprint of the repository the weights are saved in; set on saving.
@@ -91,6 +93,7 @@ class PWLConfig(PreTrainedConfig):
     num_blocks: int = 4
     teacher_cuts: Cuts = None  # type: ignore[assignment]
     student_cuts: Cuts = None  # type: ignore[assignment]
+    share_embedder: bool = False
     task: str | None = None
     base_model: str | None = None
     fingerprint: str | None = None
@@ -174,6 +177,8 @@ class PWLConfig(PreTrainedConfig):
                 )
         self._check_labels(teacher, student)
         self._check_problem(teacher, student)
+        if self.share_embedder:
+            self._check_embedder(teacher, student)
         # 3. Their blocks, which must fit at each boundary.
         for key in _NETWORKS:
             network, cuts = getattr(self, key), key.replace("_config", "_cuts")
@@ -187,6 +192,21 @@ class PWLConfig(PreTrainedConfig):
                     f"teacher and student cannot be joined after block {i}: the teacher has {ends[0]} after "
                     f"{units} unit(s), the student has {ends[1]} after {student_units} unit(s)"
                 )
+
+    @staticmethod
+    def _check_embedder(teacher: Any, student: Any) -> None:
+        # What else must be equal is seen on the networks.
+        if teacher.model_type != student.model_type:
+            raise ValueError(
+                f"share_embedder needs networks of one model_type, got {teacher.model_type!r} for the teacher and "
+                f"{student.model_type!r} for the student: leave it out"
+            )
+        widths = [family_of(network).boundary(network, 1).width for network in (teacher, student)]
+        if widths[0] != widths[1]:
+            raise ValueError(
+                f"share_embedder needs networks of one width, got {widths[0]} for the teacher and {widths[1]} for the "
+                "student: leave it out, or give a student that is less deep and as wide"
+            )
 
     @staticmethod
     def _check_labels(teacher: Any, student: Any) -> None:
@@ -306,6 +326,8 @@ class PWLConfig(PreTrainedConfig):
         """As transformers' own, with blocks and cuts always written: a repository outlives a default."""
         written = super().to_diff_dict()
         written.pop("num_blocks", None)
+        if not self.share_embedder:  # as it was before there was such a thing
+            written.pop("share_embedder", None)
         # The name that format 1 has for the number of blocks.
         return written | {"num_stages": self.num_blocks} | {key: getattr(self, key) for key in _CUTS}
 

@@ -16,7 +16,7 @@ import torch
 from transformers import PreTrainedModel
 
 from .configuration_pwl import PWLConfig
-from .errors import RepositoryError, SaveError
+from .errors import InputError, RepositoryError, SaveError
 from .finite import Batch, Batches, batches_of, by_name
 from .loading import check_arguments, check_keep, device_of, dtype_of, read_repository
 from .parts.adapters import open_model
@@ -76,8 +76,8 @@ class PWLPreTrainedModel(StagedModel):
     ) -> Any:
         """Load a model at a stage from a folder or the Hub.
 
-        Stage 0 reads three small files: the config, the manifest and the student. Every later file comes
-        from the same commit, also when the branch has moved since.
+        Stage 0 reads three small files: the config, the manifest and the student; and the embedder, where the student
+        shares the teacher's. Every later file comes from the same commit, also when the branch has moved since.
 
         Args:
             pretrained_model_name_or_path: A folder or a Hub id.
@@ -171,7 +171,7 @@ class PWLPreTrainedModel(StagedModel):
         with Prefetch(lambda cancelled: repository.verify(entries, cancelled=cancelled)) as fetched:
             try:
                 model = cls(config, vacant=True)
-            except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError) as error:
+            except (ArithmeticError, AttributeError, InputError, LookupError, RuntimeError, TypeError) as error:
                 raise RepositoryError(
                     f"{repository}: no network can be built from config.json: {type(error).__name__}: {error}"
                 ) from error
@@ -215,6 +215,7 @@ class PWLPreTrainedModel(StagedModel):
         num_stages: int | None = None,
         teacher_cuts: list[int] | None = None,
         student_cuts: list[int] | None = None,
+        share_embedder: bool = False,
         dtype: torch.dtype | str | None = None,
         allow_new_head: bool = False,
         problem_type: str | None = None,
@@ -230,6 +231,8 @@ class PWLPreTrainedModel(StagedModel):
             num_stages: The same: with blocks from first to last there is a stage for each.
             teacher_cuts: See `PWLConfig`.
             student_cuts: See `PWLConfig`.
+            share_embedder: Let the student have the teacher's embedder, frozen, in place of its own; it is stored and
+                sent once, and in memory once. Needs networks of one `model_type`, width and settings.
             dtype: The dtype of everything; needed if the two networks' dtypes differ. None or `"auto"`: their own.
             allow_new_head: Draw a head at random, to be trained, where a checkpoint has none or one of another shape;
                 `teacher_allow_new_head` and `student_allow_new_head` are for one network.
@@ -244,6 +247,7 @@ class PWLPreTrainedModel(StagedModel):
             RepositoryError: If a checkpoint lacks tensors of its network, which would be random, has some that would be
                 lost, or holds NaN or infinity; with their names.
             TypeError: If `num_blocks` and `num_stages` are given.
+            InputError: If the embedder is to be shared and cannot be, with the reason.
             ValueError: If their dtypes differ and `dtype` is not given; if the student's tokenizer, where both are
                 known, makes other numbers of a text than the teacher's.
             RuntimeError: If it is called within `torch.device("meta")`.
@@ -283,7 +287,12 @@ class PWLPreTrainedModel(StagedModel):
         num_blocks = num_stages if num_blocks is None else num_blocks
         if num_blocks is None:
             num_blocks = next((len(given) for given in cuts.values() if given is not None), 4)
-        options = {"num_blocks": num_blocks, "problem_type": problem_type, **cuts}
+        options = {
+            "num_blocks": num_blocks,
+            "problem_type": problem_type,
+            "share_embedder": share_embedder,
+            **cuts,
+        }
         config = joined_config(loaded_teacher, loaded_student, cls.task, **options)
         model = cls(config, teacher=loaded_teacher, student=loaded_student)
         if floating is not None:

@@ -31,6 +31,8 @@ class Letter(NamedTuple):
 # From the worst to the best: stages go up in this order.
 LETTERS: dict[str, Letter] = {"S": Letter("student"), "Q": Letter("teacher", "low"), "T": Letter("teacher")}
 ROLE_OF: dict[str, Role] = {letter: meaning.role for letter, meaning in LETTERS.items()}
+# The name of the part that both networks share, if they do. No module has it: names in Python have no hyphens.
+WITH_STUDENT = "with-student"
 
 
 class PartId(NamedTuple):
@@ -38,10 +40,11 @@ class PartId(NamedTuple):
 
     Args:
         kind: A block of the teacher or the student, one of the teacher in low precision, a converter, or tensors that
-            blocks of one network share.
+            blocks share.
         number: The block's or the boundary's, from 1; 0 for what is shared. A network's embedder belongs to its first
             block, its head to its last.
-        name: Of what is shared, the name of the tensor or module in its network.
+        name: Of what is shared, the name of the tensor or module in its network; `WITH_STUDENT` of the embedder that
+            both networks share.
         network: Of what is shared, whose it is.
     """
 
@@ -60,6 +63,8 @@ class PartId(NamedTuple):
         return self.network or None
 
     def __str__(self) -> str:
+        if self.name == WITH_STUDENT:
+            return f"{self.network} embedder (shared with the student)"
         if self.kind == "shared":
             return f"{self.network} {self.name} (shared by blocks)"
         if self.kind == "quantised":

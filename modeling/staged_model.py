@@ -10,6 +10,7 @@ import copy
 import copyreg
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from itertools import chain
 from pathlib import Path
 from threading import Event
 from types import MappingProxyType
@@ -21,7 +22,7 @@ from transformers import PreTrainedModel
 
 from .adapted_model import AdaptedModel
 from .configuration_pwl import PWLConfig
-from .errors import StageError, StateDictError
+from .errors import InputError, StageError, StateDictError
 from .families.base import Inputs
 from .loading import refuse_attentions
 from .parts.locking import StateLock
@@ -122,8 +123,11 @@ class StagedModel(Staged, AdaptedModel):
                     f"the {role} is not what its config describes, and could not be saved as it is: {difference}; "
                     "merge an adapter first (merge_and_unload), and let the config's labels be those of the head"
                 )
+        if (reason := self.parts.networks.refused_embedder()) is not None:
+            raise InputError(f"{reason}: give a student of the teacher's widths and settings, or leave it out")
         for role, network in given.items():
             self._modules[role] = plans[role].build() if network is None else network
+        self.parts.share_embedder(warn=given["student"] is not None)
         # In order, decoders first: a seed must give the same converters in every process.
         for direction in sorted(DIRECTIONS):
             for boundary in range(1, self.num_blocks):
@@ -296,7 +300,8 @@ class StagedModel(Staged, AdaptedModel):
         parts = self.parts
         refuse_hooks(parts)
         # Values are compared when their block is released; what was put in is known now.
-        for part in sorted(parts.resident() - parts.wanted(target)):
+        wanted = parts.wanted(target)
+        for part in (*sorted(parts.resident() - wanted), *parts.handed_on(wanted)):
             if (difference := part.difference()) is not None:
                 raise loss_of(part, self._router.sources, difference)
 
@@ -355,10 +360,12 @@ class StagedModel(Staged, AdaptedModel):
             self._router.reset()
 
     def requires_grad_(self, requires_grad: bool = True) -> Self:
-        """Let the student and the converters require gradients, or not; the teacher never does."""
+        """Let the student and the converters require gradients, or not; the teacher never does, nor what it shares."""
         with self.parts.lock:
             for name, child in self.named_children():
                 child.requires_grad_(requires_grad and name not in OF_TEACHER)
+            for parameter in chain.from_iterable(self.parts.networks.find_embedder().values()):
+                parameter.requires_grad_(False)
         return self
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
@@ -405,10 +412,10 @@ class StagedModel(Staged, AdaptedModel):
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """As torch's, but a partial load must be meant: with `strict=False`, what would be a mixture is refused.
 
-        `model.safetensors` of a PWL repository is the student alone, under the names of the file. transformers' Trainer
-        loads it in this way for `resume_from_checkpoint` and `load_best_model_at_end`, and would leave the converters,
-        and most of a ViT's student, as they are: train with `PWLTrainer`, which restores all of a checkpoint, or load
-        the checkpoint with `from_pretrained`.
+        `model.safetensors` of a PWL repository is the student alone, under the names of the file, and without its
+        embedder where it shares the teacher's. transformers' Trainer loads it in this way for `resume_from_checkpoint`
+        and `load_best_model_at_end`, and would leave the converters, and most of a ViT's student, as they are: train
+        with `PWLTrainer`, which restores all of a checkpoint, or load the checkpoint with `from_pretrained`.
 
         Args:
             state_dict: Tensors by their names in `model.state_dict()`.
@@ -444,7 +451,8 @@ class StagedModel(Staged, AdaptedModel):
     def _check_partial(self, given: AbstractSet[str]) -> None:
         own = self.state_dict().keys()
         unknown = sorted(given - own)
-        student = {name for name, _ in self.named_parameters() if name.startswith("student.")}
+        shared = self.parts.networks.aliases  # in a file of its own, where the student shares its embedder
+        student = {n for n, _ in self.named_parameters() if n.startswith("student.") and n not in shared}
         student_alone = bool(student) and student <= given and all(name.startswith("student.") for name in given)
         if not unknown and (not student_alone or all(name.startswith("student.") for name in own)):
             return

@@ -60,12 +60,16 @@ def families(
 def info(repo: Repo, revision: Revision = None, subfolder: Subfolder = "", token: Token = None) -> None:
     """Show the stages of a repository: what each adds, and its accuracy if it was measured."""
     from pwl_hf.console import stage_table
+    from pwl_hf.modeling.publishing.model_card import human_bytes
     from pwl_hf.modeling.repository.source import Repository
 
     opened = Repository.open(repo, revision=revision, subfolder=subfolder, token=token)
     manifest = opened.manifest()
     tier = f", the teacher in {manifest.tier} bits too" if manifest.tier is not None else ""
     _say(f"{opened}: {manifest.num_blocks} blocks, {manifest.dtype}{tier}, fingerprint {manifest.fingerprint[:16]}")
+    if manifest.shared_embedder is not None:
+        size = human_bytes(manifest.shared_embedder.bytes)
+        _say(f"teacher and student share an embedder of {size}, which comes with stage 0")
     stage_table(manifest)
 
 
@@ -89,6 +93,14 @@ def convert(
         int, typer.Option("--max-images", "--max-texts", min=1, metavar="N", help="At most so many of them.")
     ] = 256,
     dtype: Annotated[str | None, typer.Option(help="The dtype to save; needed if the networks' differ.")] = None,
+    share_embedder: Annotated[
+        bool,
+        typer.Option(
+            "--share-embedder",
+            "--share_embedder",
+            help="Let the student have the teacher's embedder, frozen, which is sent once; for networks of one width.",
+        ),
+    ] = False,
     allow_new_head: Annotated[
         bool,
         typer.Option("--allow-new-head", help="Draw a head at random, to be trained, if a checkpoint has none."),
@@ -122,6 +134,7 @@ def convert(
         texts=texts,
         max_images=max_images,
         dtype=dtype,
+        share_embedder=share_embedder,
         allow_new_head=allow_new_head,
         problem_type=problem_type,
         task=task,

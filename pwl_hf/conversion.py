@@ -40,6 +40,7 @@ def convert_pair(
     max_images: int = 256,
     batch_size: int = 16,
     dtype: str | None = None,
+    share_embedder: bool = False,
     allow_new_head: bool = False,
     problem_type: str | None = None,
     task: str | None = None,
@@ -65,6 +66,7 @@ def convert_pair(
         max_images: How many images, or texts, to use.
         batch_size: Images, or texts, a batch.
         dtype: The dtype to save; needed if the networks' differ.
+        share_embedder: As in `from_teacher_student`.
         allow_new_head: Save a head drawn at random, to be trained, where a checkpoint has none or one of another shape.
         problem_type: As in transformers' configs; the teacher's by default, needed if the student's is another.
         task: The name of transformers' pipeline, such as `"text-classification"`, where the teacher's config does not
@@ -85,7 +87,7 @@ def convert_pair(
             that cannot be kept; nothing is saved.
         ValueError: If there are no images or texts, or they cannot be made into what the networks take: the teacher
             has no image processor or tokenizer, or one of other channels.
-        InputError: If the networks cannot be joined, or the task is not known.
+        InputError: If the networks cannot be joined, or share no embedder; if the task is not known.
         DataError: If an image, or the file of texts, cannot be read.
     """
     if num_blocks is not None and num_stages is not None:
@@ -103,6 +105,7 @@ def convert_pair(
             teacher,
             student,
             num_blocks=num_blocks,
+            share_embedder=share_embedder,
             dtype=dtype,
             allow_new_head=allow_new_head,
             problem_type=problem_type,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
 from transformers import (
     AutoModel,
@@ -204,3 +205,23 @@ def test_a_task_that_the_config_does_not_tell_is_asked_for(texts_pair, tmp_path)
         convert_pair(*texts_pair, tmp_path / "pwl", num_blocks=3, task="tagging")
     model = convert_pair(*texts_pair, tmp_path / "pwl", num_blocks=3, allow_new_head=True, task="token-classification")
     assert type(model) is PWLForTokenClassification
+
+
+def test_a_student_that_shares_the_embedder_is_joined_and_another_is_refused(pair, tmp_path, monkeypatch, capsys):
+    teacher, _ = tiny_pair("vit")
+    networks = pair({}, {"hidden_size": teacher.hidden_size, "intermediate_size": 48})
+    command = ["pwl-hf", "convert", *networks, "--share-embedder", "-o", str(tmp_path / "pwl")]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code in (0, None), capsys.readouterr()
+    model = PWLForImageClassification.from_pretrained(tmp_path / "pwl")
+    assert model.config.share_embedder
+    assert (tmp_path / "pwl" / "teacher" / "shared-with-student.safetensors").is_file()
+    # A config that says otherwise is another model's.
+    with pytest.raises(RepositoryError, match=r"lacks tensor 'student.vit.embeddings.cls_token'"):
+        PWLForImageClassification.from_pretrained(tmp_path / "pwl", share_embedder=False)
+    networks = pair({}, {})
+    with pytest.raises(StrictDataclassError, match="networks of one width, got 24 for the teacher and 16 for the"):
+        convert_pair(*networks, tmp_path / "narrow", share_embedder=True)
+    assert not (tmp_path / "narrow").exists()

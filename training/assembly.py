@@ -92,6 +92,7 @@ def assemble(
         num_blocks=networks.num_blocks,
         teacher_cuts=networks.teacher_cuts,
         student_cuts=networks.student_cuts,
+        share_embedder=networks.share_embedder,
         processing_class=processing,
     )
     if networks.teacher is not None and not Path(networks.teacher).exists():

@@ -39,7 +39,7 @@ from pwl_hf.training.images.gradient_arguments import GradientArguments
 from pwl_hf.training.images.overlay import gradient_overlay
 from pwl_hf.training.networks.building import read_config
 from pwl_hf.training.networks.network_arguments import NetworkArguments
-from pwl_hf.training.objective.distillation import build_objective
+from pwl_hf.training.objective.distillation import build_objective, check_drift
 from pwl_hf.training.objective.objective_arguments import ObjectiveArguments
 from pwl_hf.training.samples import some_inputs
 from pwl_hf.training.splits import numbered_as, open_eval_split, open_training_split, pin_where_copied, read_split
@@ -78,7 +78,8 @@ def train(parsed: Parsed) -> list[float]:
     if networks.family_module is not None:
         import_families(networks.family_module)
     folder, checkpoint = Path(args.output_dir), checkpoint_of(args)
-    # Before anything is loaded or trained: what could not be saved at the end.
+    # Before anything is loaded or trained: what could not be, or not be saved at the end.
+    check_drift(objective_arguments, share_embedder=networks.share_embedder)
     given = [name for name in (networks.teacher, networks.student) if name is not None]
     check_output(folder, paths_of_save(networks.num_blocks or 1), inputs=given, advice="give another output_dir")
     pin_where_copied(args)

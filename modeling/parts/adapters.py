@@ -170,6 +170,19 @@ def refuse_on_low_precision(parts: Parts) -> None:
             raise StageError(f"the adapter would be on {part}, which is passing by: go to a stage without such blocks")
 
 
+def refuse_on_shared_embedder(parts: Parts) -> None:
+    """Refuse an adapter that was put on the embedder of both networks: merged, it would change the other one's too.
+
+    Raises:
+        StageError: With what is there now.
+    """
+    if (difference := parts.networks.embedder_difference()) is not None:
+        raise StageError(
+            f"the adapter would be on the embedder that teacher and student share ({difference}): leave it out of the "
+            "adapter's target_modules and modules_to_save"
+        )
+
+
 def check_adapter_folder(directory: str | os.PathLike[str]) -> None:
     """Refuse to save an adapter over files that are not an adapter's.
 

@@ -18,11 +18,11 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from ..errors import RepositoryError
+from ..errors import InputError, RepositoryError
 from ..families.base import settings_of
 from ..families.registry import family_of
 from ..routes.cuts import units_of_block
-from ..sources import Role
+from ..sources import WITH_STUDENT, Role
 from ..transformers_internals import checkpoint_names, fill_missing, mark_initialized, tied_names
 from .placing import (
     Held,
@@ -120,15 +120,20 @@ class Blueprint:
         config: The network's config. The object itself is used: attention settings are shared through it.
         cuts: Its N block ends in units.
         task: The Auto class of its task, such as `"AutoModelForImageClassification"`.
+        shares_embedder: Whether the tensors of its embedder are the other network's as well, and so of no block.
 
     Raises:
         ValueError: If the family's paths do not cover the network's tensors.
+        InputError: If the embedder is to be shared and cannot be, with the reason.
     """
 
-    def __init__(self, role: Role, config: PreTrainedConfig, cuts: list[int], task: str) -> None:
+    def __init__(
+        self, role: Role, config: PreTrainedConfig, cuts: list[int], task: str, *, shares_embedder: bool = False
+    ) -> None:
         self.role = role
         self.config = config
         self.cuts = cuts
+        self.shares_embedder = shares_embedder
         self.family = family_of(config)
         self.model_class = self.family.class_for(config, task)
         # The paths of the units themselves, without embedder and head.
@@ -143,6 +148,8 @@ class Blueprint:
         self._loose: tuple[str, ...] = ()
         # In-memory name of a tied tensor -> that of its first place.
         self._tied: dict[str, str] = {}
+        # Of an embedder that is shared, path of a module or tensor -> what it is.
+        self._embedder: dict[str, str] = {}
         # Modules on the meta device, left over from building; each is used once.
         self._spare: dict[str, nn.Module] = {}
         # The network that the specs were read from, until it is wanted; before, one whose paths alone were.
@@ -171,6 +178,9 @@ class Blueprint:
 
     def paths(self, section: int | str) -> tuple[str, ...]:
         """The paths of a block's modules, or of a shared one; block 1 has the embedder, block N the head."""
+        if section == WITH_STUDENT:
+            embedder = self.family.embedder_paths(self.config)
+            return tuple(path for path in self._places[1] if path in embedder)
         return self._places[section]
 
     @property
@@ -189,7 +199,10 @@ class Blueprint:
         return self._tied
 
     def specs(self, section: int | str) -> dict[str, TensorSpec]:
-        """The persistent tensors of a block (from 1), or of what is shared, by in-memory name."""
+        """The persistent tensors of a block (from 1), or of what is shared, by in-memory name.
+
+        Those of an embedder that both networks share are the section `WITH_STUDENT`, and not of block 1.
+        """
         self._read_once()
         return self._specs[section]
 
@@ -197,10 +210,25 @@ class Blueprint:
         """Whether a block, or a shared module, is in the network."""
         return not isinstance(network.get_submodule(self.paths(section)[0]), Vacant)
 
-    def find_tied(self, network: nn.Module, shared: Shared) -> nn.Parameter | None:
-        """A tied tensor, where the network has it now; None if no block that needs it is resident."""
-        found = (self._resident_tensor(network, name) for name in shared.places)
+    def find_tied(self, network: nn.Module, places: Iterable[str]) -> nn.Parameter | None:
+        """The first of some parameters, by in-memory name, that the network has now; None if it has none of them."""
+        found = (self._resident_tensor(network, name) for name in places)
         return next((parameter for parameter in found if parameter is not None), None)
+
+    def other_embedder(self, other: Blueprint) -> str | None:
+        """How another network's embedder differs from this one's, values aside, in words; None if it does not.
+
+        Args:
+            other: The plan of the other network; both share their embedders.
+        """
+        for plan in (self, other):
+            plan._read_once()
+        own, theirs = self._embedder, other._embedder
+        for name in {**own, **theirs}:
+            if own.get(name) != theirs.get(name):
+                has = theirs.get(name, "not there")
+                return f"{name!r} is {has} of the {other.role}, {own.get(name, 'not there')} of the {self.role}"
+        return None
 
     def difference(self, network: nn.Module, section: int | str | None = None) -> str | None:
         """How what is resident differs from what the config describes, its values aside.
@@ -215,7 +243,7 @@ class Blueprint:
         """
         if section is not None:
             self._read_once()
-            paths = self._places[section]
+            paths = self.paths(section)
             difference = self._structures[section].difference(Structure.of(network, paths))
             return difference or special_tensor(network, paths) or self._untied(network)
         # By the config as it is now: one that was edited since would be saved with modules of another.
@@ -246,7 +274,8 @@ class Blueprint:
             section: The block (from 1), or the path of the shared module.
             tensors: In-memory name -> tensor, used and not copied, in their final dtype and on `device`.
             device: Where the rest goes.
-            tied: Parameters that other blocks have as well, by the in-memory name of their first place.
+            tied: Parameters that other blocks have as well, or the other network, by the in-memory name of their first
+                place.
             shared: Shared modules that were made before and are not attached yet, by path.
 
         Returns:
@@ -420,7 +449,10 @@ class Blueprint:
             if len(blocks) > 1:
                 self._shared += (Shared(first, blocks, tuple(found)),)
                 owner[first] = first
-        # 3. What each section holds.
+        # 3. What it shares with the other network is of no block.
+        if self.shares_embedder:
+            owner |= dict.fromkeys(self._read_embedder(network, owner), WITH_STUDENT)
+        # 4. What each section holds.
         specs: dict[int | str, dict[str, TensorSpec]] = {section: {} for section in (*self._places, *owner.values())}
         for name, section in owner.items():
             if name not in self._tied:
@@ -428,6 +460,33 @@ class Blueprint:
                 spec = TensorSpec(names[name], tuple(t.shape), t.is_floating_point(), isinstance(t, nn.Parameter))
                 specs[section][name] = spec
         self._specs = specs
+
+    def _read_embedder(self, network: PreTrainedModel, owner: Mapping[str, int | str]) -> list[str]:
+        """The tensors of an embedder that is to be shared: parameters, each of one place."""
+        paths, tied = self.paths(WITH_STUDENT), {*self._tied, *self._tied.values()}
+        names = [name for name in owner if lies_within(name, paths) and (owner[name] == 1 or name in tied)]
+        if not names:
+            raise InputError(f"share_embedder: {type(network).__name__} has no embedder with weights: leave it out")
+        parameters = {name for name, _ in network.named_parameters()}
+        for name in names:
+            if name in tied:
+                raise InputError(
+                    f"share_embedder: the {self.role}'s {name!r} is tied to another tensor, such as that of its head, "
+                    "and cannot be the other network's too: leave share_embedder out"
+                )
+            if name not in parameters:
+                raise InputError(
+                    f"share_embedder: the {self.role}'s embedder keeps {name!r}, such as a BatchNorm's statistics, "
+                    "which would be those of two networks: leave share_embedder out"
+                )
+        self._structures[WITH_STUDENT] = Structure.of(network, paths)
+        modules = (found for path in paths for found in network.get_submodule(path).named_modules(prefix=path))
+        # A rate of dropout is how a network learns, not what it computes.
+        known = ((path, module) for path, module in modules if not isinstance(module, nn.Dropout))
+        self._embedder = {path: f"{type(module).__name__}({module.extra_repr()})" for path, module in known}
+        shapes = self._structures[WITH_STUDENT].shapes.items()
+        self._embedder |= {name: f"of shape {list(shape)}" for name, shape in shapes}
+        return names
 
     def _spare_module(self, path: str) -> nn.Module:
         if path not in self._spare:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
 
 from ..configuration_pwl import PWLConfig
+from ..errors import RepositoryError
 from ..routes.converters import Converter
-from ..sources import Direction, Role
-from .blueprint import Blueprint, Shared
+from ..sources import WITH_STUDENT, Direction, Role
+from .blueprint import Blueprint, Shared, TensorSpec
 from .locking import StateLock
-from .placing import Held
+from .placing import Held, is_there
 
 # The model's children that are frozen with the teacher.
 OF_TEACHER = ("teacher", "quantised")
@@ -31,9 +32,10 @@ class Networks:
 
     def __init__(self, model: PreTrainedModel, config: PWLConfig, task: str) -> None:
         self.model = model
+        self.shares_embedder = shares = config.share_embedder
         self.blueprints: dict[Role, Blueprint] = {
-            "teacher": Blueprint("teacher", config.teacher_config, config.teacher_cuts, task),
-            "student": Blueprint("student", config.student_config, config.student_cuts, task),
+            "teacher": Blueprint("teacher", config.teacher_config, config.teacher_cuts, task, shares_embedder=shares),
+            "student": Blueprint("student", config.student_config, config.student_cuts, task, shares_embedder=shares),
         }
         self.lock = StateLock()
 
@@ -61,9 +63,13 @@ class Networks:
 
     @property
     def aliases(self) -> dict[str, str]:
-        """Further full names that the model's state dict has for tied tensors -> the full name of the first place."""
+        """Further full names that the model's state dict has for tied tensors -> the full name of the first place.
+
+        Of an embedder that both networks share, the teacher's names come first.
+        """
         plans = self.blueprints.items()
-        return {f"{role}.{name}": f"{role}.{first}" for role, plan in plans for name, first in plan.aliases.items()}
+        found = {f"{role}.{name}": f"{role}.{first}" for role, plan in plans for name, first in plan.aliases.items()}
+        return found | {f"student.{name}": f"teacher.{name}" for name in self._of_embedder}
 
     @property
     def low_precision(self) -> LowPrecision:
@@ -78,11 +84,63 @@ class Networks:
 
     def find_tied(self, role: Role, shared: Shared) -> nn.Parameter | None:
         """A tied tensor, where a block of a network has it now; None if no block that needs it is resident."""
+        found = (self.blueprints[role].find_tied(stand, shared.places) for stand in self._stands(role))
+        return next((parameter for parameter in found if parameter is not None), None)
+
+    @property
+    def has_embedder(self) -> bool:
+        """Whether an embedder that both networks share is resident."""
+        return next(self._embedders(), None) is not None
+
+    def find_embedder(self) -> dict[str, list[nn.Parameter]]:
+        """Of an embedder that both networks share, by the name in either, the parameters that are resident.
+
+        That is one of each name, unless others were put in at one of its places.
+        """
+        found: dict[str, list[nn.Parameter]] = {name: [] for name in self._of_embedder}
+        for _, plan, stand in self._embedders():
+            for name, known in found.items():
+                parameter = plan.find_tied(stand, [name])
+                if parameter is not None and not any(parameter is other for other in known):
+                    known.append(parameter)
+        return found
+
+    def embedder_difference(self) -> str | None:
+        """How an embedder that both networks share differs from what the config says, its values aside, in words."""
+        for role, plan, stand in self._embedders():
+            if (difference := plan.difference(stand, WITH_STUDENT)) is not None:
+                return f"of the {role}, {difference}"
+        parted = (name for name, found in self.find_embedder().items() if len(found) > 1)
+        return next((f"{name!r} is not one tensor of teacher and student, as its config says" for name in parted), None)
+
+    def _embedders(self) -> Iterator[tuple[Role, Blueprint, nn.Module]]:
+        """Where an embedder that both networks share stands now: whose it is there, that one's plan, and the place."""
+        for role, plan in self.blueprints.items() if self.shares_embedder else ():
+            for stand in self._stands(role):
+                if is_there(stand, plan.paths(WITH_STUDENT)[0]):
+                    yield role, plan, stand
+
+    def refused_embedder(self) -> str | None:
+        """Why the two networks cannot share an embedder, as they are to by the config; None if they can."""
+        if not self.shares_embedder:
+            return None
+        difference = self.blueprints["teacher"].other_embedder(self.blueprints["student"])
+        if difference is None:
+            return None
+        return f"share_embedder needs embedders that are built alike, but {difference}"
+
+    @property
+    def _of_embedder(self) -> Mapping[str, TensorSpec]:
+        """The tensors of an embedder that both networks share, by the name in either; none if they share none."""
+        # By the student's plan: a first answer need not build the teacher.
+        return self.blueprints["student"].specs(WITH_STUDENT) if self.shares_embedder else {}
+
+    def _stands(self, role: Role) -> list[nn.Module]:
+        """Where modules of a network stand now, by their paths in it."""
         stands: list[nn.Module] = [self.of(role)] if self.has(role) else []
         if role == "teacher" and "quantised" in self.model._modules:
             stands.append(self.low_precision)
-        found = (self.blueprints[role].find_tied(stand, shared) for stand in stands)
-        return next((parameter for parameter in found if parameter is not None), None)
+        return stands
 
     def has(self, role: Role) -> bool:
         """Whether a network exists, which asking for it would make."""
@@ -94,7 +152,10 @@ class Networks:
             with self.lock:
                 if not self.has(role):
                     # Not before it is needed: a first answer takes no part of the teacher.
-                    add_children(self.model, {role: self.blueprints[role].build_vacant().eval()})
+                    network = self.blueprints[role].build_vacant().eval()
+                    if (reason := self.refused_embedder()) is not None:
+                        raise RepositoryError(f"config.json: {reason}")
+                    add_children(self.model, {role: network})
         return self.model._modules[role]  # type: ignore[return-value]
 
     def converters(self, direction: Direction) -> nn.ModuleDict:

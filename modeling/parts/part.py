@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from ..repository.layout import file_of
-from ..sources import DIRECTIONS, Direction, PartId, Role, Sources
+from ..sources import DIRECTIONS, WITH_STUDENT, Direction, PartId, Role, Sources
 from .blueprint import Shared, TensorSpec
 from .networks import Networks, add_children, remove_child
 from .placing import Held
@@ -77,6 +77,16 @@ class Part(ABC):
     def blocks(self) -> tuple[int, ...]:
         """If it is shared by blocks of its network, those blocks (from 1)."""
         return ()
+
+    @property
+    def student_blocks(self) -> tuple[int, ...]:
+        """If it is shared with blocks of the student, those blocks (from 1)."""
+        return ()
+
+    def is_needed(self, sources: Sources) -> bool:
+        """Whether a block along a mask's path shares it."""
+        shares = self.role is not None and not set(self.blocks).isdisjoint(sources.blocks(self.role))
+        return shares or not set(self.student_blocks).isdisjoint(sources.blocks("student"))
 
     @property
     def units(self) -> frozenset[str]:
@@ -188,6 +198,8 @@ class NetworkPart(Part):
             parameter = self.networks.find_tied(self.network_role, shared) if held is None else held
             if parameter is not None:
                 tied[shared.name] = parameter
+        if self.id.number == 1 and self.networks.shares_embedder:
+            tied |= _embedder(self.networks, made)
         own = {name.removeprefix(f"{self._root}."): tensor for name, tensor in tensors.items()}
         modules = self.plan.make(network, self._section, own, device, tied, self._made_shared(made))
         return {f"{self._root}.{path}": module for path, module in modules.items()}
@@ -308,6 +320,49 @@ class TiedPart(Part):
         return self.networks.find_tied(self.network_role, self._shared)
 
 
+class EmbedderPart(Part):
+    """The parameters of the embedder that the teacher and the student share, frozen with the teacher.
+
+    Each network has modules of its own over them, in its first block. One of these is on every path, so it is resident
+    always, in one precision.
+    """
+
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        return (1,)
+
+    @property
+    def student_blocks(self) -> tuple[int, ...]:
+        return (1,)
+
+    @cached_property
+    def specs(self) -> Mapping[str, TensorSpec]:
+        # By the student's plan, which is read anyway; the teacher's was compared, or will be before it is built.
+        return _of_network("teacher", self.networks.blueprints["student"].specs(WITH_STUDENT))
+
+    @property
+    def is_resident(self) -> bool:
+        return self.networks.has_embedder
+
+    def make(self, tensors: Tensors, device: torch.device, made: Mapping[Part, Made]) -> Made:
+        return {name: Held(nn.Parameter(tensor)) for name, tensor in tensors.items()}
+
+    def attach(self, made: Made) -> None:
+        """Nothing: the modules of the first blocks were made with it."""
+
+    def release(self) -> None:
+        """Nothing: it stays with the first block of the other network."""
+
+    def modules(self) -> dict[str, nn.Module]:
+        return {}
+
+    def difference(self) -> str | None:
+        return self.networks.embedder_difference()
+
+    def tensors(self) -> Tensors:
+        return {f"teacher.{name}": found[0].detach() for name, found in self.networks.find_embedder().items() if found}
+
+
 class ConverterPart(Part):
     """A converter at a boundary."""
 
@@ -371,6 +426,8 @@ class Inventory:
                 kind = TiedPart if shared.places else NetworkPart
                 found.append(kind(PartId("shared", 0, shared.name, role), self.networks, shared))
             found += [NetworkPart(PartId(role, block), self.networks) for block in range(1, plan.num_blocks + 1)]
+        if self.networks.shares_embedder:
+            found.append(EmbedderPart(PartId("shared", 0, WITH_STUDENT, "teacher"), self.networks))
         blocks = range(1, self.networks.num_blocks + 1)
         found += [QuantisedPart(PartId("quantised", block), self.networks) for block in blocks]
         for boundary in range(1, self.networks.num_blocks):
@@ -388,9 +445,8 @@ class Inventory:
 
     def of(self, sources: Sources) -> frozenset[Part]:
         """Everything that a mask's path runs through."""
-        shared = [part for part in self.parts.values() if part.role is not None and part.blocks]
-        needed = [part for part in shared if not set(part.blocks).isdisjoint(sources.blocks(part.role))]  # type: ignore[arg-type]
-        return frozenset([*(self.parts[part_id] for part_id in sources.part_ids), *needed])
+        shared = (part for part in self.parts.values() if part.is_needed(sources))
+        return frozenset([*(self.parts[part_id] for part_id in sources.part_ids), *shared])
 
 
 def _of_network(role: Role, specs: Mapping[str, TensorSpec]) -> dict[str, TensorSpec]:
@@ -402,6 +458,14 @@ def _held(made: Mapping[Part, Made], role: Role, shared: Shared) -> nn.Parameter
     wanted = PartId("shared", 0, shared.name, role)
     held = next((modules[""] for part, modules in made.items() if part.id == wanted), None)
     return held.parameter if isinstance(held, Held) else None
+
+
+def _embedder(networks: Networks, made: Mapping[Part, Made]) -> dict[str, nn.Parameter]:
+    """The parameters of the embedder that both networks share, by the name in either."""
+    found = {name: parameters[0] for name, parameters in networks.find_embedder().items() if parameters}
+    for held in (modules for part, modules in made.items() if isinstance(part, EmbedderPart)):
+        found |= {n.removeprefix("teacher."): h.parameter for n, h in held.items() if isinstance(h, Held)}
+    return found
 
 
 def _tensor(module: nn.Module, name: str) -> torch.Tensor:

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from ..configuration_pwl import PWLConfig
-from ..errors import RepositoryError, StageError
+from ..errors import InputError, RepositoryError, StageError
 from ..repository.manifest import Manifest
 from ..routes.batchnorm import Statistics
 from ..routes.compiling import Compiling
@@ -21,6 +21,7 @@ from ..transformers_internals import copy_checkpointing
 from .locking import StateLock
 from .networks import OF_TEACHER, Networks
 from .part import Inventory, Made, Part, QuantisedPart, Tensors
+from .placing import Held, put
 from .structure import hooked_by_others
 from .tier import coarse, digest_of
 from .weights import WeightStore, same_bits
@@ -124,6 +125,22 @@ class Parts:
         kept = (part for part in self if not part.is_low and (self.is_whole or part.role in self.keep))
         return self.inventory.of(sources).union(kept)
 
+    def handed_on(self, wanted: Collection[Part]) -> list[Part]:
+        """What both networks share, where a change of stage takes or brings a block that runs on it.
+
+        Args:
+            wanted: The parts that are to be resident.
+        """
+        resident = self.resident()
+        before, after = ({(part.role, part.id.number) for part in parts} for parts in (resident, wanted))
+        found = []
+        for part in sorted(part for part in resident if part.student_blocks):
+            sharers = [("teacher", block) for block in part.blocks]
+            sharers += [("student", block) for block in part.student_blocks]
+            if not (before ^ after).isdisjoint(sharers):
+                found.append(part)
+        return found
+
     def check_resident(self, sources: Sources, made: Collection[Part] = ()) -> None:
         """Refuse a mask that needs what is neither resident nor about to be.
 
@@ -190,6 +207,34 @@ class Parts:
     def mark(self, low: Collection[Part]) -> None:
         """Note what resident blocks in low precision are now: that is no change."""
         self._marks |= {part.id: digest_of(part.tensors()) for part in low}
+
+    def share_embedder(self, *, warn: bool) -> None:
+        """Put the teacher's parameters into the embedder of the student, if the config says that both share it.
+
+        Args:
+            warn: Tell of values of the student's own that it had there.
+
+        Raises:
+            InputError: If the networks are on two devices; nothing is changed then.
+        """
+        both = {name: (found[0], found[-1]) for name, found in self.networks.find_embedder().items()}
+        for theirs, own in both.values():
+            if theirs.device != own.device:
+                raise InputError(
+                    f"share_embedder: the teacher is on {theirs.device} and the student on {own.device}: bring both to "
+                    "one device"
+                )
+        lost: list[str] = []
+        for name, (theirs, own) in both.items():
+            if not own.is_meta and not same_bits(theirs.detach(), own.detach().to(theirs.dtype)):
+                lost.append(name)
+            put(self.networks.of("student"), name, Held(theirs))
+        if warn and lost:
+            logger.warning(
+                "the student has the teacher's embedder from now on in place of its own, which differed in %d "
+                "tensor(s), such as %s: give a student that was trained with this one, or train it",
+                *(len(lost), lost[0]),
+            )
 
     # --- Coming and going ---------------------------------------------------------------------------------------
 

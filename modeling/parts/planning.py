@@ -37,6 +37,7 @@ class PlannedFile:
         entry: The file of the model's own repository that it is a copy of, or None.
         tensors: Otherwise what it is made of, by name in the file.
         blocks: If it is of what the teacher's blocks share, those blocks.
+        student_blocks: Blocks of the student that share it too.
     """
 
     path: str
@@ -44,6 +45,7 @@ class PlannedFile:
     entry: FileEntry | None
     tensors: Callable[[], FileContents] | None
     blocks: tuple[int, ...] = ()
+    student_blocks: tuple[int, ...] = ()
 
 
 class FileContents(NamedTuple):
@@ -107,14 +109,16 @@ def _differences(parts: Parts) -> Iterator[str]:
         config.validate_pwl()
     except ValueError as error:  # Of configs that were edited, or resized with their network.
         yield f"its config could not be loaded: {error}"
+    if config.share_embedder != networks.shares_embedder:
+        yield f"config.share_embedder is {config.share_embedder}, and it was made with {networks.shares_embedder}"
     for role, plan in networks.blueprints.items():
         if networks.has(role) and (found := plan.difference(networks.of(role))) is not None:
             yield f"of the {role}, {found}"
         elif plan.config.num_labels != config.num_labels:
             yield f"config.num_labels is {config.num_labels}, the {role}'s {plan.config.num_labels}"
-    # What belongs to no network as a whole: converters, and low precision.
+    # What belongs to no network as a whole: converters, low precision, and what both share.
     for part in sorted(parts.resident()):
-        if (part.role is None or part.is_low) and (found := part.difference()) is not None:
+        if (part.role is None or part.is_low or part.student_blocks) and (found := part.difference()) is not None:
             yield f"of {part}, {found}"
     own = ("teacher.", "student.", "quantised.", "encoders.", "decoders.")
     for name in networks.model.state_dict():
@@ -225,11 +229,11 @@ class _Planner:
     def _plan_file(self, path: str, parts: list[Part]) -> PlannedFile:
         parameters = sum(part.num_parameters for part in parts)
         # A file of several parts is the student's, which each stage below the last needs.
-        blocks = parts[0].blocks if len(parts) == 1 else ()
+        blocks, of_student = (parts[0].blocks, parts[0].student_blocks) if len(parts) == 1 else ((), ())
         entry = self._same_dtype_entry(path)
         if entry is not None and self._is_unchanged(parts):
-            return PlannedFile(path, parameters, entry, None, blocks)
-        return PlannedFile(path, parameters, None, lambda: self._gather(parts), blocks)
+            return PlannedFile(path, parameters, entry, None, blocks, of_student)
+        return PlannedFile(path, parameters, None, lambda: self._gather(parts), blocks, of_student)
 
     def _is_unchanged(self, parts: list[Part]) -> bool:
         resident = [part for part in parts if part in self.resident]

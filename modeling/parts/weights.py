@@ -15,7 +15,7 @@ from ..arrays.mapped import CODES
 from ..arrays.packing import Q_PLANE, SCALES, describe, matrix, residual_names
 from ..errors import RepositoryError
 from ..repository.layout import quantised_file, refinement_file, statistics_file
-from ..repository.manifest import Manifest
+from ..repository.manifest import FileEntry, Manifest
 from ..repository.source import Repository, Verified
 from ..repository.verification import is_unchanged
 from ..sources import PartId, Role, Sources
@@ -108,10 +108,11 @@ class WeightStore:
             entry = self.manifest.get(path)
             if entry is None:
                 raise RepositoryError(f"{self.repository}: pwl_index.json does not list {path!r}")
-            if (shared := self.inventory.by_file.get(path)) and entry.is_shared and entry.blocks != shared[0].blocks:
+            shared = self.inventory.by_file.get(path)
+            if shared and entry.is_shared and (listed := _sharers(entry)) != (own := _sharers(shared[0])):
                 raise RepositoryError(
-                    f"{self.repository}: pwl_index.json says that {path!r} is shared by blocks {list(entry.blocks)}, "
-                    f"by config.json it is by {list(shared[0].blocks)}"
+                    f"{self.repository}: pwl_index.json says that {path!r} is shared by blocks {listed}, by "
+                    f"config.json it is by {own}"
                 )
             entries.append(entry)
         at_hand = dict(verified or {})
@@ -249,6 +250,11 @@ class WeightStore:
         """Name in the file -> full in-memory name, for the tensors whose shape depends on the labels."""
         parts = self.inventory.by_file.get(path, ())
         return {part.specs[name].checkpoint_name: name for part in parts for name in part.of_labels}
+
+
+def _sharers(of: FileEntry | Part) -> str:
+    """The blocks that share a file, or a part, in words."""
+    return f"{list(of.blocks)}" + (f" and the student's {list(of.student_blocks)}" if of.student_blocks else "")
 
 
 def statistics_names(sources: Sources, blueprints: Mapping[Role, Blueprint]) -> dict[str, str]:

@@ -230,6 +230,7 @@ def _generated(manifest: Manifest, config: Mapping[str, Any], repo_id: str, *, h
         num_stages=manifest.num_stages,
         dtype=manifest.dtype,
         tier=manifest.tier,
+        shared_embedder=manifest.shared_embedder,
         shard_bytes=sum(entry.bytes for entry in manifest.files if entry.path.startswith("teacher/")),
         metric_names=list(dict.fromkeys(metric.name for metric in metrics)),
         measured_on=list(dict.fromkeys((metric.dataset, metric.split, metric.n) for metric in metrics)),

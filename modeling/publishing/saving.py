@@ -357,7 +357,7 @@ def write_tensors(target: Path, planned: PlannedFile) -> FileEntry:
             os.replace(temporary, target)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
-    return FileEntry(planned.path, size, digest, planned.parameters, planned.blocks)
+    return FileEntry(planned.path, size, digest, planned.parameters, planned.blocks, planned.student_blocks)
 
 
 def _saved_config(parts: Parts, manifest: Manifest, remote_code: str) -> PWLConfig:

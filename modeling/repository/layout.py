@@ -9,6 +9,7 @@ N blocks:
     converters/decoder-0000i.safetensors              boundary i, student to teacher
     statistics/TTSS.safetensors                       BatchNorm statistics of one mask
     teacher/shared-NAME.safetensors                   what several of the teacher's blocks share: tied tensors, say
+    teacher/shared-with-student.safetensors           the embedder, where teacher and student share it: stage 0
     quantised/model-0000k-of-0000N.safetensors        teacher block k in low precision
     refinements/model-0000k-of-0000N.safetensors      what makes that the shard, bit for bit
 """
@@ -60,6 +61,11 @@ def statistics_file(sources: Sources) -> str:
     return f"statistics/{sources.exact}.safetensors"
 
 
+def shared_file(name: str) -> str:
+    """The file of what blocks of the teacher share."""
+    return f"teacher/shared-{name}.safetensors"
+
+
 def file_of(part: PartId, num_blocks: int) -> str:
     """The file that holds a part of a model."""
     if part.role == "student":
@@ -69,5 +75,5 @@ def file_of(part: PartId, num_blocks: int) -> str:
     if part.kind == "quantised":
         return quantised_file(part.number, num_blocks)
     if part.kind == "shared":
-        return f"teacher/shared-{part.name}.safetensors"
+        return shared_file(part.name)
     return converter_file("encoder" if part.kind == "encoder" else "decoder", part.number)

@@ -4,7 +4,8 @@ Format version 1 lists the files of `layout` without shared tensors, with stage 
 Version 2 adds a schedule (each stage's mask, in any order of blocks), shared tensors, and attachments: files that
 belong to a save, such as exported graphs, but hold none of its weights; JSON among them lies in a folder of its own.
 Version 3 adds the tier of low precision, and rungs as stages: a block that was in low precision before gets its
-refinement rather than its shard. Each version is written only where something of it is used.
+refinement rather than its shard. Version 4 adds tensors that the teacher's blocks share with the student's. Each
+version is written only where something of it is used.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from .layout import (
 )
 
 # The newest format that is read; what needs no more is written as version 1.
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 # Bits of a weight that a tier may have.
 BITS = (8, 4)
 # What an attachment may be: exported graphs and what describes them.
@@ -44,6 +45,8 @@ ATTACHED = (".onnx", ".json")
 _STATISTICS = re.compile(r"statistics/([ST]+)\.safetensors")
 # In the teacher's folder: its index may name files there alone, or the Hub would not serve them to transformers.
 _SHARED = re.compile(r"teacher/shared-[A-Za-z0-9_.-]+\.safetensors")
+# The fields of an entry that say which blocks share it.
+_SHARERS = ("blocks", "student_blocks")
 
 
 def stages_of_files(schedule: Schedule, shared: Iterable[FileEntry]) -> dict[str, int]:
@@ -59,7 +62,8 @@ def stages_of_files(schedule: Schedule, shared: Iterable[FileEntry]) -> dict[str
         low |= set(mask.low_blocks)
     # Of its blocks, rather than of each mask: the cost is that of what is listed.
     for entry in shared:
-        found[entry.path] = min(first_of_block[block] for block in entry.blocks)
+        # The first stage has every block of the student.
+        found[entry.path] = 0 if entry.student_blocks else min(first_of_block[block] for block in entry.blocks)
     return found
 
 
@@ -98,14 +102,16 @@ class FileEntry(ListedFile):
         sha256: As above.
         parameters: How many parameters it holds.
         blocks: If it is of tensors that blocks of the teacher share, the blocks (from 1) that need them.
+        student_blocks: The blocks of the student (from 1) that need them too, if any do.
     """
 
     parameters: int
     blocks: tuple[int, ...] = ()
+    student_blocks: tuple[int, ...] = ()
 
     @property
     def is_shared(self) -> bool:
-        """Whether it is of tensors that blocks of the teacher share."""
+        """Whether it is of tensors that blocks of the teacher share, or those of both networks."""
         return _SHARED.fullmatch(self.path) is not None
 
     @property
@@ -204,6 +210,8 @@ class Manifest:
     @property
     def format_version(self) -> int:
         """The oldest format that can say all of this."""
+        if self.shared_embedder is not None:
+            return 4
         if self.tier is not None:
             return 3
         is_new = self.attachments or any(entry.is_shared for entry in self.files) or not self.schedule.is_prefixes
@@ -218,6 +226,11 @@ class Manifest:
     def files(self) -> tuple[FileEntry, ...]:
         """Every weight file."""
         return tuple(self._by_path.values())
+
+    @property
+    def shared_embedder(self) -> FileEntry | None:
+        """The embedder that the student shares with its teacher; None if it has its own."""
+        return next((entry for entry in self.files if entry.student_blocks), None)
 
     @property
     def paths(self) -> frozenset[str]:
@@ -261,7 +274,12 @@ class Manifest:
         ]
         needed = [sources, *whole]
         blocks = {block for mask in needed for block in mask.blocks("teacher")}
-        shared = [entry.path for entry in self.files if entry.is_shared and not blocks.isdisjoint(entry.blocks)]
+        of_student = {block for mask in needed for block in mask.blocks("student")}
+        shared = [
+            entry.path
+            for entry in self.files
+            if not blocks.isdisjoint(entry.blocks) or not of_student.isdisjoint(entry.student_blocks)
+        ]
         paths = sorted({*(path for mask in needed for path in _paths_of(mask, refined)), *shared})
         self._check_listed(paths, sources)
         statistics = self.get(statistics_file(sources))
@@ -339,8 +357,8 @@ class Manifest:
         schedule = _schedule(items, min_reader)
         manifest = cls(
             dtype=_typed(data.get("dtype"), str, "dtype"),
-            stages=tuple(_stage(k, item, schedule) for k, item in enumerate(items)),
-            other_files=tuple(_entry(f, "other_files") for f in others),
+            stages=tuple(_stage(k, item, schedule, min_reader) for k, item in enumerate(items)),
+            other_files=tuple(_entry(f, "other_files", min_reader) for f in others),
             attachments=tuple(_attachment(item) for item in attached),
             tier=_tier(data.get("tier")) if min_reader > 2 else None,
         )
@@ -354,10 +372,10 @@ class Manifest:
 
     def _check_places(self) -> None:
         """Refuse statistics, shared tensors and tiers that cannot be; files at the wrong stages; missing files."""
-        for entry in self.files:
-            if list(entry.blocks) != sorted(set(entry.blocks).intersection(range(1, self.num_blocks + 1))):
+        for entry, sharers in ((e, found) for e in self.files for found in (e.blocks, e.student_blocks)):
+            if list(sharers) != sorted(set(sharers).intersection(range(1, self.num_blocks + 1))):
                 raise RepositoryError(
-                    f"{MANIFEST_FILE}: {entry.path!r} is shared by blocks {list(entry.blocks)!r:.100}, which must be "
+                    f"{MANIFEST_FILE}: {entry.path!r} is shared by blocks {list(sharers)!r:.100}, which must be "
                     f"blocks from 1 to {self.num_blocks}, each once and in order"
                 )
         for mask in self.masks:
@@ -428,7 +446,7 @@ def check_path(path: str, suffixes: tuple[str, ...] = (".safetensors",)) -> None
 
 def _without_empty(data: dict[str, Any], hidden: tuple[str, ...] = ()) -> dict[str, Any]:
     """An entry or a stage as it is written: without what its format lacks, or what says nothing."""
-    data = {key: value for key, value in data.items() if key not in hidden and (key != "blocks" or value)}
+    data = {key: value for key, value in data.items() if key not in hidden and (key not in _SHARERS or value)}
     if "files" in data:
         data["files"] = [_without_empty(entry) for entry in data["files"]]
     return data
@@ -462,14 +480,14 @@ def _schedule(items: list[dict[str, Any]], min_reader: int) -> Schedule:
         raise RepositoryError(f"{MANIFEST_FILE}: {error}") from error
 
 
-def _stage(k: int, item: dict[str, Any], schedule: Schedule) -> Stage:
+def _stage(k: int, item: dict[str, Any], schedule: Schedule, min_reader: int) -> Stage:
     if item.get("stage") != k:
         raise RepositoryError(f"{MANIFEST_FILE}: stages[{k}] is of stage {item.get('stage')!r}, expected {k}")
     listed = _typed(item.get("files"), list, f"stages[{k}].files")
     metrics = _typed(item.get("metrics", []), list, f"stages[{k}].metrics")
     return Stage(
         k,
-        tuple(_entry(entry, f"stages[{k}].files") for entry in listed),
+        tuple(_entry(entry, f"stages[{k}].files", min_reader) for entry in listed),
         tuple(_metric(metric, f"stages[{k}].metrics") for metric in metrics),
         schedule.masks[k].mask,
     )
@@ -490,21 +508,28 @@ def _typed(value: Any, kind: type, where: str) -> Any:
     return value
 
 
-def _entry(data: Any, where: str) -> FileEntry:
+def _entry(data: Any, where: str, min_reader: int) -> FileEntry:
     data = _typed(data, dict, where)
     path = _typed(data.get("path"), str, f"{where}.path")
     check_path(path)
-    blocks = _typed(data.get("blocks", []), list, f"{where}.blocks")
+    blocks = _blocks(data, "blocks", where)
+    of_student = _blocks(data, "student_blocks", where) if min_reader > 3 else ()
     entry = FileEntry(
         path=path,
         bytes=_size(data, "bytes", path),
         sha256=_digest(data, path),
         parameters=_size(data, "parameters", path),
-        blocks=tuple(_typed(block, int, f"{where}.blocks") for block in blocks),
+        blocks=blocks,
+        student_blocks=of_student,
     )
-    if entry.is_shared != bool(blocks):
+    if entry.is_shared != bool(blocks) or (of_student and not blocks):
         raise RepositoryError(f"{MANIFEST_FILE}: {path!r} must name the blocks that share it, and no other file may")
     return entry
+
+
+def _blocks(data: dict[str, Any], key: str, where: str) -> tuple[int, ...]:
+    listed = _typed(data.get(key, []), list, f"{where}.{key}")
+    return tuple(_typed(block, int, f"{where}.{key}") for block in listed)
 
 
 def _attachment(data: Any) -> ListedFile:

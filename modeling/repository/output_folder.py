@@ -21,6 +21,7 @@ from pathlib import Path, PurePosixPath
 from safetensors import SafetensorError
 
 from ..errors import OverwriteError, PWLError, RepositoryError, SaveError
+from ..sources import WITH_STUDENT
 from ..task_names import TOKENIZER_FILES
 from .files import leads_out
 from .layout import (
@@ -32,6 +33,7 @@ from .layout import (
     converter_file,
     quantised_file,
     refinement_file,
+    shared_file,
     teacher_shard,
 )
 from .manifest import ATTACHED, Manifest, check_path
@@ -68,11 +70,12 @@ def text_paths() -> set[str]:
 
 
 def paths_of_save(num_blocks: int) -> set[str]:
-    """Every path that a save of a model with N blocks may write, except statistics of masks."""
+    """Every path that a save of a model with N blocks may write, but for statistics and what the teacher's share."""
     blocks, boundaries = range(1, num_blocks + 1), range(1, num_blocks)
     return text_paths() | {
         *(path for name in (PROCESSOR_FILE, *TOKENIZER_FILES) for path in (name, f"teacher/{name}")),
         STUDENT_FILE,
+        shared_file(WITH_STUDENT),
         *(of(block, num_blocks) for block in blocks for of in (teacher_shard, quantised_file, refinement_file)),
         *(converter_file("encoder", boundary) for boundary in boundaries),
         *(converter_file("decoder", boundary) for boundary in boundaries),

@@ -62,7 +62,7 @@ class Swapper:
             paths = {path for part in missing if not parts.is_made(part) for path in store.files_of(part)}
             paths |= {path for mask in masks if store.manifest.get(path := statistics_file(mask)) is not None}
             store.prepare(sorted(paths))
-        for part in surplus:
+        for part in (*surplus, *parts.handed_on(wanted)):
             with beside_requests(side):
                 unchanged = parts.is_unchanged(part)
             if not unchanged:
@@ -96,7 +96,8 @@ class Swapper:
         """Modules of parts, and the statistics of masks that have none yet; over a side stream if there is one."""
         built_on = device if side is None else torch.device("cpu")
         made: dict[Part, Made] = {}
-        for role in {part.role for part in missing if part.role is not None}:
+        # What both networks share needs none of them: a first answer takes no part of the teacher.
+        for role in {part.role for part in missing if part.role is not None and not part.student_blocks}:
             self.parts.networks.blueprints[role].place_frame(self.parts.networks.of(role), device)
         for part in missing:
             made[part] = self.parts.make(part, built_on, dtype, made)
@@ -152,6 +153,7 @@ def loss_of(part: Part, sources: Sources, difference: str | None) -> StageError:
     advice = "save the model first and load it again, or load it with keep_all=True"
     if part.is_low:  # No save holds it.
         advice = "put back what it was, or load the model again; change the teacher itself, loaded with keep_all=True"
+    loss = "would run in the other network too" if part.student_blocks else "would be lost"
     return StageError(
-        f"{part} was changed since it was loaded{how} and would be lost on leaving sources {sources.mask!r}: {advice}"
+        f"{part} was changed since it was loaded{how} and {loss} on leaving sources {sources.mask!r}: {advice}"
     )

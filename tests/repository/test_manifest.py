@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pwl_hf.modeling.errors import RepositoryError
-from pwl_hf.modeling.repository.layout import converter_file, statistics_file, teacher_shard
-from pwl_hf.modeling.repository.manifest import FileEntry, Manifest, Metric, stages_of_files
+from pwl_hf.modeling.repository.layout import converter_file, shared_file, statistics_file, teacher_shard
+from pwl_hf.modeling.repository.manifest import FORMAT_VERSION, FileEntry, Manifest, Metric, stages_of_files
 from pwl_hf.modeling.schedule import Schedule
 from pwl_hf.modeling.sources import Sources
 from tests.repository.helpers import fingerprint_of
@@ -34,15 +34,21 @@ def manifests(draw: st.DrawFn) -> Manifest:
     if mixed:
         paths += map(statistics_file, draw(st.lists(st.sampled_from(mixed), unique=True, max_size=4)))
     files = [FileEntry(path, draw(SIZE), draw(HEX), draw(SIZE)) for path in paths]
+    if draw(st.booleans()):
+        files.append(
+            FileEntry(shared_file("x"), draw(SIZE), draw(HEX), draw(SIZE), (1,), draw(st.sampled_from([(), (1,)])))
+        )
     metrics = draw(st.dictionaries(st.integers(0, num_stages), st.lists(METRICS, max_size=2).map(tuple), max_size=3))
     return Manifest.build(draw(st.sampled_from(["float32", "bfloat16"])), Schedule.prefixes(num_stages), files, metrics)
 
 
-def example(num_stages: int = 2) -> dict[str, Any]:
+def example(num_stages: int = 2, *, shares: bool = False) -> dict[str, Any]:
     paths = ["model.safetensors", *(teacher_shard(k, num_stages) for k in range(1, num_stages + 1))]
     paths += [converter_file(d, i) for d in ("encoder", "decoder") for i in range(1, num_stages)]
     paths += [statistics_file(Sources("T" + "S" * (num_stages - 1)))]
     files = [FileEntry(path, 10, f"{i:064x}", 3) for i, path in enumerate(paths)]
+    if shares:
+        files.append(FileEntry(shared_file("with-student"), 10, "f" * 64, 3, (1,), (1,)))
     metrics = {1: (Metric("accuracy", 0.5, "digits", "test", 360),)}
     return json.loads(Manifest.build("float32", Schedule.prefixes(num_stages), files, metrics).to_json())
 
@@ -129,7 +135,7 @@ def test_thousands_of_mutations_raise_nothing_but_repository_error():
     """Each is accepted as it is, with all that is read from it usable, or refused."""
     chance, accepted = random.Random(0), 0
     for _ in range(4000):
-        data = example(chance.choice([1, 2, 3]))
+        data = example(chance.choice([1, 2, 3]), shares=chance.random() < 0.4)
         for _ in range(chance.choice([1, 1, 2, 4])):
             container, key = chance.choice(spots(data))
             action = chance.randrange(4)
@@ -191,8 +197,10 @@ def test_newer_format_that_old_readers_may_read_is_read_as_what_they_know_of_it(
 
 @pytest.mark.parametrize("rest", ["kept", "changed beyond recognition"])
 def test_larger_min_reader_says_upgrade(rest):
-    data = {**example(), "min_reader": 4} if rest == "kept" else {"min_reader": 4, "blocks": "elsewhere"}
-    with pytest.raises(RepositoryError, match="format version 4, this one reads up to 3: upgrade pwl-hf"):
+    newer = FORMAT_VERSION + 1
+    data = {**example(), "min_reader": newer} if rest == "kept" else {"min_reader": newer, "blocks": "elsewhere"}
+    says = f"format version {newer}, this one reads up to {FORMAT_VERSION}: upgrade pwl-hf"
+    with pytest.raises(RepositoryError, match=says):
         read(data)
 
 

@@ -113,6 +113,13 @@ class NetworkArguments(TaskArguments):
         default=None, metadata={"help": "Where the teacher's blocks end, in layers; equal depth if not given."}
     )
     student_cuts: list[int] | None = field(default=None, metadata={"help": "Where the student's blocks end."})
+    share_embedder: bool = field(
+        default=False,
+        metadata={
+            "help": "Let the student have the teacher's embedder, frozen, in place of its own: it is sent once. Needs "
+            "a student of the teacher's model_type and width."
+        },
+    )
     fit_converters: Literal["before", "after"] | None = field(
         default=None,
         metadata={
@@ -141,6 +148,8 @@ class NetworkArguments(TaskArguments):
             for name in (*sources, "num_blocks", "teacher_cuts", "student_cuts"):
                 if getattr(self, name) is not None:
                     raise ValueError(f"{name} does not go with model: the PWL repository {self.model!r} has its own")
+            if self.share_embedder:
+                raise ValueError(f"share_embedder does not go with model: {self.model!r} has joined networks")
             if self.init_converters != "random":
                 raise ValueError(f"init_converters does not go with model: {self.model!r} has trained ones")
         elif self.student is None and self.student_preset is None and self.student_config_overrides is None:

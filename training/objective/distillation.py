@@ -139,8 +139,9 @@ def build_objective(model: PWLPreTrainedModel, arguments: ObjectiveArguments, se
 
     Raises:
         ValueError: If `identity_converters` is asked for and the widths differ, or a term cannot be had of the two
-            networks.
+            networks; for `teacher_drift`, if they share an embedder.
     """
+    check_drift(arguments, share_embedder=model.config.share_embedder)
     terms = build_terms(arguments, model.num_blocks, stage_masks(model.schedule))
     for weight, term in terms:
         if weight and isinstance(term, AttentionTransfer | RelationLoss):
@@ -157,6 +158,19 @@ def build_objective(model: PWLPreTrainedModel, arguments: ObjectiveArguments, se
         teacher_drift=arguments.teacher_drift,
         mixup=None if arguments.mixup_alpha is None else Mixup(arguments.mixup_alpha, arguments.mixup_probability),
     )
+
+
+def check_drift(arguments: ObjectiveArguments, *, share_embedder: bool) -> None:
+    """Refuse to let a teacher drift whose embedder is the student's as well.
+
+    Raises:
+        ValueError: If that is asked for.
+    """
+    if arguments.teacher_drift and share_embedder:
+        raise ValueError(
+            "teacher_drift does not go with share_embedder: the teacher would not stay the one whose embedder the "
+            "student has; leave one of them out"
+        )
 
 
 def build_terms(

@@ -30,13 +30,15 @@ def parameter_groups(
         converter_lr_scale: Of the converters, relative to it.
         weight_decay: For the parameters that have it.
     """
+    # Also under the student's names, where it shares an embedder.
+    of_teacher = {id(parameter) for parameter in model.teacher.parameters()}
     groups: list[dict[str, Any]] = []
     for of_student in (True, False):
         rate = learning_rate * (1.0 if of_student else converter_lr_scale)
         own = {
             name: parameter
             for name, parameter in model.named_parameters()
-            if parameter.requires_grad and not name.startswith("teacher.") and name.startswith("student.") == of_student
+            if parameter.requires_grad and id(parameter) not in of_teacher and name.startswith("student.") == of_student
         }
         for decay in (True, False):
             members = [parameter for name, parameter in own.items() if (name in decayed) == decay]
