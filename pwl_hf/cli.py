@@ -97,7 +97,6 @@ def convert(
         bool,
         typer.Option(
             "--share-embedder",
-            "--share_embedder",
             help="Let the student have the teacher's embedder, frozen, which is sent once; for networks of one width.",
         ),
     ] = False,
