@@ -479,7 +479,7 @@ def main() -> None:
             reason = error.__cause__ if isinstance(error, StrictDataclassError) and error.__cause__ else error
             _say(f"pwl-hf: {reason}", err=True)
             # A package that is missing is no wrong input.
-            is_wrong = isinstance(error, InputError) and not isinstance(error.__cause__, ImportError)
+            is_wrong = isinstance(error, InputError) and not isinstance(error.__cause__, ModuleNotFoundError)
             sys.exit(2 if is_wrong else 1)
         raise
 

@@ -107,12 +107,14 @@ def package(name: str, why: str = "sounds need") -> Any:
         why: What an error says before its name.
 
     Raises:
-        ImportError: If it is not installed, or lacks its library.
+        ModuleNotFoundError: If it is not installed, or lacks its library.
     """
     try:
         return importlib.import_module(name)
     except (ImportError, OSError) as error:  # OSError: soundfile without libsndfile
-        raise ImportError(f'{why} {name}, which is not installed: pip install "pwl-hf[audio]"', name=name) from error
+        raise ModuleNotFoundError(
+            f'{why} {name}, which is not installed: pip install "pwl-hf[audio]"', name=name
+        ) from error
 
 
 def _resampler(rate: int, sampling_rate: int, name: str) -> Any:

@@ -27,6 +27,7 @@ from pwl_hf.opening import open_model
 from pwl_hf.quantising import quantise_repository
 from tests.repository.helpers import edit_json, publish
 from tests.runtime.helpers import fresh
+from tests.slow import slow_but
 from tests.task_models import KINDS, LONG, NUM_STAGES, OF_SOUND, TEXTS, assert_alike, sounds
 
 TASKS = {
@@ -34,6 +35,8 @@ TASKS = {
     "tokens": "token-classification",
     **dict.fromkeys(OF_SOUND, "audio-classification"),
 }
+# Graphs of the other kind take longest to make; its features have quick tests of their own.
+QUICK = set(KINDS) - {"features of speech"}
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +92,7 @@ def test_a_long_text_is_read_in_pieces(stages: Any, strategy: str) -> None:
         assert found[0][-1]["end"] == len(LONG)
 
 
-@pytest.mark.parametrize("kind", OF_SOUND)
+@pytest.mark.parametrize("kind", slow_but(QUICK, OF_SOUND))
 @pytest.mark.parametrize("parameters", [{}, {"top_k": 2}, {"top_k": None, "function_to_apply": "none"}])
 def test_sounds_are_answered_as_by_the_pipeline(stages: Any, kind: str, parameters: dict[str, Any]) -> None:
     samples = sounds()
@@ -101,7 +104,7 @@ def test_sounds_are_answered_as_by_the_pipeline(stages: Any, kind: str, paramete
         assert_alike(model.predict(samples[:1], **parameters), expected[:1])
 
 
-@pytest.mark.parametrize("kind", ["waves", "features of speech"])
+@pytest.mark.parametrize("kind", slow_but(QUICK, ["waves", "features of speech"]))
 def test_sounds_in_a_batch_are_as_in_torch(stages: Any, kind: str) -> None:
     samples = sounds()
     for model, whole in stages(kind):
@@ -299,7 +302,7 @@ def test_arrays_that_do_not_fit_are_named(exported_task: Any, change: dict[str, 
 # --- Growing --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", slow_but(QUICK, KINDS))
 def test_it_grows_while_it_answers(exported_task: Any, kind: str) -> None:
     samples = sounds() if kind in OF_SOUND else list(TEXTS)
     expected = [runtime.load(exported_task(kind), stage=s, threads=1).logits(samples) for s in range(NUM_STAGES + 1)]
@@ -362,7 +365,7 @@ def test_what_was_fetched_ahead_needs_no_hub(
     assert found == runtime.load(exported_task(kind), stage=1, threads=1).predict(samples)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", slow_but(QUICK, KINDS))
 def test_neither_torch_nor_what_reads_files_is_imported(
     exported_task: Any, fresh_env: dict[str, str], kind: str
 ) -> None:
