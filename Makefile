@@ -3,7 +3,7 @@ CHECKER = $(if $(findstring /,$(PYTHON)),$(abspath $(PYTHON)),$(PYTHON))
 
 .PHONY: test slow lint format docs dist lowest
 
-test:  ## the suite, some ten minutes on two cores
+test:  ## the suite, about eleven minutes on two cores
 	$(PYTHON) -m pytest -n 2
 
 slow:  ## what the suite leaves out: whole trainings, and further cases of what it has

@@ -198,6 +198,7 @@ def test_the_first_answer_takes_three_requests_more_than_with_the_package_at_mos
     assert len(requests) <= with_package + 3, [f"{r.method} {r.path}" for r in requests]
 
 
+@pytest.mark.slow  # As the repository of the Hub above, with a network of ours.
 def test_folder_of_a_vgg_pair_opens_without_the_package_and_so_does_its_teacher(
     hub, repo_id, standalone, fresh_env, tmp_path
 ):

@@ -190,6 +190,7 @@ WRONG: dict[str, list[tuple[dict[str, Any], str]]] = {
 }
 
 
+@pytest.mark.slow  # An image of its own, for what the server's tests hold too.
 @pytest.mark.parametrize("image", [{"EXTRAS": "runtime,audio"}], indirect=True, ids=["with-audio"])
 def test_texts_tokens_and_sounds_are_answered_as_by_the_pipeline(
     image: Image, tmp_path_factory: pytest.TempPathFactory

@@ -24,6 +24,7 @@ from pwl_hf.training.command_line import RECIPES
 from tests.data.sounds import tone
 from tests.modeling.texts import bert_tokenizer
 from tests.modeling.types import network_config
+from tests.slow import slow_but
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXTS = {name: (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8") for name in ("text", "audio")}
@@ -53,7 +54,7 @@ PAGES: dict[str, tuple[str, Any, str, Any]] = {
 }
 
 
-@pytest.fixture(params=PAGES)
+@pytest.fixture(params=slow_but(["text"], PAGES))
 def page(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A page, and the working directory that it speaks of."""
     name, model_class, model_type, processing = PAGES[request.param]

@@ -21,6 +21,7 @@ from pwl_hf.evaluation import evaluate_stages
 from pwl_hf.training.train import command_line, main, train
 from pwl_hf.training.trainer.mask_statistics import select_statistics
 from tests.children import Child
+from tests.slow import slow_but
 from tests.tiny import tiny_images, tiny_model
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -228,7 +229,7 @@ def test_narrower_student_begins_as_slices_with_converters_to_match(launched, tm
     assert model.student.vit.layers[0].layernorm_before.bias.abs().max() < 1e-20
 
 
-@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("when", slow_but(["before"], ["before", "after"]))
 def test_converters_are_solved_when_asked_for(launched, tmp_path, when, monkeypatch):
     calls = []
     original = PWLForImageClassification.fit_converters
