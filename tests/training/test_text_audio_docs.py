@@ -88,7 +88,7 @@ def test_the_server_answers_as_shown(page: str, monkeypatch: pytest.MonkeyPatch)
     (server, *requests) = [shlex.split(line) for line in block.splitlines()]
     assert server == ["python", "examples/serve.py", PAGES[page][0]]
     monkeypatch.setenv("PWL_REPO", PAGES[page][0])
-    shown = fences(page, "json")[0].splitlines()
+    shown = fences(page, "none")[0].splitlines()
     with TestClient(serve.app) as client:
         assert serve.app.state.classifier.streams[-1].wait(60)
         for (_, option, given, address), answer in zip(requests, shown, strict=True):
