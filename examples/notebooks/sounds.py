@@ -2,7 +2,7 @@
 # # Sounds: a classifier that answers first and loads the rest later
 #
 # A tiny Audio Spectrogram Transformer learns whether a tone in noise rises, falls, stays or trembles, a student of
-# half its width learns beside it, and the model that has both answers as its student and grows into its teacher. The
+# half its width learns with it, and the model that has both answers as its student and grows into its teacher. The
 # sounds are made up here, with no network; it takes some three minutes on two cores.
 #
 # ```bash

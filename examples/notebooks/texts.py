@@ -1,7 +1,7 @@
 # %% [markdown]
 # # Texts: a classifier that answers first and loads the rest later
 #
-# A tiny BERT learns whether a film was liked, a far narrower student learns beside it, and the model that has
+# A tiny BERT learns whether a film was liked, a far narrower student learns with it, and the model that has
 # both answers as its student and grows into its teacher. The reviews are made up here, with no network; it takes some
 # three minutes on two cores.
 #

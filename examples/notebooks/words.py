@@ -1,7 +1,7 @@
 # %% [markdown]
 # # Words: a tagger that answers first and loads the rest later
 #
-# A tiny BERT learns to tag people and places in sentences, a far narrower student learns beside it, and the
+# A tiny BERT learns to tag people and places in sentences, a far narrower student learns with it, and the
 # model that has both answers as its student and grows into its teacher. The sentences are made up here, with no
 # network; it takes some three minutes on two cores.
 #

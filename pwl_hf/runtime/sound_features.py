@@ -107,10 +107,7 @@ class Waveforms:
         return [self._batch(waves)] if self.gives_mask else [self._batch([wave]) for wave in waves]
 
     def _batch(self, waves: Sequence[Waveform]) -> Arrays:
-        shape = len(waves), max(len(wave) for wave in waves)
-        values, mask = np.full(shape, self.padding_value, np.float32), np.zeros(shape, np.int64)
-        for row, wave in enumerate(waves):
-            values[row, : len(wave)], mask[row, : len(wave)] = wave, 1
+        values, mask = _padded(waves, max(len(wave) for wave in waves), self.padding_value)
         return {"input_values": values, "attention_mask": mask}
 
     def _normalised(self, wave: Waveform) -> Waveform:
@@ -290,14 +287,22 @@ class SpeechFeatures:
         # As in transformers: filled up to an even number of frames, of which whole strides are kept.
         longest = max(len(features) for features in made)
         frames, bins = longest + longest % 2, self.filters.shape[1]
-        values = np.full((len(made), frames, bins), self.padding_value, np.float32)
-        mask = np.zeros((len(made), frames), np.int64)
-        for row, features in enumerate(made):
-            values[row, : len(features)], mask[row, : len(features)] = features, 1
+        values, mask = _padded(made, frames, self.padding_value)
         length = frames // self.stride
         values = values[:, : length * self.stride].reshape(len(made), length, bins * self.stride)
         mask = mask[:, 1 : length * self.stride : self.stride]
         return {"input_features": values, "attention_mask": mask if self.gives_mask else np.ones_like(mask)}
+
+
+def _padded(
+    made: Sequence[NDArray[np.float32]], length: int, padding_value: float
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """What was made of several sounds, (sounds, length, ...), filled up at the end; and which of it is no filling."""
+    values = np.full((len(made), length, *made[0].shape[1:]), padding_value, np.float32)
+    mask = np.zeros((len(made), length), np.int64)
+    for row, found in enumerate(made):
+        values[row, : len(found)], mask[row, : len(found)] = found, 1
+    return values, mask
 
 
 def _kaldi(wave: Waveform, window: NDArray[np.float64], filters: NDArray[np.float64], name: str) -> NDArray[np.float32]:
