@@ -25,12 +25,18 @@ def circumstances() -> dict[str, Any]:
     import torch
 
     cuda = torch.cuda.is_available()
-    git = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=12"], capture_output=True, text=True, check=False
-    )
     return {
         "versions": {package: version(package) for package in _PACKAGES} | {"python": platform.python_version()},
-        "commit": git.stdout.strip() or None,
+        "commit": _commit(),
         "device": torch.cuda.get_device_name(0) if cuda else f"CPU, {platform.machine()}",
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
+
+
+def _commit() -> str | None:
+    """The checkout's; None outside one, or without git."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or None
+    except FileNotFoundError:
+        return None

@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 import torch
 import yaml
+from accelerate import PartialState
 from torch.utils.data import DataLoader
 from transformers import AutoImageProcessor, set_seed
 
@@ -81,6 +82,8 @@ def train(options: Options) -> EarlyExit:
     teacher = CifarResNetForImageClassification.from_pretrained(options.teacher)
     model = EarlyExit(teacher.config, options.cuts)
     model.network.load_state_dict(teacher.state_dict())
+    device = PartialState().device
+    model.to(device)
     is_trained = options.backbone == "trained"
     groups: list[dict[str, Any]] = [{"params": list(model.exits.parameters()), "lr": options.learning_rate}]
     if is_trained:
@@ -96,11 +99,13 @@ def train(options: Options) -> EarlyExit:
     model.network.train(is_trained).requires_grad_(is_trained)
     for epoch in range(options.num_train_epochs):
         for batch in loader:
+            batch = {name: values.to(device) for name, values in batch.items()}
+            labels = batch["labels"]
             pixel_values = augmentation.augment(batch["pixel_values"], batch["sample_ids"], options.seed, step)
             *exits, final = model.all_exits(pixel_values)
-            loss = hard_loss(final, batch["labels"]) if is_trained else torch.zeros(())
+            loss = hard_loss(final, labels) if is_trained else torch.zeros((), device=device)
             for logits in exits:
-                loss = loss + distillation_loss(logits, batch["labels"], final, options.alpha, options.temperature)
+                loss = loss + distillation_loss(logits, labels, final, options.alpha, options.temperature)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
@@ -109,7 +114,7 @@ def train(options: Options) -> EarlyExit:
         sys.stderr.write(f"epoch {epoch + 1}: loss {loss.item():.3f}, {time.monotonic() - start:.0f} s\n")
     # 3. The files, and what the benchmarks want to know of a training.
     seconds = time.monotonic() - start
-    model.eval().save_pretrained(Path(options.output_dir))
+    model.eval().cpu().save_pretrained(Path(options.output_dir))
     results = {"train_runtime": seconds, "train_samples_per_second": step * options.batch_size / seconds}
     Path(options.output_dir, "train_results.json").write_text(json.dumps(results), encoding="utf-8")
     return model
