@@ -24,7 +24,7 @@ def publish_card(
     Args:
         run: The run.
         entry: Its entry in the store.
-        titles: What `pair` and `recipe` are called.
+        titles: What `pair`, `recipe` and the data's `samples` are called.
         command: What trains it.
         workplace: Where it was trained.
         folder: The folder of all cards; the card goes to `<name of the run>/README.md` in it.
@@ -73,7 +73,7 @@ library_name: pwl-hf
 
 {titles["pair"]}.
 
-Trained on {entry["data"]}. On {entry["test_images"]:,} of its test images the student has
+Trained on {entry["data"]}. On {entry["test_images"]:,} of its test {titles["samples"]} the student has
 {100 * accuracies["S" * n]:.1f} %, {measured}. `pwl_index.json` beside this card is the raw result of the stages.
 
 Made by `{command}`: the teacher, and then this model with these options of `training/train.py`:

@@ -122,11 +122,16 @@ def cards(
             _report(f"{run.training.name}: not stored, no card")
             continue
         pair = defined.pairs[run.pair]
-        titles = {"pair": f"{pair.title}; {pair.schedule}", "recipe": defined.recipes[run.recipe].title}
+        recipe = defined.recipes[run.recipe].title
+        titles = {"pair": f"{pair.title}; {pair.schedule}", "recipe": recipe, "samples": pair.samples}
         command = f"python -m benchmarks recipes {table} --only {run.pair}/{run.recipe} --seeds {run.seed} --data DATA"
         command += " --weights WEIGHTS" if pair.weights else ""
-        path = publish_card(run, stored[run.key], titles, command, Workplace(work, None, _nothing), store.parent)
-        typer.echo(path)
+        try:
+            path = publish_card(run, stored[run.key], titles, command, Workplace(work, None, _nothing), store.parent)
+        except FileNotFoundError as error:
+            _report(f"{error}; no card")
+        else:
+            typer.echo(path)
 
 
 def choosing(

@@ -14,13 +14,16 @@ MET, MISSED, UNKNOWN = "met", "**missed**", "not measured yet"
 def above_on_every_row(runs: Accuracies, others: Mapping[str, Accuracies], rows: Sequence[str]) -> list[str]:
     """Whether a recipe is above others on every row, a sentence for each other recipe.
 
-    The row of the teacher says nothing about a recipe that leaves the teacher as it is: equal is enough there.
+    The row of the teacher says nothing about a recipe that leaves the teacher as it is: equal is enough there. Of a recipe
+    that trains the student alone, the student's row is all there is.
     """
     return [_above(runs, other, rows, name) for name, other in others.items()]
 
 
 def _above(runs: Accuracies, other: Accuracies, rows: Sequence[str], name: str) -> str:
     goal = f"Above {name} on every row"
+    if {row for accuracies in other.values() for row in accuracies} == {student := masks.student(len(rows[0]))}:
+        goal, rows = f"The student above that of {name}", [student]
     found = {row: difference(runs, row, other, row) for row in rows}
     known = {row: estimate for row, estimate in found.items() if estimate is not None}
     if len(known) < len(rows):
@@ -31,8 +34,11 @@ def _above(runs: Accuracies, other: Accuracies, rows: Sequence[str], name: str) 
     seeds = max(estimate.count for estimate in known.values())
     if not smaller:
         row, least = min(((row, e) for row, e in known.items() if "S" in row), key=lambda pair: pair[1].mean)
-        return f"{goal}: {MET}; nearest at `{row}`, {least.percent(of=seeds, sign=True)} points."
+        where = f"nearest at `{row}`, " if len(rows) > 1 else ""
+        return f"{goal}: {MET}; {where}{least.percent(of=seeds, sign=True)} points."
     listed = ", ".join(f"`{row}` {estimate.percent(of=seeds, sign=True)}" for row, estimate in smaller.items())
+    if len(rows) == 1:
+        return f"{goal}: {MISSED} ({listed} points)."
     return f"{goal}: {MISSED} on {len(smaller)} of {len(rows)} ({listed} points)."
 
 
@@ -50,10 +56,10 @@ def no_prefix_dip(runs: Accuracies, num_blocks: int) -> str:
         mask, least = min(known.items(), key=lambda pair: pair[1].mean)
         return f"{goal}: {MET}; the smallest step is to `{mask}`, {least.percent(of=seeds, sign=True)} points."
     listed = ", ".join(
-        f"`{mask}` {step.percent(of=seeds, sign=True)}{'' if beyond_spread(step) else ', within the spread'}"
+        f"`{mask}` {step.percent(of=seeds, sign=True)} points{'' if beyond_spread(step) else ' within the spread'}"
         for mask, step in dips.items()
     )
-    return f"{goal}: {MISSED} ({listed} points)."
+    return f"{goal}: {MISSED} ({listed})."
 
 
 def none_below_student(runs: Accuracies, num_blocks: int) -> str:

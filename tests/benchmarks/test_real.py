@@ -456,7 +456,7 @@ def test_command_writes_table_and_picture_of_what_is_stored(tmp_path):
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (["--pair", "resnet"], "'resnet' is none of real-eighth, real-fifth, real-third"),
+        (["--pair", "resnet"], "'resnet' is none of real-eighth, real-third"),
         (["--only", "bytes"], "'bytes' is none of exits, accuracies, seconds"),
         (["--seed", "7"], "train it by `recipes real`"),
     ],

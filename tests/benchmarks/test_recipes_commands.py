@@ -81,6 +81,7 @@ def test_cards_say_what_made_the_model_and_leave_the_weights(definitions, tmp_pa
     assert "python -m benchmarks recipes variants --only small/ours --seeds 0 --data DATA" in text
     assert "weight: 2" in text
     assert "the lowest of all 8 masks, `SSS`, 52.0 %" in text
+    assert "of its test images the student has" in text
     (entry,) = (e for e in Store(tmp_path / "results.json").read("runs").values() if e["recipe"] == "ours")
     assert f"Measured on the saved bytes: toy images, split test, {entry['test_images']} images" in text
     for mask in ("SSS", "TSS", "TTS", "TTT"):
@@ -99,6 +100,17 @@ def test_card_of_a_run_that_is_not_stored_is_told(definitions, tmp_path):
     arguments = ["cards", "variants", "--store", str(tmp_path / "results.json"), "--work", str(tmp_path / "work")]
     done = CliRunner().invoke(app, [*arguments, "--definitions", str(tmp_path / "definitions")])
     assert "small-ours-seed0: not stored" in done.output
+
+
+def test_card_of_a_model_that_is_gone_is_told_and_the_others_are_made(definitions, tmp_path):
+    run_all(definitions, "variants", tmp_path, ScriptsWithCards(), seeds=(0,))
+    for folder in (tmp_path / "work" / "runs").glob("small-ours-*"):
+        (folder / "done.json").unlink()
+    arguments = ["cards", "variants", "--store", str(tmp_path / "results.json"), "--work", str(tmp_path / "work")]
+    done = CliRunner().invoke(app, [*arguments, "--definitions", str(tmp_path / "definitions")])
+    assert done.exit_code == 0, done.output
+    assert "is not in the work folder" in done.output
+    assert (tmp_path / "small-plain-seed0" / "README.md").is_file()
 
 
 def test_card_without_its_work_folder_is_refused(definitions, tmp_path):

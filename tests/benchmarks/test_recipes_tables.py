@@ -146,6 +146,18 @@ def test_goal_of_every_row_wants_more_than_equal_except_of_the_teacher():
     assert "missed** on 1 of 2" in sentence
 
 
+def test_goal_of_a_student_that_was_trained_alone_is_its_own_row():
+    ours, plain = seeds(SS=0.6, TS=0.7, TT=0.8), seeds(SS=0.58)
+    rows = ["SS", "TS", "TT"]
+    assert goals.above_on_every_row(ours, {"plain": plain}, rows) == [
+        "The student above that of plain: met; +2.0 ± 0.0 points."
+    ]
+    (sentence,) = goals.above_on_every_row(ours, {"plain": seeds(SS=0.61)}, rows)
+    assert sentence == "The student above that of plain: **missed** (`SS` -1.0 ± 0.0 points)."
+    (sentence,) = goals.above_on_every_row({}, {"plain": plain}, rows)
+    assert "not measured yet" in sentence
+
+
 def test_goal_of_prefix_names_the_dip():
     assert "met" in goals.no_prefix_dip(seeds(SS=0.6, TS=0.6, TT=0.8), 2)
     assert "`TS` -1.0" in goals.no_prefix_dip(seeds(SS=0.61, TS=0.6, TT=0.8), 2)

@@ -206,6 +206,9 @@ def test_on_a_device_requests_do_not_wait_for_a_copy() -> None:
     assert side is not None
     assert side_stream(device) is side
     answered = torch.cuda.Event()
+    # A kernel that is loaded at its first use waits for whatever runs.
+    torch.ones(1000, device=device).sum()
+    assert torch.equal(side.copy(torch.ones(1000)).cpu(), torch.ones(1000))
     with torch.cuda.stream(side._stream):
         torch.cuda._sleep(2_000_000_000)
     there: list[torch.Tensor] = []
