@@ -90,7 +90,7 @@ def _measure(
         workplace.train(training)
     known = ways(run, exits, workplace, folder)
     rivals.add("sizes", run.key, {name: list(way.sizes) for name, way in known.items()})
-    # 2. What the rivals' answers are worth; PWL's, the teacher's and the student's are in its run.
+    # 2. What answers are worth that are not in PWL's run, as its stages, the teacher's and the student's are.
     stored, images = rivals.read("accuracies"), None
     for name, key in _rival_keys(run, exits).items():
         if "accuracies" in steps and name in known and key not in stored:
@@ -143,12 +143,13 @@ def _write(definitions: Definitions, run: Run, found: Entry, rivals: Store, outp
 
 
 def _rival_keys(run: Run, exits: Mapping[str, Training]) -> dict[str, str]:
-    """What the accuracies of rivals are stored under, by the name of their way."""
-    from benchmarks.real.rivals import INT8_WAY
+    """What accuracies besides the run's own are stored under, by the name of their way."""
+    from benchmarks.real.rivals import INT8_WAY, RUNGS_WAY
 
     teacher = run.training.teacher
     assert teacher is not None
-    return {INT8_WAY: f"int8-{digest(teacher.identity())}", **{name: training.key for name, training in exits.items()}}
+    keys = {RUNGS_WAY: f"rungs-{run.key}", INT8_WAY: f"int8-{digest(teacher.identity())}"}
+    return keys | {name: training.key for name, training in exits.items()}
 
 
 def _seconds_key(run: Run, bandwidth: float) -> str:

@@ -7,13 +7,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from benchmarks.real.rivals import EXITS_WAYS, INT8_WAY, PWL_WAY, RUNTIME_WAY, SESSION_WAY, STUDENT_WAY, TEACHER_WAY
+from benchmarks.real.rivals import (
+    EXITS_WAYS,
+    INT8_WAY,
+    PWL_WAY,
+    RUNGS_WAY,
+    RUNTIME_WAY,
+    SESSION_WAY,
+    STUDENT_WAY,
+    TEACHER_WAY,
+)
 from benchmarks.recipes import masks
 from benchmarks.store import Entry
 from pwl_hf.evaluation.intervals import wilson
 
 # In the order of the table; the last ones of a picture lie above the others.
-WAYS = (PWL_WAY, RUNTIME_WAY, STUDENT_WAY, TEACHER_WAY, SESSION_WAY, INT8_WAY, *EXITS_WAYS.values())
+WAYS = (PWL_WAY, RUNTIME_WAY, RUNGS_WAY, STUDENT_WAY, TEACHER_WAY, SESSION_WAY, INT8_WAY, *EXITS_WAYS.values())
 _MISSING = "-"
 
 
@@ -58,8 +67,7 @@ def compare(
         times: What `time_ways` found, by bandwidth and way.
     """
     total = int(run["test_images"])
-    n = len(next(iter(run["accuracy"])))
-    stages = [round(run["accuracy"][mask] * total) for mask in masks.stages(n)]
+    stages = [round(run["accuracy"][mask] * total) for mask in masks.stages(len(next(iter(run["accuracy"]))))]
     int8 = rivals.get(INT8_WAY, {"correct": [None]})["correct"]
     correct: dict[str, Sequence[int | None]] = {
         PWL_WAY: stages,
@@ -71,7 +79,7 @@ def compare(
     }
     found = {}
     for way in (way for way in WAYS if way in sizes):
-        counted = correct[way] if way in correct else rivals.get(way, {"correct": [None] * n})["correct"]
+        counted = correct[way] if way in correct else rivals.get(way, {"correct": [None] * len(sizes[way])})["correct"]
         timed = {bandwidth: by_way[way] for bandwidth, by_way in times.items() if way in by_way}
         seconds = {
             bandwidth: [statistics.median(column) for column in zip(*entry["answers"], strict=True)]
@@ -154,7 +162,7 @@ def line_of(bandwidth: float) -> str:
 
 
 def _names(way: str, count: int) -> list[str]:
-    if way in (PWL_WAY, RUNTIME_WAY):
+    if way in (PWL_WAY, RUNTIME_WAY, RUNGS_WAY):
         return [f"stage {stage}" for stage in range(count)]
     if way == INT8_WAY:
         return ["int8", "the teacher"]

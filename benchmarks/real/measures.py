@@ -12,12 +12,13 @@ from torch.utils.data import DataLoader
 from transformers import AutoImageProcessor
 
 from benchmarks.real.exits import EarlyExit
-from benchmarks.real.rivals import INT8_WAY, Way
+from benchmarks.real.rivals import INT8_WAY, RUNGS_WAY, Way
 from benchmarks.real.serving import Int8First
 from benchmarks.speed.child import Task
 from benchmarks.speed.hub import LATENCY, serving
 from benchmarks.speed.launching import Run, fresh_from_empty_cache, in_turn
 from benchmarks.store import Entry
+from pwl_hf import PWLForImageClassification
 from pwl_hf.data import DataSource, open_split
 
 _SIZE = 32
@@ -38,7 +39,7 @@ def labelled_images(dataset: str, processor: Path, max_samples: int | None = Non
 
 @torch.inference_mode()
 def count_right(way: str, folder: Path, images: Any) -> Entry:
-    """How many images a rival's answers get right: those of int8 weights, or of each exit.
+    """How many images the answers of a way get right: of each rung, of int8 weights, or of each exit.
 
     Args:
         way: Its name.
@@ -51,6 +52,8 @@ def count_right(way: str, folder: Path, images: Any) -> Entry:
     if way == INT8_WAY:
         int8 = Int8First.from_pretrained(str(folder))
         answers = lambda pixel_values: [int8(pixel_values).logits]  # noqa: E731
+    elif way == RUNGS_WAY:
+        answers = partial(_at_every_stage, PWLForImageClassification.from_pretrained(folder))
     else:
         exits = EarlyExit.from_pretrained(folder)
         for _ in range(exits.num_stages):
@@ -62,6 +65,14 @@ def count_right(way: str, folder: Path, images: Any) -> Entry:
         right = [int((logits.argmax(-1) == batch["labels"]).sum()) for logits in answers(batch["pixel_values"])]
         correct = [a + b for a, b in zip(correct or [0] * len(right), right, strict=True)]
     return {"correct": correct, "total": len(images)}
+
+
+def _at_every_stage(model: PWLForImageClassification, pixel_values: torch.Tensor) -> list[torch.Tensor]:
+    found = []
+    for stage in range(model.num_stages + 1):
+        model.set_stage(stage)
+        found.append(model(pixel_values).logits)
+    return found
 
 
 def time_ways(known: Mapping[str, Way], data: Path, bandwidth: float, rounds: int) -> dict[str, Entry]:

@@ -9,7 +9,16 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from benchmarks.real.comparison import Answers, line_of
-from benchmarks.real.rivals import EXITS_WAYS, INT8_WAY, PWL_WAY, RUNTIME_WAY, SESSION_WAY, STUDENT_WAY, TEACHER_WAY
+from benchmarks.real.rivals import (
+    EXITS_WAYS,
+    INT8_WAY,
+    PWL_WAY,
+    RUNGS_WAY,
+    RUNTIME_WAY,
+    SESSION_WAY,
+    STUDENT_WAY,
+    TEACHER_WAY,
+)
 from benchmarks.speed.plots.timeline import DOTS, WIDTH, steps
 from pwl_hf.modeling.repository.files import atomic_write
 
@@ -17,6 +26,7 @@ from pwl_hf.modeling.repository.files import atomic_write
 _STYLES: Mapping[str, tuple[str, str | tuple[int, tuple[int, ...]]]] = {
     PWL_WAY: ("#0072B2", "-"),
     RUNTIME_WAY: ("#000000", "-"),
+    RUNGS_WAY: ("#000000", ":"),
     TEACHER_WAY: ("#D55E00", "--"),
     SESSION_WAY: ("#999999", "--"),
     STUDENT_WAY: ("#009E73", ":"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,9 @@ from pwl_hf.exporting import export_repository
 from pwl_hf.modeling.publishing.push import Target
 from pwl_hf.modeling.repository.layout import MANIFEST_FILE, STUDENT_FILE
 from pwl_hf.modeling.repository.manifest import Manifest
+from pwl_hf.quantising import quantise_repository
 
-PWL_WAY, RUNTIME_WAY = "PWL, torch", "PWL, runtime"
+PWL_WAY, RUNTIME_WAY, RUNGS_WAY = "PWL, torch", "PWL, runtime", "PWL with rungs, runtime"
 SESSION_WAY = "the teacher, onnxruntime alone"
 TEACHER_WAY, STUDENT_WAY, INT8_WAY = "the teacher", "the student for ever", "int8 first, then the teacher"
 EXITS_WAYS = {"frozen": "early exit", "trained": "early exit, backbone trained too"}
@@ -86,14 +88,15 @@ def ways(run: Run, exits: Mapping[str, Training], workplace: Workplace, folder: 
     if model is None or teacher is None:
         raise FileNotFoundError(f"{run.training.name} is not in the work folder: train it first, as `recipes` does")
     pwl, int8 = _with_graphs(model, folder / run.key), _int8(teacher, folder / "int8")
-    manifest = Manifest.from_json((pwl / MANIFEST_FILE).read_bytes())
-    stages = [sum(file.bytes for file in stage.files) for stage in manifest.stages]
-    stages = [sum(stages[: number + 1]) for number in range(len(stages))]
+    rungs = _with_graphs(_with_rungs(model, folder / f"{run.key}-tier"), folder / f"{run.key}-rungs")
+    manifest = _manifest(pwl)
+    stages = _so_far(manifest)
     whole = _size(teacher, STUDENT_FILE)
     plain = f"{CifarResNetForImageClassification.__module__}:{CifarResNetForImageClassification.__name__}"
     found = {
         PWL_WAY: Way(f"{_SERVING}:PWLForImageClassification", pwl, "org/pwl", "stream", stages),
         RUNTIME_WAY: Way(RUNTIME_CLASS, pwl, "org/pwl", "stream", stages, "numpy"),
+        RUNGS_WAY: Way(RUNTIME_CLASS, rungs, "org/pwl-rungs", "stream", _so_far(_manifest(rungs)), "numpy"),
         # What the runtime owes to onnxruntime alone.
         SESSION_WAY: Way(SESSION_CLASS, pwl, "org/pwl", "first", [sum(_shards(pwl))], "numpy"),
         TEACHER_WAY: Way(plain, teacher, TEACHER, "first", [whole]),
@@ -109,6 +112,22 @@ def ways(run: Run, exits: Mapping[str, Training], workplace: Workplace, folder: 
             hub_id = f"org/{training.name}"
             found[name] = Way("benchmarks.real.exits:EarlyExit", place, hub_id, "grow", sizes)
     return found
+
+
+def _manifest(folder: Path) -> Manifest:
+    return Manifest.from_json((folder / MANIFEST_FILE).read_bytes())
+
+
+def _so_far(manifest: Manifest) -> list[int]:
+    """Bytes of weights until each stage."""
+    return list(accumulate(sum(file.bytes for file in stage.files) for stage in manifest.stages))
+
+
+def _with_rungs(model: Path, folder: Path) -> Path:
+    """A run's repository with the teacher in low precision besides."""
+    if not (folder / MANIFEST_FILE).is_file():
+        quantise_repository(str(model), folder, target=Target(str(model)))
+    return folder
 
 
 def _with_graphs(model: Path, folder: Path) -> Path:

@@ -14,8 +14,8 @@ MET, MISSED, UNKNOWN = "met", "**missed**", "not measured yet"
 def above_on_every_row(runs: Accuracies, others: Mapping[str, Accuracies], rows: Sequence[str]) -> list[str]:
     """Whether a recipe is above others on every row, a sentence for each other recipe.
 
-    The row of the teacher says nothing about a recipe that leaves the teacher as it is: equal is enough there. Of a recipe
-    that trains the student alone, the student's row is all there is.
+    The row of the teacher says nothing about a recipe that leaves the teacher as it is: equal is enough there. Of a
+    recipe that trains the student alone, the student's row is all there is.
     """
     return [_above(runs, other, rows, name) for name, other in others.items()]
 

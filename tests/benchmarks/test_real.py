@@ -27,6 +27,7 @@ from benchmarks.real.rivals import (
     EXITS_WAYS,
     INT8_WAY,
     PWL_WAY,
+    RUNGS_WAY,
     RUNTIME_WAY,
     SESSION_WAY,
     STUDENT_WAY,
@@ -299,6 +300,21 @@ def test_exits_are_trained_and_the_backbone_if_it_is_asked_for(place, tmp_path, 
 # The comparison.
 
 
+def test_images_are_counted_for_every_rung(place, tmp_path):
+    teacher, student = network(), network(1, depths=[1, 1, 1], hidden_sizes=[8, 16, 32])
+    model = PWLForImageClassification.from_teacher_student(teacher, student, teacher_cuts=[4, 6], student_cuts=[2, 3])
+    model.add_tier()
+    model.save_pretrained(tmp_path)
+    found = measures.labelled_images(str(place / "data"), place / "teacher", max_samples=16)
+    correct = measures.count_right(RUNGS_WAY, tmp_path, found)["correct"]
+    assert len(correct) == 5
+    items = [found[i] for i in range(16)]
+    for right, alone in ((correct[0], student), (correct[-1], teacher)):
+        with torch.no_grad():
+            answers = alone(torch.stack([item["pixel_values"] for item in items])).logits.argmax(-1)
+        assert right == sum(int(answer) == item["labels"] for answer, item in zip(answers, items, strict=True))
+
+
 def test_images_are_counted_for_every_answer(place, tmp_path):
     model = exits_training.train(options(place, tmp_path, "frozen"))
     found = measures.labelled_images(str(place / "data"), place / "teacher", max_samples=16)
@@ -355,6 +371,8 @@ def test_ways_are_files_of_one_run_and_are_timed(place, tmp_path):
     assert counts == {
         PWL_WAY: 3,
         RUNTIME_WAY: 3,
+        # Of two blocks: SS, QS, QQ, TQ, TT.
+        RUNGS_WAY: 5,
         TEACHER_WAY: 1,
         SESSION_WAY: 1,
         STUDENT_WAY: 1,
