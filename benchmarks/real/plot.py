@@ -80,6 +80,7 @@ def picture(answers: Mapping[str, Answers], title: str) -> Figure:
         axes.spines[["top", "right"]].set_visible(False)
     panels[-1].set_xlabel("seconds from the start of a process; dots: answers")
     known = [way for way in answers if way in lines]
-    figure.legend([lines[way] for way in known], known, loc="outside lower center", ncols=3, frameon=False)
+    legend = {"loc": "outside lower center", "ncols": 3, "frameon": False, "fontsize": "small"}
+    figure.legend([lines[way] for way in known], known, **legend)
     figure.suptitle(title, fontsize="medium", x=0.01, ha="left")
     return figure
