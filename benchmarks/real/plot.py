@@ -8,31 +8,22 @@ from pathlib import Path
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from benchmarks.real import rivals
 from benchmarks.real.comparison import Answers, line_of
-from benchmarks.real.rivals import (
-    EXITS_WAYS,
-    INT8_WAY,
-    PWL_WAY,
-    RUNGS_WAY,
-    RUNTIME_WAY,
-    SESSION_WAY,
-    STUDENT_WAY,
-    TEACHER_WAY,
-)
 from benchmarks.speed.plots.timeline import DOTS, WIDTH, steps
 from pwl_hf.modeling.repository.files import atomic_write
 
 # By Okabe and Ito, told apart by all eyes; and each has its own dashes.
 _STYLES: Mapping[str, tuple[str, str | tuple[int, tuple[int, ...]]]] = {
-    PWL_WAY: ("#0072B2", "-"),
-    RUNTIME_WAY: ("#000000", "-"),
-    RUNGS_WAY: ("#000000", ":"),
-    TEACHER_WAY: ("#D55E00", "--"),
-    SESSION_WAY: ("#999999", "--"),
-    STUDENT_WAY: ("#009E73", ":"),
-    INT8_WAY: ("#CC79A7", "-."),
-    EXITS_WAYS["frozen"]: ("#E69F00", (0, (5, 1))),
-    EXITS_WAYS["trained"]: ("#56B4E9", (0, (3, 1, 1, 1))),
+    rivals.PWL_WAY: ("#0072B2", "-"),
+    rivals.RUNTIME_WAY: ("#000000", "-"),
+    rivals.RUNGS_WAY: ("#000000", ":"),
+    rivals.TEACHER_WAY: ("#D55E00", "--"),
+    rivals.SESSION_WAY: ("#999999", "--"),
+    rivals.STUDENT_WAY: ("#009E73", ":"),
+    rivals.INT8_WAY: ("#CC79A7", "-."),
+    rivals.EXITS_WAYS["frozen"]: ("#E69F00", (0, (5, 1))),
+    rivals.EXITS_WAYS["trained"]: ("#56B4E9", (0, (3, 1, 1, 1))),
 }
 _PANEL = 3.4
 # Of the seconds, to the right of the last answer.
