@@ -107,8 +107,7 @@ def ways(run: Run, exits: Mapping[str, Training], workplace: Workplace, folder: 
     }
     for name, training in exits.items():
         if (place := workplace.model_folder(training)) is not None:
-            blocks = [_size(place, block_file(block + 1)) for block in range(manifest.num_blocks)]
-            sizes = [sum(blocks[: number + 1]) for number in range(len(blocks))]
+            sizes = list(accumulate(_size(place, block_file(block + 1)) for block in range(manifest.num_blocks)))
             hub_id = f"org/{training.name}"
             found[name] = Way("benchmarks.real.exits:EarlyExit", place, hub_id, "grow", sizes)
     return found
